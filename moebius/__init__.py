@@ -1,0 +1,31 @@
+"""Moebius pretrains mixture-of-experts language models and shows where every FLOP and every token goes."""
+
+from typing import TYPE_CHECKING, Any
+
+from moebius.config import Config, DataConfig, ModelConfig, ObserveConfig, ParallelConfig, TrainConfig
+from moebius.presets import dense_twin, preset
+
+if TYPE_CHECKING:
+    from moebius.model.transformer import Transformer
+
+__version__ = "0.1.0"
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "ObserveConfig",
+    "ParallelConfig",
+    "TrainConfig",
+    "Transformer",
+    "dense_twin",
+    "preset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import: `moebius --help` and a configuration must not wait for it
+    if name == "Transformer":
+        from moebius.model.transformer import Transformer
+
+        return Transformer
+    raise AttributeError(f"module 'moebius' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m moebius`."""
+
+from moebius.cli import main
+
+main()

@@ -1,0 +1,28 @@
+"""The dense MLP, and the activations it shares with the experts."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moebius.config import Activation
+
+
+def activate(up: Tensor, gate: Tensor | None, activation: Activation) -> Tensor:
+    """Hidden activations: SwiGLU (Shazeer 2020, arXiv 2002.05202), squared ReLU (So et al. 2021, arXiv 2109.08668), GELU."""
+    if gate is not None:
+        return F.silu(gate) * up
+    return F.relu(up).square() if activation == "relu2" else F.gelu(up)
+
+
+class MLP(nn.Module):
+    """x -> down(activation(up(x), gate(x))), on the last dimension."""
+
+    def __init__(self, dim: int, hidden: int, activation: Activation):
+        super().__init__()
+        self.activation: Activation = activation
+        self.gate = nn.Linear(dim, hidden, bias=False) if activation == "swiglu" else None
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x) if self.gate is not None else None
+        return self.down(activate(self.up(x), gate, self.activation))

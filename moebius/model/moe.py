@@ -1,0 +1,56 @@
+"""The feed-forward half of a block: an optional base MLP and routed experts on the same input (PR-MoE, arXiv 2201.05596)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moebius.config import ModelConfig
+from moebius.model.experts import Experts, ExpertsFunction
+from moebius.model.mlp import MLP
+from moebius.model.router import Router, balance_loss, tokens_per_expert, z_loss
+
+
+class LayerStats(NamedTuple):
+    """What a layer's router did with a micro-batch. Returned, never stored: recomputation cannot count it twice."""
+
+    tokens_per_expert_E: Tensor
+    balance_loss: Tensor
+    z_loss: Tensor
+
+
+class MoE(nn.Module):
+    """x_BSD -> out_BSD and the layer's statistics; None for a layer without experts."""
+
+    def __init__(self, config: ModelConfig, num_experts: int, hidden: int, run_experts: ExpertsFunction):
+        super().__init__()
+        self.config = config
+        self.num_experts = num_experts
+        self.base = MLP(config.dim, config.base_width, config.activation) if config.base_width else None
+        self.router = Router(config, num_experts) if num_experts else None
+        self.experts = Experts(config, num_experts, hidden, run_experts) if num_experts else None
+        is_mixed = config.residual_mix == "learned" and self.base is not None and self.experts is not None
+        self.mix = nn.Linear(config.dim, 2, bias=False) if is_mixed else None
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, LayerStats | None]:
+        base_BSD = self.base(x_BSD) if self.base is not None else None
+        if self.router is None or self.experts is None:
+            assert base_BSD is not None  # the configuration refuses a layer with neither
+            return base_BSD, None
+        x_TD = x_BSD.flatten(0, 1)
+        routing = self.router(x_TD)
+        routed_BSD = self.experts(x_TD, routing).view_as(x_BSD)
+        stats = LayerStats(
+            tokens_per_expert(routing.expert_TK, self.num_experts),
+            balance_loss(routing, before_capacity=self.config.router_type == "switch"),
+            z_loss(routing.logits_TE),
+        )
+        return self._join(x_BSD, base_BSD, routed_BSD), stats
+
+    def _join(self, x_BSD: Tensor, base_BSD: Tensor | None, routed_BSD: Tensor) -> Tensor:
+        if base_BSD is None:
+            return routed_BSD
+        if self.mix is None:
+            return base_BSD + routed_BSD
+        share = torch.softmax(self.mix(x_BSD).float(), dim=-1).type_as(routed_BSD)
+        return base_BSD * share[..., :1] + routed_BSD * share[..., 1:]

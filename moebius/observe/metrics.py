@@ -1,0 +1,47 @@
+"""metrics.jsonl: one JSON object per logged step."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from moebius.errors import StorageError
+
+
+class MetricsFile:
+    """Appends lines; on resuming, the lines of steps that will be run again are dropped first."""
+
+    def __init__(self, path: Path, resume_step: int = 0):
+        try:
+            kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if path.exists() else []
+            aside = path.with_suffix(".jsonl.partial")
+            aside.write_text("".join(_line(metrics) for metrics in kept))
+            aside.replace(path)
+            self._file = path.open("a", buffering=1)
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}") from None
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Append one line, at once."""
+        try:
+            self._file.write(_line(metrics))
+        except OSError as error:
+            raise StorageError(f"{self._file.name}: {error.strerror}") from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file; a last line cut short by a crash is left out."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    return json.dumps({name: _finite(value) for name, value in metrics.items()}) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN; null keeps the file readable by every parser
+    return None if isinstance(value, float) and not math.isfinite(value) else value

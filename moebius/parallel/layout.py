@@ -1,0 +1,63 @@
+"""Activation checkpointing, then compilation: applied to a finished model, which knows of neither."""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from moebius.config import ParallelConfig
+from moebius.model.transformer import Transformer
+
+
+def lay_out(model: Transformer, parallel: ParallelConfig, device: torch.device) -> list[str]:
+    """Apply the layout in place. Returns one line for each choice made.
+
+    Order: checkpointing inside compilation, so that the compiler sees what is recomputed.
+    """
+    if parallel.activation_checkpointing != "none":
+        for layer in model.layers:
+            _recompute_in_backward(layer, selective=parallel.activation_checkpointing == "selective")
+    is_compiled = parallel.compile == "on" or (parallel.compile == "auto" and device.type == "cuda")
+    if is_compiled:
+        for layer in model.layers:
+            layer.compile(dynamic=False)
+        if model.mtp is not None:
+            model.mtp.compile(dynamic=False)
+        model.head_loss = torch.compile(model.head_loss, dynamic=False)
+    why = "asked for" if parallel.compile != "auto" else "a GPU" if is_compiled else "a CPU gains less than compiling costs"
+    return [
+        f"checkpointing: {parallel.activation_checkpointing}",
+        f"compile: {'each block and the loss head' if is_compiled else 'off'} ({why})",
+    ]
+
+
+def _recompute_in_backward(block: nn.Module, selective: bool) -> None:
+    """Replace the block's forward by one that keeps less. Names of parameters stay as they are."""
+    forward = block.forward
+    options = {"context_fn": _keep_expensive_results} if selective else {}
+
+    def checkpointed(*args: object) -> object:
+        return checkpoint(forward, *args, use_reentrant=False, **options)
+
+    block.forward = checkpointed
+
+
+def _keep_expensive_results():
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(ctx: object, operator: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    is_expensive = str(operator).removesuffix(".default") in _EXPENSIVE
+    return CheckpointPolicy.MUST_SAVE if is_expensive else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_EXPENSIVE = {  # matrix products and attention: dear to compute, small to keep; the rest is cheap to do again
+    "aten.mm",
+    "aten.addmm",
+    "aten.bmm",
+    "aten._grouped_mm",
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_cudnn_attention",
+    "flex_attention",
+}

@@ -1,0 +1,1 @@
+"""Training: optimizer, schedule, checkpoints, and the loop over one resumable state."""

@@ -1,0 +1,73 @@
+"""From a configuration to a session that is ready to train, new or resumed."""
+
+from collections.abc import Callable
+
+import torch
+
+from moebius.config import Config
+from moebius.data import Corpus, prepare
+from moebius.errors import ConfigError
+from moebius.model.backends import choose_backends
+from moebius.model.transformer import seeded
+from moebius.parallel.layout import lay_out
+from moebius.train.checkpoint import latest
+from moebius.train.common_start import tie_experts
+from moebius.train.loop import Session
+from moebius.train.run_directory import RunDirectory
+from moebius.train.state import TrainState
+from moebius.train.summary import summary
+
+Say = Callable[[str], None]
+
+
+def start(config: Config, source: str, say: Say, progress: bool = False) -> Session:
+    """A new run. Its directory is made last, so that a run that cannot begin leaves none."""
+    device = choose_device(config.train.device)
+    corpus = prepare_corpus(config, say, progress)
+    run = RunDirectory.create(config, source)
+    corpus.tokenizer.save(run.tokenizer_path)
+    state = build(config, corpus, device, say)
+    if config.train.common_start:
+        tie_experts(state.model)
+    return Session(config, run, corpus, state, device)
+
+
+def resume(config: Config, run: RunDirectory, say: Say, progress: bool = False) -> Session:
+    """A run that goes on from its newest intact checkpoint."""
+    device = choose_device(config.train.device)
+    folder = latest(run.checkpoints, say)
+    corpus = prepare_corpus(config, say, progress)
+    if corpus.tokenizer.to_json() != run.tokenizer().to_json():
+        raise ConfigError(
+            f"{run.root}: data.source={config.data.source!r} gives another tokenizer than the run's: its text has changed"
+        )
+    state = build(config, corpus, device, say)
+    state.load(folder)
+    say(f"resuming {run.root} at step {state.step:,} of {config.train.steps:,}")
+    return Session(config, run, corpus, state, device)
+
+
+def prepare_corpus(config: Config, say: Say, progress: bool) -> Corpus:
+    """Tokenised text, from the cache when it has been prepared before."""
+    return prepare(config.data, config.model.vocab_size, report=say, progress=progress)
+
+
+def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> TrainState:
+    """The seeded model, laid out on the device, with its optimizers; says what was chosen."""
+    backends = choose_backends(config.parallel, device, config.data.document_masking)
+    model = seeded(config.train.seed, config.model, backends).to(device)
+    choices = [*backends.reasons, *lay_out(model, config.parallel, device)]
+    for line in summary(config, corpus, device, choices):
+        say(line)
+    return TrainState.new(model, config.train)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto is the first GPU, or the CPU. Raises ConfigError for a GPU that is not there."""
+    available = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= available:
+        raise ConfigError(f"train.device={name!r}: this machine has {available} CUDA devices; use --train.device cpu or auto")
+    return device
