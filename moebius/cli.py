@@ -3,9 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from moebius.errors import ConfigError, MoebiusError, StorageError
+
+if TYPE_CHECKING:
+    from moebius.train.loop import Session
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -54,9 +57,9 @@ def data(config_source: str, flags: list[str]) -> None:
     from moebius.settings import read_config
 
     config = read_config(config_source, flags)
-    from moebius.train.session import prepare_corpus
+    from moebius.data import prepare
 
-    corpus = prepare_corpus(config, print, sys.stderr.isatty())
+    corpus = prepare(config.data, config.model.vocab_size, report=print, progress=sys.stderr.isatty())
     print(f"{corpus.summary()}\n{corpus.folder}")
 
 
@@ -77,7 +80,7 @@ def generate(run_path: str, prompt: str, max_tokens: int, temperature: float, se
     print()
 
 
-def _train_to_end(session) -> None:  # noqa: ANN001  (its type lives behind a torch import)
+def _train_to_end(session: "Session") -> None:
     from moebius.infer.generate import generate as generate_text
     from moebius.observe.terminal import Terminal
     from moebius.train.loop import train as train_session

@@ -73,15 +73,15 @@ def training_flops_per_token(model: ModelConfig, seq_len: int, experts_per_token
     return 3 * sum(forward_flops_per_token(model, seq_len, experts_per_token).values())
 
 
-def memory(config: Config, bfloat16: bool, devices: int = 1) -> dict[str, float]:
+def memory(config: Config, item: int, devices: int = 1) -> dict[str, float]:
     """Bytes on one device, estimated: weights, gradients and optimizer state in float32, and what backward needs.
 
-    The activations are an upper estimate for uncompiled blocks; `activation_checkpointing` keeps only each block's input.
+    item: bytes of a number in a matrix product. The activations are an upper estimate for uncompiled blocks;
+    `activation_checkpointing` keeps only each block's input.
     """
     model, train = config.model, config.train
     count = sum(parameters(model).values())
     tokens = (train.micro_batch_size or train.batch_size) * train.seq_len // devices
-    item = 2 if bfloat16 else 4
     D, N, G, H = model.dim, model.num_heads, model.num_kv_heads, model.head_width
     attention = tokens * (4 * 2 * D + item * (2 * D + 3 * N * H + 3 * G * H))
     blocks = 0.0

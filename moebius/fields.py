@@ -70,8 +70,8 @@ def _convert(value: Any, annotation: Any) -> Any:
         elif member is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return float(value)
-        elif dataclasses.is_dataclass(member) or member in (bool, str):
-            if isinstance(value, member):
+        elif member in (bool, str) or dataclasses.is_dataclass(member):
+            if type(value) is member:
                 return value
         elif member is int and isinstance(value, int) and not isinstance(value, bool):
             return value

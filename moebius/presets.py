@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
-from moebius.config import Config, DataConfig, ModelConfig, TrainConfig, hidden_width
+from moebius.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig, hidden_width
 from moebius.errors import ConfigError
 
 
@@ -24,8 +24,8 @@ def tiny() -> Config:
             vocab_size=2048,
             dim=128,
             num_layers=4,
-            num_heads=4,
-            num_kv_heads=2,
+            num_heads=2,
+            num_kv_heads=1,
             base_expansion=1.5,
             moe_min_expansion=1.5,
             moe_max_expansion=1.5,
@@ -34,15 +34,16 @@ def tiny() -> Config:
         ),
         data=DataConfig(),
         train=TrainConfig(
-            steps=400,
-            batch_size=16,
+            steps=480,
+            batch_size=8,
             seq_len=256,
             lr=3e-3,
             warmup_steps=20,
-            eval_every=100,
+            eval_every=120,
             eval_tokens=100_000,
-            checkpoint_every=100,
+            checkpoint_every=120,
         ),
+        parallel=ParallelConfig(compile="off"),  # compiling would take longer than the run
     )
 
 

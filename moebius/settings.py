@@ -110,4 +110,4 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
-_SECTIONS: dict[str, type] = {name: tree for name, tree in get_type_hints(Config).items() if is_dataclass(tree)}
+_SECTIONS: dict[str, Any] = {name: tree for name, tree in get_type_hints(Config).items() if is_dataclass(tree)}

@@ -2,7 +2,19 @@
 
 from moebius.data.batches import Batches, evaluation_windows
 from moebius.data.prepare import Corpus, prepare
-from moebius.data.shards import TokenStream
+from moebius.data.shards import TokenStream, open_split, verify
+from moebius.data.sources import Document, documents
 from moebius.data.tokenizer import Tokenizer
 
-__all__ = ["Batches", "Corpus", "TokenStream", "Tokenizer", "evaluation_windows", "prepare"]
+__all__ = [
+    "Batches",
+    "Corpus",
+    "Document",
+    "TokenStream",
+    "Tokenizer",
+    "documents",
+    "evaluation_windows",
+    "open_split",
+    "prepare",
+    "verify",
+]

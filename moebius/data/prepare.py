@@ -3,27 +3,34 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from moebius.config import DataConfig
-from moebius.data.shards import FORMAT_VERSION, ShardWriter, TokenStream, write_meta
-from moebius.data.sources import Document, Skipped, documents, source_files
-from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
+from moebius.data.rows import PARQUET_SUFFIXES
+from moebius.data.shards import FORMAT_VERSION, TOKENIZER, Meta, ShardWriter, TokenStream, file_sha256, open_split
+from moebius.data.sources import HUGGING_FACE, Document, Skipped, documents, source_files
+from moebius.data.tokenizer import Tokenizer, prepare_tokenizer, tokenizer_file
 from moebius.errors import ConfigError, DataError, StorageError
 
 BATCH_CHARACTERS = 4_000_000  # tokenised at once: enough for all cores, little in memory
 SPLITS = ("train", "val")
+ABANDONED_SECONDS = 24 * 3600  # a preparation writes every few seconds while it lives
+
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared source."""
+    """A prepared source. skipped: documents left out because they could not be read."""
 
     folder: Path
     tokenizer: Tokenizer
@@ -45,107 +52,121 @@ class Corpus:
         )
 
 
-def prepare(
-    config: DataConfig, vocab_size: int, report: Callable[[str], None] = lambda line: None, progress: bool = False
-) -> Corpus:
-    """The corpus of a configuration, from the cache or made now.
+def prepare(config: DataConfig, vocab_size: int, report: Report | None = None, progress: bool = False) -> Corpus:
+    """The corpus of a configuration, from the cache or made now, for a model of `vocab_size` ids.
 
     A document is stored as the end-of-text token and then its text: its first token is predicted too, and its end is the
     next document's separator. Which documents are held out follows from a hash of each alone, so equal documents share a
-    side and the split is the same on any machine. Raises DataError, StorageError, ConfigError.
+    side and the split is the same on any machine. `report` gets lines to print. Raises DataError, StorageError, ConfigError.
     """
-    cache = Path(config.cache).expanduser()
+    cache = Path(os.path.expanduser(config.cache))  # noqa: PTH111  (Path.expanduser raises RuntimeError for ~nobody)
     folder = cache / cache_key(config, vocab_size)
-    if not folder.is_dir():
-        report(f"preparing {config.source} (kept in {folder})")
-        aside = cache / f".{folder.name}.{os.getpid()}.partial"
-        try:
-            aside.mkdir(parents=True)
-            _build(config, vocab_size, aside, report, progress)
-            _publish(aside, folder)
-        except OSError as error:
-            raise StorageError(
-                f"{folder}: {error.strerror or error}; set --data.cache to a folder that can be written"
-            ) from None
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    try:
+        if not folder.is_dir():
+            _make(config, vocab_size, folder, report or (lambda line: None), progress)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror or error}; set --data.cache to a folder that can be written") from None
+    meta = Meta.read(folder)
+    if file_sha256(folder / TOKENIZER) != meta.tokenizer_sha256:
+        raise DataError(f"{folder / TOKENIZER}: not the one the tokens were made with; delete {folder} to prepare it again")
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
     _check_size(tokenizer, vocab_size)
-    skipped = int(json.loads((folder / "skipped.json").read_text())["count"])
-    return Corpus(folder, tokenizer, TokenStream(folder, "train"), TokenStream(folder, "val"), skipped)
+    return Corpus(folder, tokenizer, open_split(folder, "train"), open_split(folder, "val"), meta.skipped)
 
 
 def cache_key(config: DataConfig, vocab_size: int) -> str:
-    """Of everything the shards depend on: settings, tokenizer file, and each source file's name, size and time."""
+    """Of everything the shards depend on: settings, tokenizer file, and each source file's name, size and time.
+
+    A data set on the Hugging Face hub is known by its name alone: asking for its revision would need the network each time.
+    """
     settings = {name: value for name, value in asdict(config).items() if name not in ("cache", "document_masking")}
-    files = [] if config.source.startswith("hf:") else source_files(config)
-    if config.tokenizer not in ("bpe", "bytes"):
-        files.append(Path(config.tokenizer).expanduser())
+    settings["vocab_size"] = (config.vocab_size or vocab_size) if config.tokenizer == "bpe" else 0
     try:
-        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in source_files(config)]
+        if config.tokenizer not in ("bpe", "bytes") and tokenizer_file(config).is_file():
+            settings["tokenizer"] = hashlib.sha256(tokenizer_file(config).read_bytes()).hexdigest()
     except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}") from None
-    learned_ids = (config.vocab_size or vocab_size) if config.tokenizer == "bpe" else 0
-    identity = json.dumps([FORMAT_VERSION, settings, learned_ids, stats])
+        raise StorageError(f"{error.filename}: {error.strerror}") from None
+    identity = json.dumps([FORMAT_VERSION, settings, stats])
     return hashlib.sha256(identity.encode()).hexdigest()[:20]
 
 
-def _check_size(tokenizer: Tokenizer, vocab_size: int) -> None:
-    if tokenizer.size > vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={vocab_size}: the tokenizer has {tokenizer.size} ids; set --model.vocab_size {tokenizer.size}"
-        )
+def document_hash(data: bytes) -> float:
+    """A number in [0, 1) that depends on the document's bytes alone; below data.val_fraction it is held out."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest()) / 2**48
 
 
-def _build(config: DataConfig, vocab_size: int, folder: Path, report: Callable[[str], None], progress: bool) -> None:
-    tokenizer = prepare_tokenizer(config, vocab_size, (document.text for document in documents(config, Skipped())))
+def _make(config: DataConfig, vocab_size: int, folder: Path, report: Report, progress: bool) -> None:
+    """Write aside, under a name of this process's own, then rename: a folder of its final name is whole."""
+    report(f"preparing {config.source} (kept in {folder})")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(folder)
+    # a random name: process ids repeat across the containers that share a cache. (mkdtemp would shut other users out.)
+    aside = folder.parent / f".{folder.name}.{secrets.token_hex(8)}.partial"
+    try:
+        aside.mkdir()
+        _fill(aside, config, vocab_size, report, progress)
+        _publish(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fill(folder: Path, config: DataConfig, vocab_size: int, report: Report, progress: bool) -> None:
+    tokenizer = prepare_tokenizer(config, vocab_size, (document.text for document in documents(config)))
     _check_size(tokenizer, vocab_size)
-    skipped, hashes = _tokenise(config, tokenizer, folder, config.val_fraction, progress)
-    if not hashes:
-        raise DataError(f"data.source={config.source!r}: no text in it")
+    skipped, hashes = _tokenise(folder, config, tokenizer, config.val_fraction, progress)
     if len(hashes) < 2:
+        found = "one document only" if hashes else "no text in it"
+        left_out = f" ({skipped.count:,} left out; the first: {skipped.first})" if skipped.count else ""
         raise DataError(
-            f"data.source={config.source!r}: one document only; two different ones are needed, to train and to hold out"
+            f"data.source={config.source!r}: {found}{left_out}; at least two different documents are needed, "
+            "one to train on and one to hold out"
         )
     if not min(hashes) < config.val_fraction <= max(hashes):
         # so few documents that one side got none: the lowest hash is held out, or the highest trained on
         fraction = sorted(hashes)[1] if min(hashes) >= config.val_fraction else max(hashes)
-        skipped, _ = _tokenise(config, tokenizer, folder, fraction, progress)
+        skipped, _ = _tokenise(folder, config, tokenizer, fraction, progress)
     if skipped.count:
         report(f"left out {skipped.count:,} documents that could not be read; the first: {skipped.first}")
-    (folder / "skipped.json").write_text(json.dumps({"count": skipped.count, "first": skipped.first}))
-    tokenizer.save(folder / "tokenizer.json")
 
 
 def _tokenise(
-    config: DataConfig, tokenizer: Tokenizer, folder: Path, val_fraction: float, progress: bool
+    folder: Path, config: DataConfig, tokenizer: Tokenizer, val_fraction: float, progress: bool
 ) -> tuple[Skipped, set[float]]:
-    """Write both splits. Returns what was left out and the two lowest and the highest hashes seen."""
+    """Fill the folder. Returns what was left out, and of the documents' hashes the two lowest and the highest."""
+    for file in folder.iterdir():
+        file.unlink()
     skipped = Skipped()
-    writers = {split: ShardWriter(folder, split, tokenizer.size) for split in SPLITS}
     extremes: set[float] = set()
-    with _bar(progress) as bar:
-        task = bar.add_task("tokenising", total=_total_bytes(config)) if bar else None
+    with ExitStack() as stack:
+        advance = stack.enter_context(_bar(config)) if progress else None
+        writers = {
+            name: stack.enter_context(ShardWriter(folder, name, tokenizer.size, tokenizer.end_of_text)) for name in SPLITS
+        }
         for batch in _in_batches(documents(config, skipped)):
             for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True):
                 data = document.text.encode()
                 place = document_hash(data)
                 extremes = _extremes(extremes | {place})
-                writers["val" if place < val_fraction else "train"].append([tokenizer.end_of_text, *ids], len(data))
-                if bar and task is not None:
-                    bar.advance(task, len(data))
-    write_meta(folder, tokenizer.size, {name: writer.close() for name, writer in writers.items()})
+                writers["val" if place < val_fraction else "train"].append(ids, len(data))
+                if advance:
+                    advance(len(data))
+        splits = {name: writer.finish() for name, writer in writers.items()}
+    tokenizer.save(folder / TOKENIZER)
+    Meta(
+        dtype=writers["train"].dtype.name,
+        vocab_size=tokenizer.size,
+        end_of_text=tokenizer.end_of_text,
+        tokenizer_sha256=file_sha256(folder / TOKENIZER),
+        skipped=skipped.count,
+        splits=splits,
+    ).write(folder)
     return skipped, extremes
-
-
-def document_hash(data: bytes) -> float:
-    """A number from 0 to 1 that depends on the document's bytes alone."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest()) / 2**48
 
 
 def _extremes(hashes: set[float]) -> set[float]:
     ordered = sorted(hashes)
-    return {*ordered[:2], ordered[-1]}
+    return {*ordered[:2], *ordered[-1:]}
 
 
 def _in_batches(found: Iterator[Document]) -> Iterator[list[Document]]:
@@ -161,24 +182,51 @@ def _in_batches(found: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _total_bytes(config: DataConfig) -> float | None:
-    files = [] if config.source.startswith("hf:") else source_files(config)
-    plain = all(file.suffix.lower() != ".parquet" for file in files)
-    return sum(file.stat().st_size for file in files) if files and plain else None
+def _check_size(tokenizer: Tokenizer, vocab_size: int) -> None:
+    if tokenizer.size > vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={vocab_size}: the tokenizer has {tokenizer.size} ids; set --model.vocab_size {tokenizer.size}"
+        )
 
 
-def _bar(progress: bool) -> AbstractContextManager[Progress | None]:
+@contextmanager
+def _bar(config: DataConfig) -> Iterator[Callable[[int], None]]:
+    """Bytes of text done, of all if that is known beforehand; gives the function that moves it."""
+    files = [] if config.source.startswith(HUGGING_FACE) else source_files(config)
+    is_compressed = any(file.suffix.lower() in PARQUET_SUFFIXES for file in files)
+    total = None if is_compressed or not files else sum(file.stat().st_size for file in files)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, transient=True) if progress else nullcontext()
+    with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+        task = bar.add_task("tokenising", total=total)
+        yield lambda num_bytes: bar.advance(task, num_bytes)
 
 
 def _publish(aside: Path, folder: Path) -> None:
-    """Synced, then renamed: a folder of its final name is whole. Another process may have been first; theirs is as good."""
-    for file in aside.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+    """Synced, then renamed. Another process may have been first; theirs is as good."""
+    for path in (*aside.iterdir(), aside):
+        _sync(path)
     try:
         aside.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """Remove what a preparation of the same corpus left when it was killed outright, a day ago or more."""
+    for aside in folder.parent.glob(f".{folder.name}.*.partial"):
+        try:
+            newest = max(path.stat().st_mtime for path in (aside, *aside.iterdir()))
+        except OSError:  # its owner has just published or removed it
+            continue
+        if time.time() - newest > ABANDONED_SECONDS:
+            shutil.rmtree(aside, ignore_errors=True)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from moebius.config import ModelConfig
 from moebius.model.rope import Rotation, rotate
@@ -72,22 +71,3 @@ def dense_mask(document_BS: Tensor) -> Tensor:
     S = document_BS.shape[1]
     same = document_BS[:, :, None] == document_BS[:, None, :]
     return (same & torch.ones(S, S, dtype=torch.bool, device=document_BS.device).tril())[:, None]
-
-
-_compiled_flex = torch.compile(flex_attention, dynamic=False)
-_compiled_block_mask = torch.compile(create_block_mask, dynamic=False)
-
-
-def attend_flex(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask: Any) -> Tensor:
-    """flex_attention: blocks that the mask hides wholly are never computed. Causality is in the mask."""
-    return _compiled_flex(q_BNSH, k_BGSH, v_BGSH, block_mask=mask, enable_gqa=True)  # pyright: ignore[reportReturnType]
-
-
-def block_mask(document_BS: Tensor) -> Any:
-    """The same mask as `dense_mask`, by blocks, for `attend_flex`."""
-    B, S = document_BS.shape
-
-    def may_look(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q >= k) & (document_BS[b, q] == document_BS[b, k])
-
-    return _compiled_block_mask(may_look, B, None, S, S, device=document_BS.device)

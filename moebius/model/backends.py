@@ -1,5 +1,6 @@
 """Every hardware choice of the model in one place, with the reason said aloud."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +8,11 @@ import torch
 from torch import Tensor
 
 from moebius.config import ParallelConfig
-from moebius.model.attention import AttentionFunction, attend_expanded, attend_flex, attend_native, block_mask, dense_mask
+from moebius.model.attention import AttentionFunction, attend_expanded, attend_native, dense_mask
 from moebius.model.experts import ExpertsFunction, grouped, loop
+
+# document_BS -> what `attend` takes as its mask; None stands for one document
+MaskFunction = Callable[[Tensor | None], Any]
 
 
 @dataclass(frozen=True)
@@ -17,43 +21,56 @@ class Backends:
 
     run_experts: ExpertsFunction
     attend: AttentionFunction
+    mask: MaskFunction
     reasons: tuple[str, ...]
-
-    def mask(self, document_BS: Tensor | None, shape: torch.Size) -> Any:
-        """What `attend` wants as its mask; None is plain causal attention."""
-        if self.attend is attend_flex:
-            return block_mask(torch.zeros(shape, dtype=torch.long) if document_BS is None else document_BS)
-        return None if document_BS is None else dense_mask(document_BS)
 
 
 def choose_backends(
-    parallel: ParallelConfig | None = None, device: torch.device | str = "cpu", document_masking: bool = True
+    parallel: ParallelConfig | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    document_masking: bool = True,
 ) -> Backends:
-    """What runs best on the device, or what the configuration names."""
+    """What runs best on the device, or what the configuration names. dtype: of the matrix products."""
     parallel = parallel or ParallelConfig()
-    on_gpu = torch.device(device).type == "cuda"
-    run_experts, experts_reason = _choose_experts(parallel, on_gpu)
-    attend, attention_reason = _choose_attention(parallel, on_gpu, document_masking)
-    return Backends(run_experts, attend, (f"experts: {experts_reason}", f"attention: {attention_reason}"))
+    device = torch.device(device)
+    run_experts, experts_reason = _choose_experts(parallel, device, dtype)
+    attend, mask, attention_reason = _choose_attention(parallel, device, document_masking)
+    return Backends(run_experts, attend, mask, (f"experts: {experts_reason}", f"attention: {attention_reason}"))
 
 
-def _choose_experts(parallel: ParallelConfig, on_gpu: bool) -> tuple[ExpertsFunction, str]:
-    if parallel.expert_backend == "loop":
+def is_compiled(parallel: ParallelConfig, device: torch.device) -> bool:
+    """Whether the blocks are compiled: on a GPU, unless the configuration says otherwise."""
+    return parallel.compile == "on" or (parallel.compile == "auto" and device.type == "cuda")
+
+
+def _choose_experts(parallel: ParallelConfig, device: torch.device, dtype: torch.dtype) -> tuple[ExpertsFunction, str]:
+    asked = parallel.expert_backend
+    if asked == "loop":
         return loop, "loop (asked for)"
-    if parallel.expert_backend == "grouped":
-        return grouped, "grouped (asked for)"
-    return grouped, "grouped (one grouped product per matrix, no host synchronisation)"
+    if device.type == "cuda" and dtype != torch.bfloat16:
+        instead = "; grouped was asked for" if asked == "grouped" else ""
+        return loop, f"loop (torch's grouped product wants bfloat16 on a GPU{instead})"
+    return grouped, "grouped (asked for)" if asked == "grouped" else "grouped (one product per matrix, no host synchronisation)"
 
 
-def _choose_attention(parallel: ParallelConfig, on_gpu: bool, document_masking: bool) -> tuple[AttentionFunction, str]:
-    if parallel.attention_backend == "flex" and not on_gpu:
-        return attend_expanded, "sdpa with expanded KV heads (flex was asked for, but needs a GPU)"
-    if parallel.attention_backend == "flex":
-        return attend_flex, "flex (asked for)"
-    if parallel.attention_backend == "auto" and on_gpu and document_masking:
-        return attend_flex, "flex (skips the blocks that document masking hides, native GQA)"
-    if on_gpu and document_masking:
-        return attend_expanded, "sdpa with expanded KV heads (no fused kernel takes a mask and native GQA)"
-    if on_gpu:
-        return attend_native, "sdpa, native GQA"
-    return attend_expanded, "sdpa with expanded KV heads (the CPU kernels have no native GQA)"
+def _choose_attention(
+    parallel: ParallelConfig, device: torch.device, document_masking: bool
+) -> tuple[AttentionFunction, MaskFunction, str]:
+    on_gpu = device.type == "cuda"
+    wants_flex = parallel.attention_backend == "flex"
+    if on_gpu and (wants_flex or (parallel.attention_backend == "auto" and document_masking and is_compiled(parallel, device))):
+        from moebius.model.flex import attend_flex, block_mask
+
+        reason = "asked for" if wants_flex else "compiled; skips the blocks that document masking hides; native GQA"
+        return attend_flex, block_mask, f"flex ({reason})"
+    instead = "; flex was asked for, but needs a GPU" if wants_flex else ""
+    if on_gpu and not document_masking:
+        return attend_native, _dense_mask, "sdpa, native GQA"
+    why = "no fused kernel takes a mask and native GQA at once" if on_gpu else "measured faster on CPUs than native GQA"
+    return attend_expanded, _dense_mask, f"sdpa, KV heads expanded ({why}{instead})"
+
+
+def _dense_mask(document_BS: Tensor | None) -> Tensor | None:
+    """None is plain causal attention."""
+    return None if document_BS is None else dense_mask(document_BS)

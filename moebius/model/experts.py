@@ -95,7 +95,7 @@ def sort_by_expert(expert_TK: Tensor, num_experts: int) -> ExpertOrder:
 
 
 def dispatch(x_TD: Tensor, order: ExpertOrder) -> Tensor:
-    """x_RD: each row's token. Rows without an expert are zeroed, and their gradient with them: grouped_mm leaves them unwritten."""
+    """x_RD: each row's token. Rows without an expert are zeroed, and so is their gradient: grouped_mm leaves both unwritten."""
     num_slots = order.row_TK.shape[1]
     x_RD = _Gather.apply(x_TD, order.assignment_R // num_slots, order.row_TK)
     return torch.where(order.taken_R1, x_RD, 0.0)  # pyright: ignore[reportArgumentType, reportCallIssue]

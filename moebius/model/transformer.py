@@ -66,7 +66,7 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BS: Tensor, document_BS: Tensor | None = None) -> tuple[Tensor, tuple[LayerStats, ...]]:
         """The residual stream after the last block, before the final norm."""
-        mask = self.backends.mask(document_BS, tokens_BS.shape)
+        mask = self.backends.mask(document_BS)
         angles = rotation(tokens_BS.shape[1], self.config, tokens_BS.device)
         hidden_BSD = self.embed(tokens_BS)
         all_stats: list[LayerStats] = []

@@ -9,13 +9,13 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.
     """FLOP/s of a large square product of random matrices, the best of several; takes about `seconds`."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    a @ b
+    torch.mm(a, b)
     best = float("inf")
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
         _wait(device)
         start = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         _wait(device)
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best

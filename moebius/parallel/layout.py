@@ -1,10 +1,13 @@
 """Activation checkpointing, then compilation: applied to a finished model, which knows of neither."""
 
+import warnings
+
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from moebius.config import ParallelConfig
+from moebius.model.backends import is_compiled
 from moebius.model.transformer import Transformer
 
 
@@ -16,27 +19,37 @@ def lay_out(model: Transformer, parallel: ParallelConfig, device: torch.device) 
     if parallel.activation_checkpointing != "none":
         for layer in model.layers:
             _recompute_in_backward(layer, selective=parallel.activation_checkpointing == "selective")
-    is_compiled = parallel.compile == "on" or (parallel.compile == "auto" and device.type == "cuda")
-    if is_compiled:
+    compiled = is_compiled(parallel, device)
+    if compiled:
+        _let_every_layer_compile(len(model.layers))
         for layer in model.layers:
             layer.compile(dynamic=False)
         if model.mtp is not None:
             model.mtp.compile(dynamic=False)
         model.head_loss = torch.compile(model.head_loss, dynamic=False)
-    why = "asked for" if parallel.compile != "auto" else "a GPU" if is_compiled else "a CPU gains less than compiling costs"
+    why = "asked for" if parallel.compile != "auto" else "a GPU" if compiled else "a CPU gains less than compiling costs"
     return [
         f"checkpointing: {parallel.activation_checkpointing}",
-        f"compile: {'each block and the loss head' if is_compiled else 'off'} ({why})",
+        f"compile: {'each block and the loss head' if compiled else 'off'} ({why})",
     ]
+
+
+def _let_every_layer_compile(num_layers: int) -> None:
+    """A pyramid's layers differ in width and are compiled one by one; past its limit, dynamo would leave the rest eager."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * num_layers)
+    torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 16 * num_layers)
+    warnings.filterwarnings("ignore", message="(?s).*Online softmax is disabled")  # says nothing a user could act on
 
 
 def _recompute_in_backward(block: nn.Module, selective: bool) -> None:
     """Replace the block's forward by one that keeps less. Names of parameters stay as they are."""
     forward = block.forward
-    options = {"context_fn": _keep_expensive_results} if selective else {}
+    contexts = _keep_expensive_results if selective else noop_context_fn
 
     def checkpointed(*args: object) -> object:
-        return checkpoint(forward, *args, use_reentrant=False, **options)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts)
 
     block.forward = checkpointed
 

@@ -7,13 +7,15 @@ names every file's size and hash, is its last file.
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as parse_safetensors
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -21,96 +23,146 @@ from moebius.errors import CheckpointError, StorageError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+STATE = "state.json"
+TENSORS = ".safetensors"
+ADVICE = "resume from another checkpoint, or copy this one again"
 Groups = dict[str, dict[str, Tensor]]
 
 
 def save(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
-    """Write one NAME.safetensors per group and state.json. Raises StorageError, leaving nothing behind."""
+    """Write one NAME.safetensors per group and state.json into `folder`, replacing a checkpoint that is there.
+
+    Raises StorageError, leaving behind only what was there before.
+    """
+    return write(folder, snapshot(tensors), state)
+
+
+def snapshot(tensors: Groups) -> Groups:
+    """Copies on the CPU that later training steps do not change. Tied tensors come apart: each name has its own."""
+    return {
+        group: {
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, tensor in named.items()
+        }
+        for group, named in tensors.items()
+    }
+
+
+def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
+    """Save what `snapshot` returned. Nothing here needs the device, or training to wait."""
     aside = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed while it wrote
         aside.mkdir(parents=True)
-        manifest = {}
-        for group, entries in tensors.items():
-            packed = {name: tensor.detach().cpu().contiguous() for name, tensor in entries.items()}
-            manifest[f"{group}.safetensors"] = _write(aside / f"{group}.safetensors", to_safetensors(packed))
-        manifest["state.json"] = _write(aside / "state.json", json.dumps(state, indent=1).encode())
-        _write(aside / MANIFEST, json.dumps({"version": FORMAT_VERSION, "files": manifest}, indent=1).encode())
+        files = {f"{group}{TENSORS}": _write(aside / f"{group}{TENSORS}", to_safetensors(tensors[group])) for group in tensors}
+        files[STATE] = _write(aside / STATE, json.dumps(state, indent=1).encode())
+        _write(aside / MANIFEST, _manifest_text(files).encode())
         _sync_folder(aside)
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.rename(folder)
-        _sync_folder(folder.parent)
+        _put_in_place(aside, folder)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise StorageError(
-            f"{folder}: the checkpoint could not be written: {error.strerror}; earlier ones are unharmed"
+            f"{folder}: the checkpoint could not be written: {error.strerror or error}; earlier ones are unharmed; "
+            "free space or choose another --train.out"
         ) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
-def load(folder: Path) -> tuple[Groups, dict[str, Any]]:
-    """Every file is verified before any of it is returned. Raises CheckpointError naming what does not fit."""
-    contents = _verified(folder)
-    tensors = {
-        name.removesuffix(".safetensors"): parse_safetensors(data) for name, data in contents.items() if name != "state.json"
-    }
-    return tensors, json.loads(contents["state.json"])
+def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Groups, dict[str, Any]]:
+    """The tensors of each group, on `device`, and the state. Every file is verified before anything is returned.
+
+    Raises CheckpointError naming what is missing, altered or of another format version.
+    """
+    tensors: Groups = {}
+    state: dict[str, Any] = {}
+    for name, data in _verified(folder):
+        try:
+            if name == STATE:
+                state = json.loads(data)
+            else:
+                tensors[name.removesuffix(TENSORS)] = {key: value.to(device) for key, value in from_safetensors(data).items()}
+        except (SafetensorError, ValueError) as error:
+            raise CheckpointError(f"{folder / name}: written wrongly, {_one_line(error)}; {ADVICE}") from None
+    return tensors, state
 
 
 def latest(checkpoints: Path, report: Callable[[str], None]) -> Path:
-    """The newest complete and intact checkpoint; one reported line for each passed over."""
-    folders = sorted(checkpoints.glob("step-*"), reverse=True) if checkpoints.is_dir() else []
-    for folder in folders:
+    """The newest complete and intact checkpoint; one reported line for each passed over. Raises CheckpointError if none is."""
+    for folder in complete(checkpoints):
         try:
-            _verified(folder)
+            for _ in _verified(folder):
+                pass
             return folder
         except CheckpointError as error:
             report(f"passed over: {error}")
-    raise CheckpointError(f"{checkpoints}: no intact checkpoint")
+    raise CheckpointError(f"{checkpoints}: no intact checkpoint; start the run anew, or copy one here")
+
+
+def complete(checkpoints: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, not verified. Those still being written have other names."""
+    steps = {path: re.fullmatch(r"step-(\d+)", path.name) for path in (checkpoints.iterdir() if checkpoints.is_dir() else ())}
+    found = {path: int(match[1]) for path, match in steps.items() if match}
+    return sorted(found, key=lambda path: (found[path], path.name), reverse=True)
 
 
 def random_state() -> dict[str, Tensor]:
-    """The states of torch's generators: the CPU's and every GPU's."""
+    """The states of torch's generators: the CPU's and every GPU's. The system uses no others."""
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state()} | {f"cuda:{index}": state for index, state in enumerate(gpus)}
 
 
 def set_random_state(states: dict[str, Tensor]) -> None:
-    """Take over the states of the generators this machine has."""
-    torch.set_rng_state(states["cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda:{index}" in states:
-            torch.cuda.set_rng_state(states[f"cuda:{index}"], index)
-
-
-def _verified(folder: Path) -> dict[str, bytes]:
-    manifest = _parse_manifest(folder)
-    contents = {}
-    for name, expected in manifest.items():
-        try:
-            data = (folder / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{folder / name}: {error.strerror}") from None
-        if len(data) != expected["bytes"]:
-            raise CheckpointError(f"{folder / name}: {len(data)} bytes, {expected['bytes']} were written")
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise CheckpointError(f"{folder / name}: altered since it was written, its SHA-256 differs")
-        contents[name] = data
-    return contents
-
-
-def _parse_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Take over the states of the generators this machine has. Raises CheckpointError for what is no such state."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        torch.set_rng_state(states["cpu"].cpu())
+        for index in range(torch.cuda.device_count()):
+            if f"cuda:{index}" in states:
+                torch.cuda.set_rng_state(states[f"cuda:{index}"].cpu(), index)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"random: no state of torch's generators, {_one_line(error)}; {ADVICE}") from None
+
+
+def _verified(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Each file's name and contents: what was hashed is what is parsed. One file is in memory at a time."""
+    for name, expected in _manifest(folder).items():
+        data = _read(folder / name)
+        if len(data) != expected["bytes"]:
+            raise CheckpointError(f"{folder / name}: {len(data)} bytes, where {expected['bytes']} were written; {ADVICE}")
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise CheckpointError(f"{folder / name}: altered since it was written, its SHA-256 differs; {ADVICE}")
+        yield name, data
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files by name. It must be exactly what `write` makes of them, so that no altered byte in it goes unseen."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no checkpoint here; name a step-* folder of a run's checkpoints")
+    data = _read(folder / MANIFEST)
+    try:
+        manifest = json.loads(data)
         version, files = manifest["version"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST}: incomplete checkpoint, {type(error).__name__}") from None
+        is_ours = all(set(entry) == {"bytes", "sha256"} and Path(name).name == name for name, entry in files.items())
+        is_intact = is_ours and STATE in files and _manifest_text(files).encode() == data
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{folder / MANIFEST}: altered since it was written; {ADVICE}") from None
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: format version {version}; this Moebius reads {FORMAT_VERSION}")
-    if "state.json" not in files or any("/" in name or not isinstance(entry, dict) for name, entry in files.items()):
-        raise CheckpointError(f"{folder / MANIFEST}: altered since it was written")
+        raise CheckpointError(
+            f"{folder}: checkpoint format {version}, this Moebius reads {FORMAT_VERSION}; use the version that wrote it"
+        )
+    if not is_intact:
+        raise CheckpointError(f"{folder / MANIFEST}: altered since it was written; {ADVICE}")
     return files
+
+
+def _manifest_text(files: dict[str, dict[str, Any]]) -> str:
+    return json.dumps({"version": FORMAT_VERSION, "files": files}, indent=1)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}; {ADVICE}") from None
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:
@@ -121,9 +173,29 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def _put_in_place(aside: Path, folder: Path) -> None:
+    """Rename; a checkpoint of the same name is out of the way until the new one is in its place."""
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    _sync_folder(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

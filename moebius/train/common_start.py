@@ -1,9 +1,10 @@
 """A common start for a layer's experts.
 
-A top-1 expert sees one token in E, behind a gate that starts near 1/E: in the first part of a run it learns E times slower
-than the dense MLP it stands for, and the mixture lags its dense twin. Experts that start equal and are updated together
-have the dense MLP's whole early training each, and part when the router has something to choose between. It is sparse
-upcycling (Komatsuzaki et al. 2022, arXiv 2212.05055) without a dense run before.
+A top-1 expert sees one token in E, behind a gate that starts near 1/E: in the first part of a run it learns far slower than
+the dense MLP it stands for, and the mixture lags its dense twin. Experts that start equal and are all given the sum of
+their gradients stay equal, and have a dense MLP's whole early training each; they part when the router has something to
+choose between. It is what sparse upcycling does to a trained dense model (Komatsuzaki et al. 2022, arXiv 2212.05055), from
+the first step and without a dense run before.
 """
 
 from collections.abc import Iterator
@@ -11,25 +12,28 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moebius.model.experts import Experts
-
 
 @torch.no_grad()
 def tie_experts(model: nn.Module) -> None:
-    """Copy each layer's first expert into the others."""
+    """Copy each layer's first expert into the others, in place."""
     for weight in _expert_weights(model):
-        weight.copy_(weight[:1].expand_as(weight))
+        weight.copy_(weight[:1].clone().expand_as(weight))
 
 
 @torch.no_grad()
 def average_expert_gradients(model: nn.Module) -> None:
-    """Give every expert the sum of its layer's gradients, which is what one dense MLP in their place would have got."""
+    """Give every expert the sum of its layer's gradients, which is what one MLP in the place of all would have got.
+
+    Optimizers that treat experts alike then keep equal experts equal. A global gradient norm taken after this counts the sum
+    once per expert.
+    """
     for weight in _expert_weights(model):
         if weight.grad is not None:
             weight.grad.copy_(weight.grad.sum(dim=0, keepdim=True).expand_as(weight))
 
 
 def _expert_weights(model: nn.Module) -> Iterator[nn.Parameter]:
-    for module in model.modules():
-        if isinstance(module, Experts):
-            yield from module.parameters()
+    """The matrices of all experts of a layer, (E, rows, columns)."""
+    for name, parameter in model.named_parameters():
+        if "experts." in name and parameter.ndim == 3:
+            yield parameter

@@ -17,7 +17,7 @@ from moebius.observe.metrics import MetricsFile
 from moebius.observe.terminal import Terminal
 from moebius.train.evaluate import Evaluation
 from moebius.train.state import TrainState
-from moebius.train.step import StepResult, uses_bfloat16
+from moebius.train.step import StepResult, matmul_dtype
 
 
 class StepLog:
@@ -27,8 +27,7 @@ class StepLog:
     def __init__(self, config: Config, metrics_path: Path, state: TrainState, terminal: Terminal, device: torch.device):
         self.config, self.state, self.terminal, self.device = config, state, terminal, device
         self.file = MetricsFile(metrics_path, resume_step=state.step)
-        dtype = torch.bfloat16 if uses_bfloat16(config.train, device) else torch.float32
-        self.ceiling = matmul_ceiling(device, dtype)
+        self.ceiling = matmul_ceiling(device, matmul_dtype(config.train, device))
         self.seconds = 0.0
         self.tokens = state.tokens
         self.started: float | None = time.perf_counter()

@@ -15,6 +15,7 @@ from moebius.train.common_start import tie_experts
 from moebius.train.loop import Session
 from moebius.train.run_directory import RunDirectory
 from moebius.train.state import TrainState
+from moebius.train.step import matmul_dtype
 from moebius.train.summary import summary
 
 Say = Callable[[str], None]
@@ -23,7 +24,7 @@ Say = Callable[[str], None]
 def start(config: Config, source: str, say: Say, progress: bool = False) -> Session:
     """A new run. Its directory is made last, so that a run that cannot begin leaves none."""
     device = choose_device(config.train.device)
-    corpus = prepare_corpus(config, say, progress)
+    corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
     run = RunDirectory.create(config, source)
     corpus.tokenizer.save(run.tokenizer_path)
     state = build(config, corpus, device, say)
@@ -36,7 +37,7 @@ def resume(config: Config, run: RunDirectory, say: Say, progress: bool = False) 
     """A run that goes on from its newest intact checkpoint."""
     device = choose_device(config.train.device)
     folder = latest(run.checkpoints, say)
-    corpus = prepare_corpus(config, say, progress)
+    corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
     if corpus.tokenizer.to_json() != run.tokenizer().to_json():
         raise ConfigError(
             f"{run.root}: data.source={config.data.source!r} gives another tokenizer than the run's: its text has changed"
@@ -47,14 +48,9 @@ def resume(config: Config, run: RunDirectory, say: Say, progress: bool = False) 
     return Session(config, run, corpus, state, device)
 
 
-def prepare_corpus(config: Config, say: Say, progress: bool) -> Corpus:
-    """Tokenised text, from the cache when it has been prepared before."""
-    return prepare(config.data, config.model.vocab_size, report=say, progress=progress)
-
-
 def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> TrainState:
     """The seeded model, laid out on the device, with its optimizers; says what was chosen."""
-    backends = choose_backends(config.parallel, device, config.data.document_masking)
+    backends = choose_backends(config.parallel, device, matmul_dtype(config.train, device), config.data.document_masking)
     model = seeded(config.train.seed, config.model, backends).to(device)
     choices = [*backends.reasons, *lay_out(model, config.parallel, device)]
     for line in summary(config, corpus, device, choices):

@@ -47,7 +47,7 @@ def train_step(state: TrainState, tokens_BL: Tensor, end_of_text: int | None, co
     state.step += 1
     state.tokens += config.batch_size * config.seq_len
     return StepResult(
-        loss=_mean([part.next_token for part in parts]),
+        loss=torch.stack([part.next_token for part in parts]).mean(),
         balance_loss=_mean([part.balance for part in parts]),
         z_loss=_mean([part.z for part in parts]),
         mtp_loss=_mean([part.mtp for part in parts]),
@@ -59,12 +59,13 @@ def train_step(state: TrainState, tokens_BL: Tensor, end_of_text: int | None, co
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 matrix products where the configuration (or, on auto, the device) says so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=matmul_dtype(config, device) == torch.bfloat16)
 
 
-def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+def matmul_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """auto is bfloat16 on a GPU; CPUs mostly emulate it, slowly."""
-    return config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    is_bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    return torch.bfloat16 if is_bfloat16 else torch.float32
 
 
 def detached(loss: Loss) -> Loss:

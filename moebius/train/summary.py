@@ -6,7 +6,7 @@ from moebius import cost
 from moebius.config import Config
 from moebius.data import Corpus
 from moebius.observe.terminal import table
-from moebius.train.step import uses_bfloat16
+from moebius.train.step import matmul_dtype
 
 
 def summary(config: Config, corpus: Corpus, device: torch.device, choices: list[str]) -> list[str]:
@@ -16,7 +16,8 @@ def summary(config: Config, corpus: Corpus, device: torch.device, choices: list[
     flops = cost.forward_flops_per_token(model, train.seq_len)
     total_flops = 3 * sum(flops.values())
     shares = ", ".join(f"{name} {value / sum(flops.values()):.0%}" for name, value in flops.items() if value)
-    memory = cost.memory(config, uses_bfloat16(train, device))
+    dtype = matmul_dtype(train, device)
+    memory = cost.memory(config, dtype.itemsize)
     rows = [
         ("parameters", f"{_short(sum(counts.values()))} total, {_active(config)} active per token"),
         ("", ", ".join(f"{name} {_short(count)}" for name, count in counts.items() if count)),
@@ -26,7 +27,7 @@ def summary(config: Config, corpus: Corpus, device: torch.device, choices: list[
         ("rotary", _rotary(config)),
         ("data", corpus.summary()),
         ("schedule", _schedule(config)),
-        ("device", f"{_device_name(device)}, {'bfloat16' if uses_bfloat16(train, device) else 'float32'}"),
+        ("device", f"{_device_name(device)}, {str(dtype).removeprefix('torch.')}"),
         *(tuple(choice.split(": ", 1)) for choice in choices),
     ]
     return table(rows)  # pyright: ignore[reportArgumentType]

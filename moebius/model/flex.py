@@ -1,0 +1,31 @@
+"""Attention by flex_attention: compiled, GPU only. A file of its own, because importing the compiler takes seconds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from moebius.model.attention import attend_native
+
+_compiled_flex = torch.compile(flex_attention, dynamic=False)
+_compiled_block_mask = torch.compile(create_block_mask, dynamic=False)
+
+
+def attend_flex(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask: Any) -> Tensor:
+    """Blocks that the mask hides wholly are never computed; without a mask, plain causal attention needs no flex."""
+    if mask is None:
+        return attend_native(q_BNSH, k_BGSH, v_BGSH, None)
+    return _compiled_flex(q_BNSH, k_BGSH, v_BGSH, block_mask=mask, enable_gqa=True)  # pyright: ignore[reportReturnType]
+
+
+def block_mask(document_BS: Tensor | None) -> Any:
+    """The mask of `moebius.model.attention.dense_mask`, by blocks of 128 x 128."""
+    if document_BS is None:
+        return None
+    B, S = document_BS.shape
+
+    def may_look(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (document_BS[b, q] == document_BS[b, k])
+
+    return _compiled_block_mask(may_look, B, None, S, S, device=document_BS.device)

@@ -1,0 +1,169 @@
+"""Sources: what is read, in what order, and the one line each bad input gets."""
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from moebius.config import DataConfig
+from moebius.data.sources import Document, Skipped, documents, source_files
+from moebius.errors import DataError, StorageError
+
+
+def read(source: object, skipped: Skipped | None = None, **settings) -> list[Document]:
+    return list(documents(DataConfig(source=str(source), **settings), skipped))
+
+
+def texts(source: object, **settings) -> list[str]:
+    return [document.text for document in read(source, **settings)]
+
+
+def refusal(source: object, **settings) -> str:
+    with pytest.raises(DataError) as caught:
+        read(source, **settings)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in {
+        "b.txt": "b",
+        "a/z.rs": "z",
+        "a/y": "y",
+        "empty.md": "",
+        ".git/config": "hidden",
+        "a/.env": "hidden",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_a_folder_is_all_its_text_files_of_any_suffix_sorted(folder):
+    (folder / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff")
+    assert texts(folder) == ["y", "z", "b"]
+
+
+def test_a_folder_mixes_kinds_of_files(folder):
+    (folder / "c.JSONL").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    assert texts(folder) == ["y", "z", "b", "one", "two"]
+
+
+def test_utf16_text_in_a_folder_is_not_taken_for_binary(folder):
+    (folder / "windows.txt").write_bytes("text".encode("utf-16"))
+    assert "windows.txt: byte offset 0 is not UTF-8 (0xff)" in refusal(folder)
+
+
+def test_links_to_folders_are_not_followed_and_broken_links_are_no_files(folder):
+    (folder / "loop").symlink_to(folder)
+    (folder / "broken").symlink_to(folder / "nowhere")
+    (folder / "link.txt").symlink_to(folder / "b.txt")
+    assert texts(folder) == ["y", "z", "b", "b"]
+
+
+def test_a_glob_may_span_folders(folder):
+    assert texts(folder / "**" / "*.*") == ["z", "b"]
+    assert texts(folder / "*.txt") == ["b"]
+
+
+def test_the_home_folder_may_be_abbreviated(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert texts("~/b.txt") == ["b"]
+    assert "no such file, folder or glob" in refusal("~nobody-of-this-name/b.txt")
+
+
+def test_missing_sources(tmp_path):
+    assert refusal("/no/such") == "data.source='/no/such': no such file, folder or glob"
+    assert "no such file, folder or glob" in refusal("/no/*.txt")
+    assert "no files in this folder" in refusal(tmp_path)
+
+
+def test_line_ends_and_byte_marks_of_text_are_kept(folder):
+    (folder / "crlf.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
+    assert texts(folder / "crlf.txt") == ["\ufeffa\r\nb\rc\n"]
+
+
+def test_the_offset_of_bytes_that_are_not_utf8_is_exact(tmp_path):
+    (tmp_path / "bad.txt").write_bytes("äö".encode() + b"x\xff rest")
+    expected = f"{tmp_path}/bad.txt: byte offset 5 is not UTF-8 (0xff); fix it or --data.errors skip"
+    assert refusal(tmp_path / "bad.txt") == expected
+
+
+def test_bad_json_lines(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    start = '{"text": "fine"}\n'
+    for line, expected in {
+        '{"text" "x"}': f"{file}:2: column 9 is not JSON",
+        "[" * 100_000: f"{file}:2: not JSON that can be read",
+        '{"text": ' + "1" * 5000 + "}": f"{file}:2: not JSON that can be read",
+        '{"body": "x", "id": 1}': f"{file}:2: no field 'text' (--data.text_field); there are: body, id",
+        "{}": f"{file}:2: no field 'text' (--data.text_field); there are: none",
+        '{"text": 3}': f"{file}:2: field 'text' is int, not text",
+        '{"text": null}': f"{file}:2: field 'text' is null, not text",
+        '["x"]': f"{file}:2: an object with a field 'text' is wanted, not list",
+        '{"text": "a\\ud800"}': f"{file}:2: field 'text' has half a surrogate pair at character 1",
+    }.items():
+        file.write_text(start + line + "\n")
+        assert refusal(file).startswith(expected)
+    file.write_bytes(start.encode() + b'{"text": "\xe9"}\n')
+    assert refusal(file).startswith(f"{file}: byte offset 27 is not UTF-8 (0xe9)")
+
+
+def test_json_lines_may_begin_with_a_byte_mark_and_hold_line_separators(tmp_path):
+    (tmp_path / "rows.ndjson").write_text('\ufeff{"body": "a\u2028b"}\r\n{"body": "c"}', encoding="utf-8")
+    found = read(tmp_path / "rows.ndjson", text_field="body")
+    assert found == [Document("a\u2028b", f"{tmp_path}/rows.ndjson:1"), Document("c", f"{tmp_path}/rows.ndjson:2")]
+
+
+def test_skip_counts_and_leaves_out(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\nnonsense\n{"text": "\xff"}\n{"text": "two"}\n')
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    (tmp_path / "c.parquet").write_bytes(b"not parquet")
+    skipped = Skipped()
+    assert [document.text for document in read(tmp_path, skipped, errors="skip")] == ["one", "two"]
+    assert skipped.count == 4
+    assert skipped.first.startswith(f"{tmp_path}/a.jsonl:2: column 1 is not JSON")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    def deny(self, *arguments, **named):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", deny)
+    with pytest.raises(StorageError, match=r"a\.txt: Permission denied") as caught:
+        read(tmp_path)
+    assert caught.value.exit_code == 6
+
+
+def test_a_folder_that_may_not_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    def walk(root, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{root}/secret"))
+        yield from ()
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(StorageError, match="secret: Permission denied"):
+        read(tmp_path)
+
+
+def test_the_standard_library_leaves_out_what_is_not_its_own(tmp_path, monkeypatch):
+    for name in ("os.py", "json/decoder.py", "site-packages/x.py", "dist-packages/x.py", "__pycache__/x.py", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "latin.py").write_bytes(b"# \xe9")
+    (tmp_path / "empty.py").write_bytes(b"")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    skipped = Skipped()
+    assert [document.text for document in read("python-stdlib", skipped)] == ["json/decoder.py", "os.py"]
+    assert skipped.count == 0
+
+
+def test_hugging_face_rows_have_no_local_files_unless_a_folder_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    assert source_files(DataConfig(source=f"hf:{tmp_path}")) == [tmp_path / "a.jsonl"]
+    assert source_files(DataConfig(source="hf:someone/something")) == []
