@@ -245,7 +245,7 @@ class TrainConfig:
     lr: float = 6e-4
     """Peak learning rate. Muon's updates are scaled to AdamW's size, so one rate serves both."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices; norms, biases and gates are never decayed."""
+    """Decoupled decay of matrices; the embedding, norms and biases are left alone."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
     beta2: float = 0.95
@@ -261,7 +261,7 @@ class TrainConfig:
     min_lr_fraction: float = 0.1
     """Rate at the end, as a share of lr."""
     common_start: float = 0.0
-    """First part of the run in which a layer's experts start equal and are updated together (docs/log.md says why)."""
+    """First part of the run in which a layer's experts start equal and share their gradients (docs/log.md says why)."""
 
     eval_every: int = 500
     """Steps between evaluations; 0: only at the end."""

@@ -8,7 +8,8 @@ import torch
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
     """FLOP/s of a large square product of random matrices, the best of several; takes about `seconds`."""
     side = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # the run's own generator must not move
+    a, b = (torch.randn(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
     torch.mm(a, b)
     best = float("inf")
     stop = time.perf_counter() + seconds

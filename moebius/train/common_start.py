@@ -1,12 +1,13 @@
 """A common start for a layer's experts.
 
 A top-1 expert sees one token in E, behind a gate that starts near 1/E: in the first part of a run it learns far slower than
-the dense MLP it stands for, and the mixture lags its dense twin. Experts that start equal and are all given the sum of
-their gradients stay equal, and have a dense MLP's whole early training each; they part when the router has something to
+the dense MLP it stands for, and the mixture lags its dense twin. Experts that start equal and share their
+gradients stay equal, and have a dense MLP's whole early training each; they part when the router has something to
 choose between. It is what sparse upcycling does to a trained dense model (Komatsuzaki et al. 2022, arXiv 2212.05055), from
 the first step and without a dense run before.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -21,15 +22,14 @@ def tie_experts(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def average_expert_gradients(model: nn.Module) -> None:
-    """Give every expert the sum of its layer's gradients, which is what one MLP in the place of all would have got.
-
-    Optimizers that treat experts alike then keep equal experts equal. A global gradient norm taken after this counts the sum
-    once per expert.
+def share_expert_gradients(model: nn.Module) -> None:
+    """Give every expert of a layer the same gradient: their sum, which is what one MLP in their place would have got, over
+    the square root of their number, so that the global gradient norm is that MLP's too.
     """
     for weight in _expert_weights(model):
         if weight.grad is not None:
-            weight.grad.copy_(weight.grad.sum(dim=0, keepdim=True).expand_as(weight))
+            shared = weight.grad.sum(dim=0, keepdim=True) / math.sqrt(weight.shape[0])
+            weight.grad.copy_(shared.expand_as(weight))
 
 
 def _expert_weights(model: nn.Module) -> Iterator[nn.Parameter]:

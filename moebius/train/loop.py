@@ -7,7 +7,6 @@ import torch
 from moebius.config import Config
 from moebius.data import Batches, Corpus
 from moebius.errors import Interrupted
-from moebius.model.transformer import lookahead
 from moebius.observe.terminal import Terminal
 from moebius.train.evaluate import Evaluation, evaluate
 from moebius.train.log import StepLog
@@ -24,6 +23,7 @@ class Session:
     config: Config
     run: RunDirectory
     corpus: Corpus
+    batches: Batches
     state: TrainState
     device: torch.device
 
@@ -34,13 +34,12 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     Raises NumericError on a loss that is not finite; Interrupted, with the state saved, on SIGINT or SIGTERM.
     """
     config, state, corpus, device = session.config.train, session.state, session.corpus, session.device
-    batches = Batches(corpus.train, config.seq_len, config.batch_size, config.seed, lookahead(session.config.model))
     end_of_text = corpus.tokenizer.end_of_text if session.config.data.document_masking else None
     evaluation: Evaluation | None = None
     with StopSignals() as stop, StepLog(session.config, session.run.metrics_path, state, terminal, device) as log, terminal:
         while state.step < config.steps:
             log.go_on()
-            tokens_BL = torch.from_numpy(batches.at(state.step)).to(device, non_blocking=True)
+            tokens_BL = torch.from_numpy(session.batches.at(state.step)).to(device, non_blocking=True)
             result = train_step(state, tokens_BL, end_of_text, config)
             terminal.step(state.step)
 

@@ -12,28 +12,33 @@ from moebius.settings import read_config, to_toml
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of a run; `create` makes a new one, `open` finds one."""
+    """Paths of a run; `plan` names a new one, `open` finds one."""
 
     root: Path
 
     @classmethod
-    def create(cls, config: Config, source: str) -> "RunDirectory":
-        """Make the folder and write config.toml. An existing run is never written into.
-
-        Raises ConfigError when the folder exists, StorageError when it cannot be made.
-        """
+    def plan(cls, config: Config, source: str) -> "RunDirectory":
+        """Where a new run is to be. Raises ConfigError if something is there: an existing run is never written into."""
         name = config.train.name or f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = cls(Path(config.train.out) / name)
-        try:
-            run.root.mkdir(parents=True)
-            run.config_path.write_text(to_toml(config))
-        except FileExistsError:
-            raise ConfigError(
-                f"train.name={name!r}: {run.root} exists; choose another --train.name, or `moebius resume {run.root}`"
-            ) from None
-        except OSError as error:
-            raise StorageError(f"{run.root}: {error.strerror}; choose another --train.out") from None
+        if run.root.exists():
+            raise run._exists()
         return run
+
+    def create(self, config: Config) -> None:
+        """Make the folder and write config.toml. Raises ConfigError, StorageError."""
+        try:
+            self.root.mkdir(parents=True)
+            self.config_path.write_text(to_toml(config))
+        except FileExistsError:
+            raise self._exists() from None
+        except OSError as error:
+            raise StorageError(f"{self.root}: {error.strerror}; choose another --train.out") from None
+
+    def _exists(self) -> ConfigError:
+        return ConfigError(
+            f"train.name={self.root.name!r}: {self.root} exists; choose another --train.name, or `moebius resume {self.root}`"
+        )
 
     @classmethod
     def open(cls, path: str) -> "RunDirectory":

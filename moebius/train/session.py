@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 
 from moebius.config import Config
-from moebius.data import Corpus, prepare
+from moebius.data import Batches, Corpus, prepare
 from moebius.errors import ConfigError
 from moebius.model.backends import choose_backends
-from moebius.model.transformer import seeded
+from moebius.model.transformer import lookahead, seeded
 from moebius.parallel.layout import lay_out
 from moebius.train.checkpoint import latest
 from moebius.train.common_start import tie_experts
@@ -24,13 +24,15 @@ Say = Callable[[str], None]
 def start(config: Config, source: str, say: Say, progress: bool = False) -> Session:
     """A new run. Its directory is made last, so that a run that cannot begin leaves none."""
     device = choose_device(config.train.device)
+    run = RunDirectory.plan(config, source)
     corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
-    run = RunDirectory.create(config, source)
+    batches = cut(config, corpus)
+    run.create(config)
     corpus.tokenizer.save(run.tokenizer_path)
     state = build(config, corpus, device, say)
     if config.train.common_start:
         tie_experts(state.model)
-    return Session(config, run, corpus, state, device)
+    return Session(config, run, corpus, batches, state, device)
 
 
 def resume(config: Config, run: RunDirectory, say: Say, progress: bool = False) -> Session:
@@ -45,7 +47,13 @@ def resume(config: Config, run: RunDirectory, say: Say, progress: bool = False) 
     state = build(config, corpus, device, say)
     state.load(folder)
     say(f"resuming {run.root} at step {state.step:,} of {config.train.steps:,}")
-    return Session(config, run, corpus, state, device)
+    return Session(config, run, corpus, cut(config, corpus), state, device)
+
+
+def cut(config: Config, corpus: Corpus) -> Batches:
+    """The training text as batches. Raises DataError if it is too short for one."""
+    train = config.train
+    return Batches(corpus.train, train.seq_len, train.batch_size, train.seed, lookahead(config.model))
 
 
 def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> TrainState:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moebius.config import TrainConfig
 from moebius.model.loss import Loss
 from moebius.model.moe import LayerStats
-from moebius.train.common_start import average_expert_gradients
+from moebius.train.common_start import share_expert_gradients
 from moebius.train.optimizer import set_learning_rate
 from moebius.train.schedule import learning_rate
 from moebius.train.state import TrainState
@@ -39,7 +39,7 @@ def train_step(state: TrainState, tokens_BL: Tensor, end_of_text: int | None, co
         (loss.total / config.accumulation_steps).backward()
         parts.append(detached(loss))
     if state.step < config.common_start * config.steps:
-        average_expert_gradients(model)
+        share_expert_gradients(model)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or torch.inf)
     for optimizer in optimizers:
         optimizer.step()

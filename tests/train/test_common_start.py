@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from moebius.config import ModelConfig, TrainConfig
 from moebius.model.transformer import Transformer, seeded
-from moebius.train.common_start import average_expert_gradients, tie_experts
+from moebius.train.common_start import share_expert_gradients, tie_experts
 from moebius.train.optimizer import build_optimizers
 
 
@@ -29,26 +29,27 @@ def test_tied_experts_are_the_first_one():
         assert torch.equal(parameter, expected), name
 
 
-def test_every_expert_gets_the_sum_and_nothing_else_changes():
+def test_every_expert_gets_its_share_and_nothing_else_changes():
     model = small_model()
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     before = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-    average_expert_gradients(model)
+    share_expert_gradients(model)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         if "experts." in name:
-            by_hand = before[name][0] + before[name][1] + before[name][2]
+            by_hand = (before[name][0] + before[name][1] + before[name][2]) / 3**0.5
             for expert in range(3):
                 torch.testing.assert_close(parameter.grad[expert], by_hand)
             assert torch.equal(parameter.grad, parameter.grad[:1].expand_as(parameter.grad)), name
+            torch.testing.assert_close(parameter.grad.norm(), before[name].sum(dim=0).norm())
         else:
             assert torch.equal(parameter.grad, before[name]), name
 
 
 def test_parameters_without_a_gradient_are_left_alone():
     model = small_model()
-    average_expert_gradients(model)
+    share_expert_gradients(model)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -62,7 +63,7 @@ def test_experts_that_start_equal_stay_equal_until_released(optimizer):
     def step(is_common: bool) -> None:
         model.loss(torch.randint(61, (2, 17))).total.backward()
         if is_common:
-            average_expert_gradients(model)
+            share_expert_gradients(model)
         for each in optimizers:
             each.step()
             each.zero_grad()
