@@ -30,7 +30,7 @@ def tiny() -> Config:
             moe_max_expansion=1.5,
             num_experts=8,
             router_top_k=2,
-            aux_loss_coeff=0.01,
+            aux_loss_coeff=0.1,
         ),
         data=DataConfig(),
         train=TrainConfig(

@@ -42,7 +42,7 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
         elif isinstance(module, nn.Embedding):
             _normal(module.weight, fan_in=config.dim)
         elif isinstance(module, Router):
-            _normal(module.weight_ED, fan_in=config.dim, scale=SHRINK)
+            _normal(module.weight_ED, fan_in=1, scale=SHRINK)  # the router divides by sqrt(D) itself
         elif isinstance(module, Experts):
             for weight in (module.w_gate_EDF, module.w_up_EDF):
                 if weight is not None:

@@ -20,7 +20,12 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module):
-    """x_TD -> Routing, by the configuration's router_type."""
+    """x_TD -> Routing, by the configuration's router_type.
+
+    Logits are x @ weight.T / sqrt(D). Without the division an Adam step of size lr, all of a row's D entries at once, moves
+    a logit by about lr * D, which is several units before the warm-up is over: the first experts to be ahead take all
+    tokens. The division, muP's for a layer that reads a wide input out (arXiv 2203.03466), makes it lr * sqrt(D).
+    """
 
     def __init__(self, config: ModelConfig, num_experts: int):
         super().__init__()
@@ -31,7 +36,7 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
             wide = torch.promote_types(x_TD.dtype, torch.float32)
-            logits_TE = F.linear(x_TD.to(wide), self.weight_ED.to(wide))
+            logits_TE = F.linear(x_TD.to(wide), self.weight_ED.to(wide)) / math.sqrt(self.config.dim)
             return self.route(logits_TE)
 
     def route(self, logits_TE: Tensor) -> Routing:
