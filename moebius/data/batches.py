@@ -42,14 +42,16 @@ class Batches:
 def evaluation_windows(
     stream: TokenStream, seq_len: int, lookahead: int, limit_tokens: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """The stream in order, in batches like `Batches`', up to about `limit_tokens`; the last batch may have fewer rows.
+    """The stream in order, in batches like `Batches`', up to about `limit_tokens`.
 
-    A stream shorter than a window is one shorter window. Raises DataError if it predicts nothing.
+    Only whole batches, because a compiled model would be compiled anew for another shape; a stream too short for one is one
+    batch of fewer rows, and one shorter than a window is one shorter window. Raises DataError if it predicts nothing.
     """
     if len(stream) <= lookahead:
         raise DataError(f"the held-out text has {len(stream)} tokens, too few to evaluate; raise --data.val_fraction")
     seq_len = min(seq_len, len(stream) - lookahead)
     num_windows = min((len(stream) - lookahead) // seq_len, max(1, limit_tokens // seq_len))
-    for first in range(0, num_windows, batch_size):
-        starts = [window * seq_len for window in range(first, min(first + batch_size, num_windows))]
+    batch_size = min(batch_size, num_windows)
+    for first in range(0, num_windows - batch_size + 1, batch_size):
+        starts = [window * seq_len for window in range(first, first + batch_size)]
         yield np.stack([stream.read(start, start + seq_len + lookahead) for start in starts])

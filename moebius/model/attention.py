@@ -40,12 +40,17 @@ class Attention(nn.Module):
         k_BSGH = self.key(x_BSD).view(B, S, config.num_kv_heads, config.head_width)
         v_BSGH = self.value(x_BSD).view(B, S, config.num_kv_heads, config.head_width)
         if self.query_norm is not None and self.key_norm is not None:
-            q_BSNH, k_BSGH = self.query_norm(q_BSNH).type_as(v_BSGH), self.key_norm(k_BSGH).type_as(v_BSGH)
+            q_BSNH, k_BSGH = _normalised(q_BSNH, self.query_norm), _normalised(k_BSGH, self.key_norm)
         group = config.num_heads // config.num_kv_heads
         q_BSNH = rotate(q_BSNH, rotation, config.rotary_kv_heads * group)
         k_BSGH = rotate(k_BSGH, rotation, config.rotary_kv_heads)
         out_BNSH = self.attend(q_BSNH.transpose(1, 2), k_BSGH.transpose(1, 2), v_BSGH.transpose(1, 2), mask)
         return self.output(out_BNSH.transpose(1, 2).reshape(B, S, -1))
+
+
+def _normalised(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    # in the weight's float32: torch has no fused norm of mixed types
+    return norm(x.to(norm.weight.dtype)).type_as(x)
 
 
 def attend_native(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask_B1SS: Tensor | None) -> Tensor:

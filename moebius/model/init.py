@@ -34,11 +34,9 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
     residual = 1 / math.sqrt(2 * config.num_layers)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            writes_residual = name.endswith((".output", ".down"))
-            scale = residual if writes_residual else SHRINK if name == "lm_head" else 1.0
+            role = name.rpartition(".")[2]
+            scale = {"output": residual, "down": residual, "lm_head": SHRINK, "mix": 0.0}.get(role, 1.0)  # mix: even
             _normal(module.weight, fan_in=module.in_features, scale=scale)
-            if name.endswith(".mix"):
-                nn.init.zeros_(module.weight)  # an even mix of base and experts
         elif isinstance(module, nn.Embedding):
             _normal(module.weight, fan_in=config.dim)
         elif isinstance(module, Router):

@@ -21,12 +21,7 @@ def lay_out(model: Transformer, parallel: ParallelConfig, device: torch.device) 
             _recompute_in_backward(layer, selective=parallel.activation_checkpointing == "selective")
     compiled = is_compiled(parallel, device)
     if compiled:
-        _let_every_layer_compile(len(model.layers))
-        for layer in model.layers:
-            layer.compile(dynamic=False)
-        if model.mtp is not None:
-            model.mtp.compile(dynamic=False)
-        model.head_loss = torch.compile(model.head_loss, dynamic=False)
+        _compile(model)
     why = "asked for" if parallel.compile != "auto" else "a GPU" if compiled else "a CPU gains less than compiling costs"
     return [
         f"checkpointing: {parallel.activation_checkpointing}",
@@ -34,13 +29,25 @@ def lay_out(model: Transformer, parallel: ParallelConfig, device: torch.device) 
     ]
 
 
-def _let_every_layer_compile(num_layers: int) -> None:
-    """A pyramid's layers differ in width and are compiled one by one; past its limit, dynamo would leave the rest eager."""
+def _compile(model: Transformer) -> None:
+    """Each block by itself: blocks of one shape share their code.
+
+    A pyramid's differ in the width of their experts. Compiled one by one they would take many minutes; with the width left
+    symbolic the first block is compiled as it is and the second for all others. dynamo takes parameters' shapes for
+    constants unless told not to.
+    """
     import torch._dynamo
 
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * num_layers)
-    torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 16 * num_layers)
+    if len(set(model.config.expert_widths)) > 1:
+        torch._dynamo.config.force_parameter_static_shapes = False
+    limit = 4 * len(model.layers)  # past its limit dynamo would leave the rest of the blocks eager
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     warnings.filterwarnings("ignore", message="(?s).*Online softmax is disabled")  # says nothing a user could act on
+    for layer in model.layers:
+        layer.compile()
+    if model.mtp is not None:
+        model.mtp.compile()
+    model.head_loss = torch.compile(model.head_loss)
 
 
 def _recompute_in_backward(block: nn.Module, selective: bool) -> None:

@@ -72,15 +72,15 @@ def test_a_corpus_too_small_for_a_batch():
         assert caught.value.exit_code == 3
 
 
-def test_evaluation_reads_in_order_and_ends_with_what_is_left():
+def test_evaluation_reads_whole_batches_in_order():
     windows = list(evaluation_windows(stream(60), seq_len=8, lookahead=4, limit_tokens=10**6, batch_size=3))
-    assert [window.shape for window in windows] == [(3, 12), (3, 12), (1, 12)]
-    assert np.concatenate(windows)[:, 0].tolist() == [0, 8, 16, 24, 32, 40, 48]
+    assert [window.shape for window in windows] == [(3, 12), (3, 12)]
+    assert np.concatenate(windows)[:, 0].tolist() == [0, 8, 16, 24, 32, 40]
 
 
 def test_evaluation_keeps_to_its_limit_but_reads_one_window_at_least():
     count = lambda limit: sum(len(w) for w in evaluation_windows(stream(100), 8, 1, limit, 3))  # noqa: E731
-    assert (count(40), count(47), count(8), count(1)) == (5, 5, 1, 1)
+    assert (count(50), count(47), count(40), count(8), count(1)) == (6, 3, 3, 1, 1)
 
 
 def test_evaluation_of_a_short_text_is_one_short_window():

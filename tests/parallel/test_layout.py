@@ -76,8 +76,7 @@ def test_names_of_parameters_stay():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+@pytest.mark.parametrize(("variant", "checkpointing"), zip(VARIANTS, ("none", "full", "selective"), strict=True))
 def test_compiled_is_eager(variant, checkpointing):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

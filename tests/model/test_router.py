@@ -1,0 +1,149 @@
+"""Routers against transformers' and against plain Python, and the router's own gradient."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from moebius.config import ModelConfig
+from moebius.model.router import Router, balance_loss, expert_capacity, sigmoid, softmax_topk, switch, tokens_per_expert, z_loss
+
+T, D, E, K = 37, 24, 5, 3
+LOGITS = torch.randn(T, E, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def plain_switch(logits: Tensor, capacity: int) -> tuple[list[int], list[float]]:
+    """Token after token, as the paper says it."""
+    taken = [0] * logits.shape[1]
+    experts, gates = [], []
+    for row in logits.softmax(-1).tolist():
+        best = row.index(max(row))
+        kept = taken[best] < capacity
+        taken[best] += kept
+        experts.append(best if kept else len(row))
+        gates.append(row[best] if kept else 0.0)
+    return experts, gates
+
+
+@pytest.mark.parametrize("k", [2, K, E])
+def test_softmax_topk_is_mixtrals(k):
+    mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
+    router = mixtral.MixtralTopKRouter(SimpleNamespace(num_experts_per_tok=k, num_local_experts=E, hidden_size=E))
+    router.weight.data = torch.eye(E)  # hands the logits on
+    _, gates, experts = router(LOGITS)
+    ours = softmax_topk(LOGITS, k, renormalize=True)
+    assert torch.equal(ours.expert_TK, experts)
+    torch.testing.assert_close(ours.gate_TK, gates)
+    theirs = mixtral.load_balancing_loss_func((LOGITS,), E, k)
+    torch.testing.assert_close(balance_loss(ours), theirs)
+
+
+@pytest.mark.parametrize("capacity", [1, 5, T])
+def test_switch_is_switch_transformers(capacity):
+    hugging = pytest.importorskip("transformers.models.switch_transformers.modeling_switch_transformers")
+    settings = SimpleNamespace(
+        num_experts=E, expert_capacity=capacity, hidden_size=E, router_bias=False, router_jitter_noise=0.0,
+        router_ignore_padding_tokens=False, router_dtype="float32",
+    )  # fmt: skip
+    router = hugging.SwitchTransformersTop1Router(settings)
+    router.classifier.weight.data = torch.eye(E)
+    mask, probability, logits = router(LOGITS[None])
+    ours = switch(LOGITS, capacity)
+    kept = mask[0].any(-1)
+    assert torch.equal(ours.expert_TK[:, 0], torch.where(kept, mask[0].argmax(-1), E))
+    torch.testing.assert_close(ours.gate_TK[:, 0], torch.where(kept, probability[0, :, 0], 0.0))
+    choice = logits.softmax(-1).argmax(-1)
+    torch.testing.assert_close(
+        balance_loss(ours, before_capacity=True), hugging.load_balancing_loss_func(logits.softmax(-1), choice)
+    )
+    torch.testing.assert_close(z_loss(LOGITS), hugging.router_z_loss_func(LOGITS[None]))
+
+
+def test_sigmoid_gates_are_deepseeks():
+    deepseek = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    settings = SimpleNamespace(
+        num_experts_per_tok=E, num_local_experts=E, n_routed_experts=E, hidden_size=E, routed_scaling_factor=2.5, n_group=1,
+        topk_group=1, norm_topk_prob=False,
+    )  # fmt: skip
+    router = deepseek.DeepseekV3TopkRouter(settings)
+    router.weight.data = torch.eye(E)
+    result = router(LOGITS)
+    if not isinstance(result, tuple):
+        pytest.skip("this transformers' DeepSeek router returns logits only")
+    _, gates, experts = result
+    ours = sigmoid(LOGITS, threshold=0.0, scale=2.5)  # with every expert above it
+    torch.testing.assert_close(ours.gate_TK, torch.zeros(T, E).scatter(1, experts, gates))
+    assert torch.equal(ours.expert_TK, torch.arange(E).expand(T, E))
+
+
+@pytest.mark.parametrize("experts", [1, 2, E])
+@pytest.mark.parametrize("tokens", [1, T])
+@pytest.mark.parametrize("factor", [0.1, 1.0, 1.25, 100.0])
+def test_switch_by_hand(experts, tokens, factor):
+    logits = LOGITS[:tokens, :experts].round()  # rounded: with ties
+    capacity = expert_capacity(tokens, experts, factor)
+    assert capacity >= factor * tokens / experts > capacity - 1
+    chosen, gates = plain_switch(logits, capacity)
+    ours = switch(logits, capacity)
+    assert ours.expert_TK[:, 0].tolist() == chosen
+    assert ours.gate_TK[:, 0].tolist() == pytest.approx(gates)
+    assert tokens_per_expert(ours.expert_TK, experts).max() <= capacity
+
+
+def test_sigmoid_by_hand():
+    routing = sigmoid(torch.tensor([[0.0, 3.0, -9.0], [-9.0, -9.0, -9.0]]), threshold=0.4)
+    assert routing.expert_TK.tolist() == [[0, 1, 3], [3, 3, 3]]  # 3 is no expert
+    torch.testing.assert_close(routing.gate_TK, torch.tensor([[0.5, 0.952574, 0], [0, 0, 0]]))
+    assert tokens_per_expert(routing.expert_TK, 3).tolist() == [1, 1, 0]
+
+
+def test_topk_takes_each_expert_once():
+    routing = softmax_topk(LOGITS, K, renormalize=False)
+    for token, chosen in enumerate(routing.expert_TK.tolist()):
+        assert sorted(chosen) == sorted(LOGITS[token].argsort(descending=True)[:K].tolist())
+    torch.testing.assert_close(routing.gate_TK, LOGITS.softmax(-1).gather(1, routing.expert_TK))
+
+
+@pytest.mark.parametrize(("balanced", "expected"), [(True, 1.0), (False, float(E))])
+def test_balance_loss_is_1_when_even_and_e_at_collapse(balanced, expected):
+    logits = torch.eye(E).repeat(4, 1) * 100 if balanced else torch.eye(E)[:1].repeat(20, 1) * 100
+    assert balance_loss(softmax_topk(logits, 1, renormalize=False)).item() == pytest.approx(expected)
+    assert balance_loss(switch(logits, capacity=2), before_capacity=True).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_a_top1_gate_is_its_probability_whatever_the_flag(renormalize):
+    routing = softmax_topk(LOGITS, 1, renormalize)
+    torch.testing.assert_close(routing.gate_TK[:, 0], LOGITS.softmax(-1).max(-1).values)
+
+
+@pytest.mark.parametrize("router_type", ["softmax_topk", "switch", "sigmoid"])
+def test_the_router_gets_a_gradient_through_its_gates_alone(router_type):
+    config = ModelConfig(dim=D, num_heads=2, num_kv_heads=1, num_experts=E, router_type=router_type, base_expansion=1)
+    router = Router(config, E)
+    torch.nn.init.normal_(router.weight_ED)
+    routing = router(torch.randn(T, D))
+    routing.gate_TK.square().sum().backward()  # nothing of the balance loss
+    assert router.weight_ED.grad is not None
+    assert (router.weight_ED.grad.norm(dim=1) > 1e-3).all()
+
+
+def test_gate_scale_0_lets_a_top1_gate_start_near_one():
+    config = ModelConfig(dim=D, num_heads=2, num_kv_heads=1, num_experts=E, gate_scale=0.0)
+    router = Router(config, E)
+    even = router.route(torch.zeros(T, E))
+    torch.testing.assert_close(even.gate_TK, torch.ones(T, 1))
+    top2 = Router(ModelConfig(dim=D, num_heads=2, num_kv_heads=1, num_experts=E, gate_scale=0.0, router_top_k=2), E)
+    torch.testing.assert_close(top2.route(torch.zeros(T, E)).gate_TK.sum(-1), torch.ones(T))
+
+
+def test_arithmetic_is_float32_under_autocast():
+    config = ModelConfig(dim=D, num_heads=2, num_kv_heads=1, num_experts=E)
+    router = Router(config, E)
+    torch.nn.init.normal_(router.weight_ED)
+    x_TD = torch.randn(T, D)
+    with torch.autocast("cpu", torch.bfloat16):
+        routing = router(x_TD)
+    assert routing.logits_TE.dtype == routing.gate_TK.dtype == routing.probs_TE.dtype == torch.float32
+    torch.testing.assert_close(routing.logits_TE, x_TD @ router.weight_ED.T / D**0.5)

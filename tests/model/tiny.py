@@ -1,0 +1,31 @@
+"""The small model of these tests: no two shape letters have the same size."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moebius.config import ModelConfig
+from moebius.model.transformer import lookahead
+
+B, S, D, V, N, G, H, E = 2, 7, 24, 53, 6, 3, 4, 5
+NUM_LAYERS = 2
+WIDTHS = (64, 128)  # of the experts, F: 3 * 24 and 4 * 24, rounded to 64
+
+ROUTERS: dict[str, dict[str, Any]] = {
+    "softmax_topk": {"router_type": "softmax_topk"},
+    "softmax_top3": {"router_type": "softmax_topk", "router_top_k": 3},
+    "switch": {"router_type": "switch", "capacity_factor": 0.8},
+    "sigmoid": {"router_type": "sigmoid", "base_expansion": 1.0},
+}
+
+
+def tiny(**changes: Any) -> ModelConfig:
+    shape = {"vocab_size": V, "dim": D, "num_layers": NUM_LAYERS, "num_heads": N, "num_kv_heads": G, "num_experts": E}
+    return ModelConfig(**{**shape, **changes})
+
+
+def random_tokens(config: ModelConfig, batch: int = B, seq_len: int = S, seed: int = 0, lowest: int = 0) -> Tensor:
+    """tokens_BL: sequences with what the loss looks ahead."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(lowest, config.vocab_size, (batch, seq_len + lookahead(config)), generator=generator)
