@@ -2,13 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from moebius.errors import ConfigError, MoebiusError, StorageError
 
 if TYPE_CHECKING:
+    import torch
+
     from moebius.train.loop import Session
+    from moebius.train.run_directory import RunDirectory
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -68,24 +71,19 @@ def generate(run_path: str, prompt: str, max_tokens: int, temperature: float, se
     from moebius.train.run_directory import RunDirectory
 
     run = RunDirectory.open(run_path)
-    from moebius.infer.generate import generate as generate_text
     from moebius.train.session import choose_device
-    from moebius.train.state import load_trained
 
-    config = run.config()
-    model, _ = load_trained(config, run.checkpoints, choose_device(device_name))
     print(prompt, end="", flush=True)
-    for text in generate_text(model, run.tokenizer(), prompt, max_tokens, config.train.seq_len, temperature, seed):
+    for text in _continued(run, choose_device(device_name), prompt, max_tokens, temperature, seed):
         print(text, end="", flush=True)
     print()
 
 
 def _train_to_end(session: "Session") -> None:
-    from moebius.infer.generate import generate as generate_text
     from moebius.observe.terminal import Terminal
     from moebius.train.loop import train as train_session
 
-    config = session.config
+    config, run = session.config, session.run
     terminal = Terminal(config.train.steps, session.state.step, config.observe.progress)
     evaluation = train_session(session, terminal)
     print(
@@ -93,9 +91,22 @@ def _train_to_end(session: "Session") -> None:
         f"({evaluation.tokens:,} held-out tokens)"
     )
     prompt = "def " if config.data.source == "python-stdlib" else ""
-    pieces = generate_text(session.state.model.eval(), session.corpus.tokenizer, prompt, 120, config.train.seq_len)
-    print("\na sample:\n" + "\n".join("    " + line for line in (prompt + "".join(pieces)).splitlines()))
-    print(f"\nrun directory: {session.run.root}\ngo on with:    moebius generate {session.run.root} --prompt 'def '")
+    sample = prompt + "".join(_continued(run, session.device, prompt, max_tokens=120))
+    print("\na sample:\n" + "\n".join("    " + line for line in sample.splitlines()))
+    print(f"\nrun directory: {run.root}\nmore text:     moebius generate {run.root} --prompt 'def '")
+
+
+def _continued(
+    run: "RunDirectory", device: "torch.device", prompt: str, max_tokens: int, temperature: float = 0.8, seed: int = 0
+) -> Iterator[str]:
+    from moebius.infer.generate import generate as generate_text
+    from moebius.infer.generate import load_trained
+    from moebius.train.step import matmul_dtype
+
+    train = run.config().train
+    model = load_trained(run, device)
+    dtype = matmul_dtype(train, device)
+    yield from generate_text(model, run.tokenizer(), prompt, max_tokens, train.seq_len, temperature, seed, dtype)
 
 
 def _run(arguments: list[str]) -> None:

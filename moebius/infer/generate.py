@@ -1,11 +1,29 @@
 """Text from a model, one token after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
+from moebius.config import ParallelConfig
 from moebius.data import Tokenizer
+from moebius.model.backends import choose_backends
 from moebius.model.transformer import Transformer
+from moebius.train import checkpoint
+from moebius.train.run_directory import RunDirectory
+from moebius.train.state import load_model
+from moebius.train.step import matmul_dtype
+
+
+def load_trained(run: RunDirectory, device: torch.device, report: Callable[[str], None] = print) -> Transformer:
+    """The model of a run's newest intact checkpoint, for evaluation. Raises CheckpointError."""
+    config = run.config()
+    folder = checkpoint.latest(run.checkpoints, report)
+    tensors, _ = checkpoint.load(folder)
+    # not compiled: a text grows by a token each time, and every length would be compiled anew
+    backends = choose_backends(ParallelConfig(compile="off"), device, matmul_dtype(config.train, device))
+    model = Transformer(config.model, backends).to(device)
+    load_model(model, tensors["model"], folder)
+    return model.eval()
 
 
 @torch.no_grad()
@@ -17,10 +35,12 @@ def generate(
     context: int,
     temperature: float = 0.8,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[str]:
     """Yield the text that follows `prompt`, piece by piece, until the end-of-text token or `max_tokens`.
 
     context: tokens the model was trained on at once; older ones are forgotten. temperature 0 takes the likeliest token.
+    dtype: of the matrix products, as in training.
     The model is read anew for every token (there is no cache): meant for looking at a run, not for serving.
     """
     device = model.embedding.weight.device
@@ -30,7 +50,8 @@ def generate(
     written = ""
     for _ in range(max_tokens):
         window_1S = torch.tensor([tokens[-context:]], device=device)
-        logits_V = model(window_1S).logits_BSV[0, -1].float()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits_V = model(window_1S).logits_BSV[0, -1].float()
         logits_V[tokenizer.size :] = -torch.inf  # rows of a padded vocabulary stand for no token
         token = _sample(logits_V, temperature, generator)
         if token == tokenizer.end_of_text:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from moebius.model.attention import attend_native
+from moebius.model.attention import attend_expanded, attend_native, dense_mask
 
+BLOCK = 128
 _compiled_flex = torch.compile(flex_attention, dynamic=False)
 _compiled_block_mask = torch.compile(create_block_mask, dynamic=False)
 
@@ -16,14 +17,19 @@ def attend_flex(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask: Any) -> Te
     """Blocks that the mask hides wholly are never computed; without a mask, plain causal attention needs no flex."""
     if mask is None:
         return attend_native(q_BNSH, k_BGSH, v_BGSH, None)
+    if isinstance(mask, Tensor):
+        return attend_expanded(q_BNSH, k_BGSH, v_BGSH, mask)
     return _compiled_flex(q_BNSH, k_BGSH, v_BGSH, block_mask=mask, enable_gqa=True)  # pyright: ignore[reportReturnType]
 
 
 def block_mask(document_BS: Tensor | None) -> Any:
-    """The mask of `moebius.model.attention.dense_mask`, by blocks of 128 x 128."""
+    """The mask of `moebius.model.attention.dense_mask`, by blocks of 128 x 128; the dense one itself for less than a block,
+    for which torch 2.11 finds no kernel."""
     if document_BS is None:
         return None
     B, S = document_BS.shape
+    if S < BLOCK:
+        return dense_mask(document_BS)
 
     def may_look(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (document_BS[b, q] == document_BS[b, k])

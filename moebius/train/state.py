@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moebius.config import Config, TrainConfig
+from moebius.config import TrainConfig
 from moebius.errors import CheckpointError
 from moebius.model.transformer import Transformer
 from moebius.train import checkpoint
@@ -58,12 +58,3 @@ def load_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> Non
         if own[name].shape != tensor.shape:
             raise CheckpointError(f"{folder}: {name} is {list(tensor.shape)}, the model's is {list(own[name].shape)}")
         own[name].copy_(tensor)
-
-
-def load_trained(config: Config, checkpoints: Path, device: torch.device) -> tuple[Transformer, int]:
-    """A run's newest model, ready to be used, and its step."""
-    folder = checkpoint.latest(checkpoints, report=print)
-    tensors, state = checkpoint.load(folder)
-    model = Transformer(config.model).to(device)
-    load_model(model, tensors["model"], folder)
-    return model.eval(), int(state["step"])

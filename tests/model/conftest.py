@@ -1,11 +1,12 @@
-"""One thread, and a reason for the tests that a machine without a GPU skips."""
+"""A fixed seed, and a reason for the tests that a machine without a GPU skips."""
 
 import pytest
 import torch
 
-# Matrices this small gain nothing from a second thread, and beside another busy process the threads wait for each other:
-# tests/model/test_transformer.py took 217 s with two threads on two shared cores, 8 s with one.
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time() -> None:
+    torch.manual_seed(0)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

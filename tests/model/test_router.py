@@ -41,6 +41,7 @@ def test_softmax_topk_is_mixtrals(k):
 
 @pytest.mark.parametrize("capacity", [1, 5, T])
 def test_switch_is_switch_transformers(capacity):
+    """On one sequence: theirs counts each sequence's capacity by itself, ours the batch's."""
     hugging = pytest.importorskip("transformers.models.switch_transformers.modeling_switch_transformers")
     settings = SimpleNamespace(
         num_experts=E, expert_capacity=capacity, hidden_size=E, router_bias=False, router_jitter_noise=0.0,
@@ -48,40 +49,52 @@ def test_switch_is_switch_transformers(capacity):
     )  # fmt: skip
     router = hugging.SwitchTransformersTop1Router(settings)
     router.classifier.weight.data = torch.eye(E)
-    mask, probability, logits = router(LOGITS[None])
+    outputs = router(LOGITS[None])  # their order differs between versions
+    mask = next(output for output in outputs if not output.is_floating_point())
+    probability = next(output for output in outputs if output.is_floating_point() and output.shape[-1] == 1)
     ours = switch(LOGITS, capacity)
     kept = mask[0].any(-1)
+    assert kept.sum() == LOGITS.argmax(-1).bincount(minlength=E).clamp(max=capacity).sum()
     assert torch.equal(ours.expert_TK[:, 0], torch.where(kept, mask[0].argmax(-1), E))
     torch.testing.assert_close(ours.gate_TK[:, 0], torch.where(kept, probability[0, :, 0], 0.0))
-    choice = logits.softmax(-1).argmax(-1)
-    torch.testing.assert_close(
-        balance_loss(ours, before_capacity=True), hugging.load_balancing_loss_func(logits.softmax(-1), choice)
-    )
+    theirs = hugging.load_balancing_loss_func(LOGITS[None].softmax(-1), LOGITS[None].argmax(-1))
+    torch.testing.assert_close(balance_loss(ours, before_capacity=True), theirs)
     torch.testing.assert_close(z_loss(LOGITS), hugging.router_z_loss_func(LOGITS[None]))
 
 
-def test_sigmoid_gates_are_deepseeks():
+@pytest.mark.parametrize("k", [1, 2, E])
+def test_sigmoid_gates_are_deepseeks(k):
+    """Its best k of a token, without groups and bias, are ours above a threshold that only the token's best k pass."""
     deepseek = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
     settings = SimpleNamespace(
-        num_experts_per_tok=E, num_local_experts=E, n_routed_experts=E, hidden_size=E, routed_scaling_factor=2.5, n_group=1,
+        num_experts_per_tok=k, num_local_experts=E, n_routed_experts=E, hidden_size=E, routed_scaling_factor=2.5, n_group=1,
         topk_group=1, norm_topk_prob=False,
     )  # fmt: skip
     router = deepseek.DeepseekV3TopkRouter(settings)
     router.weight.data = torch.eye(E)
-    result = router(LOGITS)
-    if not isinstance(result, tuple):
-        pytest.skip("this transformers' DeepSeek router returns logits only")
-    _, gates, experts = result
-    ours = sigmoid(LOGITS, threshold=0.0, scale=2.5)  # with every expert above it
-    torch.testing.assert_close(ours.gate_TK, torch.zeros(T, E).scatter(1, experts, gates))
-    assert torch.equal(ours.expert_TK, torch.arange(E).expand(T, E))
+    _, gates, experts = router(LOGITS)
+    expected_TE = torch.zeros(T, E).scatter(1, experts, gates)
+    for token in range(T):
+        best = sorted(LOGITS[token].sigmoid().tolist(), reverse=True)
+        ours = sigmoid(LOGITS[token : token + 1], threshold=(best[k - 1] + [*best, 0.0][k]) / 2, scale=2.5)
+        assert sorted(ours.expert_TK[0].tolist()) == sorted([*experts[token].tolist(), *[E] * (E - k)])
+        torch.testing.assert_close(ours.gate_TK[0], expected_TE[token])
 
 
 @pytest.mark.parametrize("experts", [1, 2, E])
 @pytest.mark.parametrize("tokens", [1, T])
 @pytest.mark.parametrize("factor", [0.1, 1.0, 1.25, 100.0])
 def test_switch_by_hand(experts, tokens, factor):
-    logits = LOGITS[:tokens, :experts].round()  # rounded: with ties
+    assert_switch_by_hand(LOGITS[:tokens, :experts].round(), factor)  # rounded: with ties
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(T, E), torch.eye(E)[3].expand(T, E), torch.eye(E)[[1, 4] * 9]])
+def test_switch_by_hand_with_experts_that_nobody_chooses(logits):
+    assert_switch_by_hand(logits, 1.25)
+
+
+def assert_switch_by_hand(logits: Tensor, factor: float) -> None:
+    tokens, experts = logits.shape
     capacity = expert_capacity(tokens, experts, factor)
     assert capacity >= factor * tokens / experts > capacity - 1
     chosen, gates = plain_switch(logits, capacity)
@@ -147,3 +160,55 @@ def test_arithmetic_is_float32_under_autocast():
         routing = router(x_TD)
     assert routing.logits_TE.dtype == routing.gate_TK.dtype == routing.probs_TE.dtype == torch.float32
     torch.testing.assert_close(routing.logits_TE, x_TD @ router.weight_ED.T / D**0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_narrow_input_is_widened_and_a_wide_one_kept(dtype):
+    router = Router(ModelConfig(dim=D, num_heads=2, num_kv_heads=1, num_experts=E), E)
+    torch.nn.init.normal_(router.weight_ED)
+    x_TD = torch.randn(T, D).to(dtype)
+    expected = x_TD.double() @ router.weight_ED.double().T / D**0.5
+    logits_TE = router(x_TD).logits_TE
+    assert logits_TE.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(logits_TE.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "by_function"),
+    [
+        ({"router_top_k": K, "gate_scale": 2.5}, lambda logits: softmax_topk(logits, K, True, 2.5)),
+        ({"router_top_k": K, "renormalize_gates": False}, lambda logits: softmax_topk(logits, K, False)),
+        ({"router_top_k": 1, "gate_scale": 0.0}, lambda logits: softmax_topk(logits, 1, False, E)),
+        ({"router_type": "switch", "capacity_factor": 0.6}, lambda logits: switch(logits, 5)),  # 0.6 * 37 / 5 = 4.44
+        ({"router_type": "switch", "gate_scale": 0.0, "capacity_factor": 9.0}, lambda logits: switch(logits, T, E)),
+        ({"router_type": "sigmoid", "router_threshold": 0.3}, lambda logits: sigmoid(logits, 0.3)),
+    ],
+)
+def test_the_configuration_is_heeded(changes, by_function):
+    router = Router(ModelConfig(dim=D, num_heads=2, num_kv_heads=1, num_experts=E, base_expansion=1.0, **changes), E)
+    torch.nn.init.normal_(router.weight_ED, std=3.0)
+    x_TD = torch.randn(T, D)
+    for ours, expected in zip(router(x_TD), by_function(x_TD @ router.weight_ED.T / D**0.5), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("size", [-200.0, 200.0])
+@pytest.mark.parametrize(
+    "route",
+    [lambda x: softmax_topk(x, K, True), lambda x: switch(x, 4), lambda x: sigmoid(x, 0.5)],
+    ids=["softmax_topk", "switch", "sigmoid"],
+)
+def test_losses_stay_finite_at_extreme_logits(route, size):
+    logits = (LOGITS + size).requires_grad_()  # in float32, sigmoid(-104) and below are 0
+    routing = route(logits)
+    loss = balance_loss(routing) + z_loss(routing.logits_TE) + routing.gate_TK.sum()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite() and gradient.isfinite().all()
+
+
+def test_no_expert_is_an_id_of_its_own():
+    expert_TK = torch.tensor([[0, E], [E, E], [2, 0], [4, E]])
+    assert tokens_per_expert(expert_TK, E).tolist() == [2, 0, 1, 0, 1]
+    dropped = switch(torch.eye(E)[[2, 2, 1]], capacity=1)
+    assert dropped.expert_TK.tolist() == [[2], [E], [1]]
+    assert dropped.gate_TK[1] == 0

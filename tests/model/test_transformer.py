@@ -207,9 +207,7 @@ def large_by_hand(base: int, widths: list[int], num_experts: int) -> int:
     return 2 * 50_304 * 896 + 896 + 24 * (2 * 896 + attention + 3 * 896 * base) + experts
 
 
-@pytest.mark.parametrize(
-    ("config", "base", "lowest", "highest"), [(MAXIMUM_SPEED, 0, 3.0, 4.0), (STABILITY, 448, 2.0, 3.0)]
-)
+@pytest.mark.parametrize(("config", "base", "lowest", "highest"), [(MAXIMUM_SPEED, 0, 3.0, 4.0), (STABILITY, 448, 2.0, 3.0)])
 def test_both_recommendations_are_built_as_written(config, base, lowest, highest):
     with torch.device("meta"):
         model = Transformer(config)
