@@ -22,20 +22,28 @@ from moebius.cost import active_parameters
 from moebius.presets import dense_twin
 from moebius.settings import read_config
 
-NO_BASE = ["--model.base_expansion", "0", "--model.moe_min_expansion", "3", "--model.moe_max_expansion", "3"]
-FINE = ["--model.base_expansion", "0", "--model.moe_min_expansion", "1.5", "--model.moe_max_expansion", "1.5"]
-RECIPES: dict[str, list[str]] = {
-    "no base, gate = probability": [*NO_BASE, "--model.gate_scale", "1", "--train.common_start", "0"],
-    "no base, gate x 2": [*NO_BASE, "--model.gate_scale", "2", "--train.common_start", "0"],
-    "no base, gate x 4": [*NO_BASE, "--model.gate_scale", "4", "--train.common_start", "0"],
-    "no base, gate x 4, common start 0.2": [*NO_BASE, "--model.gate_scale", "4", "--train.common_start", "0.2"],
-    "no base, gate x 2, common start 0.2": [*NO_BASE, "--model.gate_scale", "2", "--train.common_start", "0.2"],
-    "no base, gate x 4, common start 0.5": [*NO_BASE, "--model.gate_scale", "4", "--train.common_start", "0.5"],
-    "no base, 8 half experts, top-2": [*FINE, "--model.num_experts", "8", "--model.router_top_k", "2"],
-    "base + experts, gate x 1": ["--model.gate_scale", "1", "--train.common_start", "0"],
-    "base + experts, gate x 2": ["--model.gate_scale", "2", "--train.common_start", "0"],
-    "base + experts, gate x 4": ["--model.gate_scale", "4", "--train.common_start", "0"],
-    "base + experts, gate x 2, common start 0.2": ["--model.gate_scale", "2", "--train.common_start", "0.2"],
+
+def recipe(base: float, experts: int, width: float, k: int, **more: float) -> list[str]:
+    """Flags of one architecture; `more` are further fields of the model, or train's common_start."""
+    fields = {"base_expansion": base, "num_experts": experts, "moe_min_expansion": width, "moe_max_expansion": width}
+    flags = [f"--model.{name}={value}" for name, value in (fields | {"router_top_k": k, "aux_loss_coeff": 0.1} | more).items()]
+    return [flag.replace("model.common_start", "train.common_start") for flag in flags]
+
+
+RECIPES = {
+    "4 x 3, top-1, gate = probability": recipe(0, 4, 3, 1),
+    "4 x 3, top-1, balance 0.01": recipe(0, 4, 3, 1, aux_loss_coeff=0.01),
+    "4 x 3, top-1, gate x 2": recipe(0, 4, 3, 1, gate_scale=2),
+    "4 x 3, top-1, gate x 4": recipe(0, 4, 3, 1, gate_scale=4),
+    "4 x 3, top-1, gate x 4, common start 0.2": recipe(0, 4, 3, 1, gate_scale=4, common_start=0.2),
+    "4 x 3, top-1, gate x 4, common start 0.5": recipe(0, 4, 3, 1, gate_scale=4, common_start=0.5),
+    "base 1.5 + 4 x 1.5, top-1": recipe(1.5, 4, 1.5, 1),
+    "base 1.5 + 4 x 1.5, top-1, gate x 2": recipe(1.5, 4, 1.5, 1, gate_scale=2),
+    "8 x 1.5, top-2": recipe(0, 8, 1.5, 2),
+    "8 x 1.5, top-2, balance 0.01": recipe(0, 8, 1.5, 2, aux_loss_coeff=0.01),
+    "12 x 1, top-3": recipe(0, 12, 1, 3),
+    "base 1 + 8 x 1, top-2": recipe(1, 8, 1, 2),
+    "16 x 0.5, top-6": recipe(0, 16, 0.5, 6),
 }
 
 
