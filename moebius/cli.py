@@ -1,8 +1,11 @@
 """The command line: one function per command, thin. Torch is imported by the command that needs it."""
 
 import argparse
+import io
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from moebius.errors import ConfigError, MoebiusError, StorageError
@@ -18,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command; exit with 0 or with the error's code after one line on stderr. `--debug` shows the traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a model may write what this terminal cannot show
     try:
         _run([argument for argument in arguments if argument != "--debug"])
     except (MoebiusError, OSError, KeyboardInterrupt) as error:
@@ -68,15 +73,27 @@ def data(config_source: str, flags: list[str]) -> None:
 
 def generate(run_path: str, prompt: str, max_tokens: int, temperature: float, seed: int, device_name: str) -> None:
     """Continue a prompt with a run's newest checkpoint."""
+    _check_sampling(prompt, temperature, seed)
     from moebius.train.run_directory import RunDirectory
 
     run = RunDirectory.open(run_path)
     from moebius.train.session import choose_device
 
+    device = choose_device(replace(run.config().train, device=device_name).device)
+    texts = _continued(run, device, prompt, max_tokens, temperature, seed)
     print(prompt, end="", flush=True)
-    for text in _continued(run, choose_device(device_name), prompt, max_tokens, temperature, seed):
+    for text in texts:
         print(text, end="", flush=True)
     print()
+
+
+def _check_sampling(prompt: str, temperature: float, seed: int) -> None:
+    if not 0 <= temperature < math.inf:
+        raise ConfigError(f"--temperature {temperature}: a finite number, at least 0, is wanted")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed {seed}: from 0 to 2**63 - 1")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python hands over what is not UTF-8
+        raise ConfigError(f"--prompt {prompt!r}: not UTF-8")
 
 
 def _train_to_end(session: "Session") -> None:
@@ -104,9 +121,9 @@ def _continued(
     from moebius.train.step import matmul_dtype
 
     train = run.config().train
-    model = load_trained(run, device)
+    model = load_trained(run, device, report=lambda line: print(f"moebius: {line}", file=sys.stderr))
     dtype = matmul_dtype(train, device)
-    yield from generate_text(model, run.tokenizer(), prompt, max_tokens, train.seq_len, temperature, seed, dtype)
+    return generate_text(model, run.tokenizer(), prompt, max_tokens, train.seq_len, temperature, seed, dtype)
 
 
 def _run(arguments: list[str]) -> None:
@@ -118,6 +135,8 @@ def _run(arguments: list[str]) -> None:
     if "config_source" in values:
         # argparse leaves `--section.key value` alone and may take the value for CONFIG
         values["config_source"], flags = _split_config(arguments[1:])
+    if options.function is resume and arguments[1] != options.run_path:
+        raise ConfigError("RUN stands before the settings: `moebius resume RUN [--section.key value ...]`")
     if options.function in (train, resume, data):
         values["flags"] = flags
     elif flags:
@@ -181,7 +200,8 @@ def _configuration_help(command: str, parser: argparse.ArgumentParser) -> None:
         print(f"  {name:<11} {' '.join((function.__doc__ or '').split())}")
     print()
     options = tyro.extras.get_parser(Config, default=Config(), config=(tyro.conf.FlagConversionOff,), use_underscores=True)
-    print("╭" + options.format_help().partition("╭")[2])
+    _usage, _description, settings = options.format_help().split("\n\n", 2)
+    print(settings)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

@@ -119,15 +119,18 @@ class ModelConfig:
             raise ConfigError(f"model.head_dim={self.head_width}: must be even, rotary embedding turns pairs")
 
     def _check_experts(self) -> None:
+        count = list(self.num_experts) if isinstance(self.num_experts, tuple) else self.num_experts
         if isinstance(self.num_experts, tuple) and len(self.num_experts) != self.num_layers:
             raise ConfigError(
-                f"model.num_experts={list(self.num_experts)}: {len(self.num_experts)} numbers for {self.num_layers} layers; "
+                f"model.num_experts={count}: {len(self.num_experts)} numbers for {self.num_layers} layers; "
                 "give one number, or one per layer"
             )
         if min(self.experts_per_layer) < 0:
-            raise ConfigError(f"model.num_experts={self.num_experts}: at least 0")
+            raise ConfigError(f"model.num_experts={count}: at least 0")
         if self.base_expansion == 0 and 0 in self.experts_per_layer:
-            raise ConfigError("model.num_experts=0: a layer without experts needs a base MLP; set --model.base_expansion")
+            raise ConfigError(
+                f"model.num_experts={count}: a layer without experts needs a base MLP; set --model.base_expansion above 0"
+            )
         if not any(self.experts_per_layer):
             return
         if self.router_type == "sigmoid" and self.base_expansion == 0:
@@ -360,12 +363,12 @@ class Config:
 
 
 def _at_least(section: str, config: object, name: str, lowest: float) -> None:
-    if not getattr(config, name) >= lowest or math.isinf(getattr(config, name)):
+    if not getattr(config, name) >= lowest:
         raise ConfigError(f"{section}.{name}={getattr(config, name)}: must be at least {lowest}")
 
 
 def _above(section: str, config: object, name: str, bound: float) -> None:
-    if not getattr(config, name) > bound or math.isinf(getattr(config, name)):
+    if not getattr(config, name) > bound:
         raise ConfigError(f"{section}.{name}={getattr(config, name)}: must be above {bound}")
 
 

@@ -30,7 +30,7 @@ def parameters(model: ModelConfig) -> dict[str, int]:
 
 def active_parameters(model: ModelConfig, experts_per_token: Sequence[float] | None = None) -> int:
     """Parameters a token is multiplied with: not the embedding (a look-up) unless it is also the head, and of the experts
-    only the token's own. experts_per_token: measured, one number per layer; default: as many as the router may choose."""
+    only the token's own. experts_per_token: as in `forward_flops_per_token`; the MTP layer's is over its three passes."""
     counts = parameters(model)
     head = model.vocab_size * model.dim
     layers = _layers(model)
@@ -38,7 +38,8 @@ def active_parameters(model: ModelConfig, experts_per_token: Sequence[float] | N
     mtp = 0.0
     if model.use_mtp:
         last = layers[-1]
-        mtp = last.parameters["base_mlp"] + last.parameters["router"] + last.expert_weights * _used(model, None)[-1]
+        used_in_mtp = _used_in_mtp(model, experts_per_token) / len(MTP_OFFSETS)
+        mtp = last.parameters["base_mlp"] + last.parameters["router"] + last.expert_weights * used_in_mtp
     shared = counts["attention"] + counts["base_mlp"] + counts["router"] + counts["norms"]
     return round(shared + routed + mtp + head)
 
@@ -53,10 +54,9 @@ def forward_flops_per_token(
     head = 2.0 * model.vocab_size * model.dim
     mtp = 0.0
     if model.use_mtp:
-        used_in_mtp = experts_per_token[model.num_layers] if experts_per_token is not None else used[-1] * len(MTP_OFFSETS)
         last = layers[-1]
         dense = 2 * (last.parameters["base_mlp"] + last.parameters["router"]) + head
-        mtp = len(MTP_OFFSETS) * dense + 2 * last.expert_weights * used_in_mtp
+        mtp = len(MTP_OFFSETS) * dense + 2 * last.expert_weights * _used_in_mtp(model, experts_per_token)
     return {
         "attention_projections": 2.0 * _attention_weights(model) * model.num_layers,
         "attention_core": 2.0 * seq_len * model.num_heads * model.head_width * model.num_layers,
@@ -93,22 +93,30 @@ def memory(config: Config, item: int, devices: int = 1) -> dict[str, float]:
         blocks += 4 * tokens * D if config.parallel.activation_checkpointing == "full" else block
     passes = 1 + (len(MTP_OFFSETS) if model.use_mtp else 0)
     logits = passes * tokens * model.vocab_size * (item + 4) + tokens * model.vocab_size * 4
-    moments = 1 if train.optimizer == "muon" else 2
     return {
         "weights": 4.0 * count,
         "gradients": 4.0 * count,
-        "optimizer": 4.0 * count * moments,
+        "optimizer": 4.0 * (2 * count - (_hidden_weights(model) if train.optimizer == "muon" else 0)),
         "activations": blocks,
         "logits": float(logits),
     }
 
 
+def _hidden_weights(model: ModelConfig) -> int:
+    """Parameters of the matrices that Muon keeps one moment of, where AdamW keeps two."""
+    layers = _layers(model)
+    layers += layers[-1:] if model.use_mtp else []
+    mlps = sum(layer.parameters["base_mlp"] - layer.mix_weights + layer.parameters["experts"] for layer in layers)
+    return _attention_weights(model) * model.num_layers + mlps
+
+
 @dataclass(frozen=True)
 class _Layer:
-    """A block's feed-forward half: its parameters, and those of one of its experts."""
+    """A block's feed-forward half: its parameters, those of one of its experts, and what of the base MLP's is the mix."""
 
     parameters: dict[str, int]
     expert_weights: int
+    mix_weights: int
 
 
 def _layers(model: ModelConfig) -> list[_Layer]:
@@ -117,7 +125,7 @@ def _layers(model: ModelConfig) -> list[_Layer]:
         expert = model.matrices_per_mlp * model.dim * width if count else 0
         mix = 2 * model.dim if model.residual_mix == "learned" and model.base_width and count else 0
         base = model.matrices_per_mlp * model.dim * model.base_width + mix
-        layers.append(_Layer({"base_mlp": base, "router": count * model.dim, "experts": count * expert}, expert))
+        layers.append(_Layer({"base_mlp": base, "router": count * model.dim, "experts": count * expert}, expert, mix))
     return layers
 
 
@@ -125,6 +133,13 @@ def _used(model: ModelConfig, experts_per_token: Sequence[float] | None) -> list
     if experts_per_token is not None:
         return list(experts_per_token[: model.num_layers])
     return [float(model.experts_per_token(count)) for count in model.experts_per_layer]
+
+
+def _used_in_mtp(model: ModelConfig, experts_per_token: Sequence[float] | None) -> float:
+    """Experts a token has in the MTP layer, over all its passes."""
+    if experts_per_token is not None:
+        return experts_per_token[model.num_layers]
+    return _used(model, None)[-1] * len(MTP_OFFSETS)
 
 
 def _attention_weights(model: ModelConfig) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -30,9 +31,9 @@ def parse_text(text: str, annotation: Any) -> Any:
         return text
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    items = [item for item in text.strip("[]() ").split(",") if item.strip()]
-    if len(items) > 1 or text[:1] in "[(":
-        return [_number(item.strip()) for item in items]
+    if "," in text or text.startswith(("[", "(")):
+        items = text.strip("[]() ").removesuffix(",")
+        return [_number(item.strip()) for item in items.split(",")] if items else []
     return _number(text)
 
 
@@ -45,7 +46,7 @@ def nearest(name: str, allowed: typing.Iterable[str]) -> str:
 def _number(text: str) -> Any:
     for kind in (int, float):
         try:
-            return kind(text.replace("_", ""))
+            return kind(text)
         except ValueError:
             pass
     return text
@@ -69,13 +70,33 @@ def _convert(value: Any, annotation: Any) -> Any:
                 return tuple(_convert(v, item) for v in value)
         elif member is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-        elif member in (bool, str) or dataclasses.is_dataclass(member):
+                return _finite(value)
+        elif member is str:
+            if isinstance(value, str):
+                return _storable(value)
+        elif member is bool or dataclasses.is_dataclass(member):
             if type(value) is member:
                 return value
         elif member is int and isinstance(value, int) and not isinstance(value, bool):
             return value
     raise TypeError(" or ".join(_describe(m) for m in members) + " is wanted" + _hint(value, members))
+
+
+def _finite(value: float) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise TypeError("a finite number is wanted")
+    return number
+
+
+def _storable(text: str) -> str:
+    # a flag's bytes that are not UTF-8 arrive as surrogates, which config.toml cannot hold; no path holds a null character
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise TypeError("text in UTF-8 without null characters is wanted")
+    return text
 
 
 def _hint(value: Any, members: tuple[Any, ...]) -> str:

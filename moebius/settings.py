@@ -2,6 +2,8 @@
 
 import json
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -9,7 +11,7 @@ from typing import Any, get_type_hints
 from moebius.config import Config
 from moebius.errors import ConfigError
 from moebius.fields import nearest, parse_text
-from moebius.presets import PRESETS, preset
+from moebius.presets import preset
 
 
 def read_config(source: str, flags: list[str]) -> Config:
@@ -36,11 +38,10 @@ def override(config: Config, values: dict[str, dict[str, Any]], origin: str = ""
             if key not in known:
                 hint = nearest(key, known) or f"; `moebius train --help` lists the fields of {section}"
                 raise ConfigError(f"{origin}{section}.{key}: no such field{hint}")
-        try:
+        with _naming(origin):
             sections[section] = replace(getattr(config, section), **entries)
-        except ConfigError as error:
-            raise ConfigError(f"{origin}{error}") from None
-    return replace(config, **sections)
+    with _naming(origin):
+        return replace(config, **sections)
 
 
 def parse_flags(flags: list[str]) -> dict[str, dict[str, Any]]:
@@ -57,8 +58,8 @@ def parse_flags(flags: list[str]) -> dict[str, dict[str, Any]]:
         if annotation is None:
             raise ConfigError(f"--{name}: no such field{_nearest_flag(name)}")
         if not has_value:
-            if not remaining:
-                raise ConfigError(f"--{name}: a value is wanted")
+            if not remaining or remaining[0].startswith("--"):
+                raise ConfigError(f"--{name}: a value is wanted (one that begins with -- as --{name}=VALUE)")
             text = remaining.pop(0)
         values.setdefault(section, {})[key] = parse_text(text, annotation)
     return values
@@ -86,15 +87,29 @@ def _from_source(source: str, seen: tuple[Path, ...]) -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte offset {error.start} is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise ConfigError(f"{path}: {error}") from None
     base = values.pop("base", None)
-    if base is not None and not isinstance(base, str):
-        raise ConfigError(f"{path}: base={base!r}: the name of a preset or a TOML file is wanted")
-    if base is not None and base not in PRESETS:
-        base = str(path.parent / base)
-    config = _from_source(base, (*seen, path.resolve())) if base else Config()
+    config = Config() if base is None else _from_base(base, path, (*seen, path.resolve()))
     return override(config, values, origin=f"{path}: ")
+
+
+def _from_base(base: Any, path: Path, seen: tuple[Path, ...]) -> Config:
+    """What the file at `path` names as its base: a preset, or a TOML file seen from its own folder."""
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base={base!r}: the name of a preset or a TOML file is wanted")
+    if base.endswith(".toml"):
+        return _from_source(str(path.parent / base), seen)
+    with _naming(f"{path}: base: "):
+        return preset(base)
+
+
+@contextmanager
+def _naming(origin: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{origin}{error}") from None
 
 
 def _nearest_flag(name: str) -> str:
@@ -106,8 +121,9 @@ def _nearest_flag(name: str) -> str:
 def _toml_value(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    # JSON's strings, numbers and booleans are TOML's, but for the delete character, which JSON leaves bare
-    return json.dumps(value).replace("\x7f", "\\u007f")
+    # JSON's strings, numbers and booleans are TOML's, but for the delete character, which JSON leaves bare, and for what
+    # it escapes as two surrogates
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 _SECTIONS: dict[str, Any] = {name: tree for name, tree in get_type_hints(Config).items() if is_dataclass(tree)}

@@ -1,6 +1,6 @@
 """Documents in, tokenizer, token shards on disk, deterministic batches out."""
 
-from moebius.data.batches import Batches, evaluation_windows
+from moebius.data.batches import Batches, check_evaluable, evaluation_windows
 from moebius.data.prepare import Corpus, prepare
 from moebius.data.shards import TokenStream, open_split, verify
 from moebius.data.sources import Document, documents
@@ -12,6 +12,7 @@ __all__ = [
     "Document",
     "TokenStream",
     "Tokenizer",
+    "check_evaluable",
     "documents",
     "evaluation_windows",
     "open_split",

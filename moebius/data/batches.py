@@ -47,11 +47,16 @@ def evaluation_windows(
     Only whole batches, because a compiled model would be compiled anew for another shape; a stream too short for one is one
     batch of fewer rows, and one shorter than a window is one shorter window. Raises DataError if it predicts nothing.
     """
-    if len(stream) <= lookahead:
-        raise DataError(f"the held-out text has {len(stream)} tokens, too few to evaluate; raise --data.val_fraction")
+    check_evaluable(stream, lookahead)
     seq_len = min(seq_len, len(stream) - lookahead)
     num_windows = min((len(stream) - lookahead) // seq_len, max(1, limit_tokens // seq_len))
     batch_size = min(batch_size, num_windows)
     for first in range(0, num_windows - batch_size + 1, batch_size):
         starts = [window * seq_len for window in range(first, first + batch_size)]
         yield np.stack([stream.read(start, start + seq_len + lookahead) for start in starts])
+
+
+def check_evaluable(stream: TokenStream, lookahead: int) -> None:
+    """Raises DataError if the held-out text is too short to predict a token of it."""
+    if len(stream) <= lookahead:
+        raise DataError(f"the held-out text has {len(stream)} tokens, too few to evaluate; raise --data.val_fraction")

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from moebius.config import ModelConfig
 
+SMALLEST_SUM = 1e-20  # of a token's sigmoid probabilities, which may all be 0 in float32
+
 
 class Routing(NamedTuple):
     """Who goes where. The id num_experts means "no expert": dropped, or below the threshold."""
@@ -111,7 +113,7 @@ def balance_loss(routing: Routing, before_capacity: bool = False) -> Tensor:
     chosen_TK = routing.probs_TE.argmax(dim=-1, keepdim=True) if before_capacity else routing.expert_TK
     share_E = tokens_per_expert(chosen_TK, num_experts) / num_tokens
     # sigmoid probabilities do not sum to one; DeepSeek-V3 (arXiv 2412.19437, eq. 17-20) normalises them for this loss
-    probability_TE = routing.probs_TE / routing.probs_TE.sum(dim=-1, keepdim=True)
+    probability_TE = routing.probs_TE / routing.probs_TE.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_SUM)
     return num_experts * (share_E * probability_TE.mean(dim=0)).sum()
 
 

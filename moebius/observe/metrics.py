@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class MetricsFile:
             raise StorageError(f"{self._file.name}: {error.strerror}") from None
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what `write` could not write stays in the buffer; it has been reported
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A run's folder: OUT/NAME with everything that the run is."""
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from moebius.config import Config
 from moebius.data import Tokenizer
 from moebius.errors import ConfigError, StorageError
 from moebius.settings import read_config, to_toml
+
+LONGEST_STEM = 48  # with date and time, a run's name is to have at most 64
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class RunDirectory:
     @classmethod
     def plan(cls, config: Config, source: str) -> "RunDirectory":
         """Where a new run is to be. Raises ConfigError if something is there: an existing run is never written into."""
-        name = config.train.name or f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = config.train.name or f"{_letters(Path(source).stem)}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = cls(Path(config.train.out) / name)
         if run.root.exists():
             raise run._exists()
@@ -29,7 +32,7 @@ class RunDirectory:
         """Make the folder and write config.toml. Raises ConfigError, StorageError."""
         try:
             self.root.mkdir(parents=True)
-            self.config_path.write_text(to_toml(config))
+            self.config_path.write_text(to_toml(config), encoding="utf-8")
         except FileExistsError:
             raise self._exists() from None
         except OSError as error:
@@ -71,3 +74,8 @@ class RunDirectory:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the run was trained with."""
         return Tokenizer.load(self.tokenizer_path)
+
+
+def _letters(name: str) -> str:
+    """A file's name as the first part of a run's."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:LONGEST_STEM]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from moebius.config import Config
-from moebius.data import Batches, Corpus, prepare
+from moebius.data import Batches, Corpus, check_evaluable, prepare
 from moebius.errors import ConfigError
 from moebius.model.backends import choose_backends
 from moebius.model.transformer import lookahead, seeded
@@ -51,8 +51,9 @@ def resume(config: Config, run: RunDirectory, say: Say, progress: bool = False) 
 
 
 def cut(config: Config, corpus: Corpus) -> Batches:
-    """The training text as batches. Raises DataError if it is too short for one."""
+    """The training text as batches. Raises DataError if it is too short for one, or the held-out text to be evaluated."""
     train = config.train
+    check_evaluable(corpus.val, lookahead(config.model))
     return Batches(corpus.train, train.seq_len, train.batch_size, train.seed, lookahead(config.model))
 
 

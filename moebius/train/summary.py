@@ -37,7 +37,7 @@ def _active(config: Config) -> str:
     most = _short(cost.active_parameters(config.model))
     if config.model.router_type != "sigmoid" or not any(config.model.experts_per_layer):
         return most
-    fewest = cost.active_parameters(config.model, [0.0] * config.model.num_layers)
+    fewest = cost.active_parameters(config.model, [0.0] * (config.model.num_layers + config.model.use_mtp))
     return f"{_short(fewest)} to {most} (sigmoid: none to all experts)"
 
 

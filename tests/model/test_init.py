@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moebius.config import ModelConfig
+from moebius.model.router import Router
 from moebius.model.transformer import Transformer, seeded
 from tests.model.tiny import tiny
 
@@ -60,10 +61,10 @@ def test_a_tied_embedding_is_small():
 
 
 def test_the_number_of_experts_scales_nothing_and_each_starts_different():
-    few, many = (seeded(0, config(num_experts=count)).layers[0].moe.experts for count in (2, 16))
-    for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD"):
-        assert getattr(few, name).std().item() == pytest.approx(getattr(many, name).std().item(), rel=0.03)
-        by_expert = getattr(many, name).flatten(1)
+    few, many = (dict(seeded(0, config(num_experts=count)).named_parameters()) for count in (2, 16))
+    for name in (f"layers.0.moe.experts.{matrix}" for matrix in ("w_gate_EDF", "w_up_EDF", "w_down_EFD")):
+        assert few[name].std().item() == pytest.approx(many[name].std().item(), rel=0.03)
+        by_expert = many[name].flatten(1)
         assert by_expert.std(dim=1).tolist() == pytest.approx([by_expert.std().item()] * 16, rel=0.05)
         assert by_expert.corrcoef().fill_diagonal_(0).abs().max() < 0.1
 
@@ -90,7 +91,7 @@ def test_the_first_loss_is_that_of_a_guess(tie_embeddings, variant):
 @pytest.mark.parametrize("router_type", ["softmax_topk", "switch"])
 def test_routers_start_undecided(router_type):
     model = seeded(0, config(router_type=router_type, capacity_factor=float(E)))
-    router = model.layers[0].moe.router
+    router = next(module for module in model.modules() if isinstance(module, Router))
     routing = router(torch.randn(1000, D))
     assert routing.probs_TE.mean(dim=0).tolist() == pytest.approx([1 / E] * E, abs=0.01)
     assert routing.gate_TK.max() < 2 / E

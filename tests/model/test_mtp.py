@@ -97,7 +97,9 @@ def test_three_passes_through_one_layer_are_counted_together():
     model.mtp.moe.register_forward_hook(lambda module, inputs, output: passes.append(output[1]))
     stats = model.loss(with_documents()).stats
     assert len(passes) == 3 and len(stats) == NUM_LAYERS + 1
-    assert stats[-1].tokens_per_expert_E.tolist() == sum(each.tokens_per_expert_E for each in passes).tolist()
+    assert (
+        stats[-1].tokens_per_expert_E.tolist() == torch.stack([each.tokens_per_expert_E for each in passes]).sum(dim=0).tolist()
+    )
     assert stats[-1].tokens_per_expert_E.sum() == 3 * B * S
     torch.testing.assert_close(stats[-1].balance_loss, sum(each.balance_loss for each in passes) / 3)
     torch.testing.assert_close(stats[-1].z_loss, sum(each.z_loss for each in passes) / 3)

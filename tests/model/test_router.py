@@ -52,6 +52,10 @@ def test_switch_is_switch_transformers(capacity):
     outputs = router(LOGITS[None])  # their order differs between versions
     mask = next(output for output in outputs if not output.is_floating_point())
     probability = next(output for output in outputs if output.is_floating_point() and output.shape[-1] == 1)
+    if mask.dim() == 4:  # up to 5.17 their running count goes along an axis of one
+        mask = mask.squeeze(2)
+        if capacity < T:
+            pytest.skip("this version of transformers never drops a token")
     ours = switch(LOGITS, capacity)
     kept = mask[0].any(-1)
     assert kept.sum() == LOGITS.argmax(-1).bincount(minlength=E).clamp(max=capacity).sum()

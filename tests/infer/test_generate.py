@@ -1,0 +1,147 @@
+"""Text from a model whose next token is known beforehand."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moebius.config import DataConfig, ModelConfig
+from moebius.data import Tokenizer
+from moebius.data.tokenizer import prepare_tokenizer
+from moebius.infer.generate import generate
+from moebius.model.transformer import Transformer, seeded
+
+
+class Logits(NamedTuple):
+    logits_BSV: Tensor
+
+
+class Recited(nn.Module):
+    """Gives the tokens of a script the highest logit, one after the other, and keeps what it was shown."""
+
+    def __init__(self, script: list[int], vocab_size: int):
+        super().__init__()
+        self.embedding = nn.Embedding(1, 1)
+        self.script = itertools.chain(script, itertools.repeat(script[-1]))
+        self.vocab_size = vocab_size
+        self.windows: list[list[int]] = []
+
+    def forward(self, tokens_BS: Tensor) -> Logits:
+        self.windows.append(tokens_BS[0].tolist())
+        logits_BSV = torch.zeros(*tokens_BS.shape, self.vocab_size)
+        logits_BSV[0, -1, next(self.script)] = 50.0
+        logits_BSV[0, -1, 257:] = 100.0  # rows of a padded vocabulary, likelier than any token
+        return Logits(logits_BSV)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return prepare_tokenizer(DataConfig(tokenizer="bytes"), 257, [])
+
+
+def recite(text: str | bytes, tokenizer: Tokenizer, end: bool = True, max_tokens: int = 100, **options: Any):
+    """The pieces that come out when the model writes `text`, and the model."""
+    data = text.encode() if isinstance(text, str) else text
+    ids = {bytes_of(tokenizer, id): id for id in range(1, 257)}
+    script = [ids[bytes([byte])] for byte in data] + ([tokenizer.end_of_text] if end else [])
+    model: Any = Recited(script, vocab_size=320)
+    options = {"prompt": "", "context": 64} | options
+    return list(generate(model, tokenizer, max_tokens=max_tokens, **options)), model
+
+
+def bytes_of(tokenizer: Tokenizer, id: int) -> bytes:
+    """Of a byte-level vocabulary's token: printable bytes stand for themselves, the others from U+0100 on."""
+    letter = ord(tokenizer._inner.id_to_token(id) or "")
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return bytes([letter if letter in own else others[letter - 0x100]])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_it_stops_at_the_end_of_text_which_is_not_shown(temperature, tokenizer):
+    pieces, model = recite("abc", tokenizer, temperature=temperature)
+    assert pieces == ["a", "b", "c"]
+    assert len(model.windows) == 4
+    assert recite("", tokenizer, temperature=temperature)[0] == []
+
+
+def test_at_most_max_tokens(tokenizer):
+    assert recite("abcdef", tokenizer, max_tokens=3)[0] == ["a", "b", "c"]
+    assert recite("abcdef", tokenizer, max_tokens=0)[0] == []
+
+
+def test_a_character_of_several_tokens_comes_out_whole(tokenizer):
+    pieces, _ = recite("aé中😀b", tokenizer)
+    assert pieces == ["a", "é", "中", "😀", "b"]
+
+
+def test_half_a_character_is_never_shown(tokenizer):
+    assert recite("a😀", tokenizer, max_tokens=4)[0] == ["a"]
+    assert recite("a😀", tokenizer, max_tokens=5)[0] == ["a", "😀"]
+
+
+def test_bytes_that_make_no_character_do_not_stop_the_text(tokenizer):
+    pieces, _ = recite(b"a\xff\x80b", tokenizer)
+    assert "".join(pieces) == "a\ufffd\ufffdb"
+
+
+def test_ids_past_the_tokenizer_are_never_written(tokenizer):
+    """The model gives its 63 padding rows the highest logits."""
+    assert "".join(recite("hello", tokenizer, temperature=0)[0]) == "hello"
+    assert "".join(recite("hello", tokenizer, temperature=5.0, max_tokens=5, end=False)[0])  # near uniform; decodes
+
+
+def test_the_prompt_follows_a_document_start_and_old_tokens_are_forgotten(tokenizer):
+    _, model = recite("abcdef", tokenizer, prompt="xy", context=4)
+    assert model.windows[0] == [tokenizer.end_of_text, *tokenizer.encode("xy")]
+    assert model.windows[1] == [tokenizer.end_of_text, *tokenizer.encode("xya")]
+    assert model.windows[2] == tokenizer.encode("xyab")
+    assert model.windows[-1] == tokenizer.encode("cdef")
+    _, model = recite("a", tokenizer, prompt="a long prompt", context=4)
+    assert model.windows[0] == tokenizer.encode("mpt")[-3:] or model.windows[0] == tokenizer.encode("ompt")
+
+
+@pytest.fixture(scope="module")
+def small() -> Transformer:
+    config = ModelConfig(vocab_size=257, dim=32, num_layers=2, num_heads=2, num_kv_heads=1, num_experts=3)
+    return seeded(0, config).eval()
+
+
+def test_temperature_0_takes_the_likeliest_token(small, tokenizer):
+    text = "".join(generate(small, tokenizer, "ab", max_tokens=6, context=5, temperature=0))
+    tokens = [tokenizer.end_of_text, *tokenizer.encode("ab")]
+    with torch.no_grad():
+        for _ in range(6):
+            following = int(small(torch.tensor([tokens[-5:]])).logits_BSV[0, -1].argmax())
+            if following == tokenizer.end_of_text:
+                break
+            tokens.append(following)
+    assert text == tokenizer.decode(tokens[3:]).rstrip("\ufffd")
+
+
+def test_sampling_follows_the_probabilities(tokenizer):
+    class Biased(Recited):
+        def forward(self, tokens_BS: Tensor) -> Logits:
+            logits_BSV = torch.full((*tokens_BS.shape, self.vocab_size), -torch.inf)
+            logits_BSV[..., tokenizer.encode("a")[0]] = 0.0
+            logits_BSV[..., tokenizer.encode("b")[0]] = 1.0
+            return Logits(logits_BSV)
+
+    def share_of_b(temperature: float) -> float:
+        model: Any = Biased([1], vocab_size=257)
+        text = "".join(generate(model, tokenizer, "", max_tokens=400, context=1, temperature=temperature))
+        assert len(text) == 400 and set(text) <= {"a", "b"}
+        return text.count("b") / 400
+
+    # sigmoid(1 / temperature), and four standard deviations of 400 draws
+    assert share_of_b(1.0) == pytest.approx(0.731, abs=0.09)
+    assert share_of_b(0.5) == pytest.approx(0.881, abs=0.07)
+
+
+def test_a_seed_is_a_text_and_moves_no_other_generator(small, tokenizer):
+    before = torch.get_rng_state()
+    texts = ["".join(generate(small, tokenizer, "ab", 20, context=16, seed=seed)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,220 @@
+"""Counts against counting by hand, and against what torch's own counter sees."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from moebius import cost
+from moebius.config import Config, ModelConfig, ParallelConfig, TrainConfig
+from moebius.model.backends import choose_backends
+from moebius.model.transformer import Transformer, lookahead, seeded
+from moebius.train.optimizer import build_optimizers
+
+# every letter of a shape has a size of its own
+D, V, N, G, H, E, S = 32, 101, 4, 2, 6, 3, 10
+WIDTHS = (64, 128)  # 2 * 32 and 4 * 32
+ATTENTION = D * N * H + 2 * D * G * H + N * H * D  # query; key and value; output
+NORMS = 2 * 2 * D + D  # two in each of two layers, one last
+EXPERTS = tuple(3 * D * width for width in WIDTHS)  # one expert of each layer: gate, up, down
+PLAIN = {
+    "embedding": V * D,
+    "attention": 2 * ATTENTION,
+    "base_mlp": 0,
+    "router": 2 * D * E,
+    "experts": E * sum(EXPERTS),
+    "norms": NORMS,
+    "mtp": 0,
+    "lm_head": V * D,
+}
+ACTIVE = 2 * ATTENTION + 2 * D * E + NORMS + V * D  # without the routed experts
+
+
+def small(**changes: Any) -> ModelConfig:
+    shape: dict[str, Any] = {
+        "vocab_size": V,
+        "dim": D,
+        "num_layers": 2,
+        "num_heads": N,
+        "num_kv_heads": G,
+        "head_dim": H,
+        "num_experts": E,
+    }
+    shape |= {"moe_min_expansion": 2.0, "moe_max_expansion": 4.0}
+    return ModelConfig(**(shape | changes))
+
+
+BASE = 3 * D * 64  # base_expansion 2
+VARIANTS: list[tuple[dict[str, Any], dict[str, int], int]] = [
+    ({}, {}, ACTIVE + sum(EXPERTS)),
+    ({"router_top_k": 2}, {}, ACTIVE + 2 * sum(EXPERTS)),
+    ({"router_type": "switch"}, {}, ACTIVE + sum(EXPERTS)),
+    ({"qk_norm": True}, {"norms": NORMS + 2 * 2 * H}, ACTIVE + sum(EXPERTS) + 2 * 2 * H),
+    ({"tie_embeddings": True}, {"lm_head": 0}, ACTIVE + sum(EXPERTS)),
+    ({"base_expansion": 2.0}, {"base_mlp": 2 * BASE}, ACTIVE + 2 * BASE + sum(EXPERTS)),
+    ({"base_expansion": 2.0, "router_type": "sigmoid"}, {"base_mlp": 2 * BASE}, ACTIVE + 2 * BASE + E * sum(EXPERTS)),
+    (
+        {"base_expansion": 2.0, "residual_mix": "learned"},
+        {"base_mlp": 2 * (BASE + 2 * D)},
+        ACTIVE + 2 * (BASE + 2 * D) + sum(EXPERTS),
+    ),
+    (
+        {"activation": "relu2"},
+        {"experts": E * 2 * D * (64 + 128)},
+        ACTIVE + 2 * D * (64 + 128),
+    ),
+    (
+        {"num_experts": (2, 5)},
+        {"router": 7 * D, "experts": 2 * EXPERTS[0] + 5 * EXPERTS[1]},
+        ACTIVE + D + sum(EXPERTS),
+    ),
+    (
+        {"num_experts": (0, 5), "base_expansion": 2.0, "residual_mix": "learned"},  # a layer without experts has no mix
+        {"base_mlp": 2 * BASE + 2 * D, "router": 5 * D, "experts": 5 * EXPERTS[1]},
+        ACTIVE - D + 2 * BASE + 2 * D + EXPERTS[1],
+    ),
+    (
+        {"use_mtp": True},  # the last layer's shape, a norm, a bias per offset
+        {"mtp": D * E + E * EXPERTS[1] + 3 * V, "norms": NORMS + D},
+        ACTIVE + sum(EXPERTS) + D + D * E + EXPERTS[1],
+    ),
+    (
+        {"use_mtp": True, "base_expansion": 2.0, "num_experts": (3, 0)},
+        {"mtp": BASE + 3 * V, "norms": NORMS + D, "base_mlp": 2 * BASE, "router": D * E, "experts": E * EXPERTS[0]},
+        ACTIVE - D * E + 2 * BASE + EXPERTS[0] + D + BASE,
+    ),
+    (
+        {"num_experts": 0, "base_expansion": 2.0},
+        {"base_mlp": 2 * BASE, "router": 0, "experts": 0},
+        ACTIVE - 2 * D * E + 2 * BASE,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "expected", "active"), VARIANTS, ids=lambda value: str(value))
+def test_parameters_by_hand(changes, expected, active):
+    model = small(**changes)
+    assert cost.parameters(model) == PLAIN | expected
+    assert cost.active_parameters(model) == active
+
+
+def test_active_parameters_of_what_was_measured():
+    model = small(base_expansion=2.0, router_type="sigmoid", use_mtp=True)
+    shared = ACTIVE + 2 * BASE + D + BASE + D * E
+    assert cost.active_parameters(model, [0.0, 0.0, 0.0]) == shared
+    # 1.5 experts in the first layer, 0.5 in the second, and 6 over the three passes of the MTP layer
+    expected = shared + 1.5 * EXPERTS[0] + 0.5 * EXPERTS[1] + 2 * EXPERTS[1]
+    assert cost.active_parameters(model, [1.5, 0.5, 6.0]) == expected
+    assert cost.active_parameters(model, [E, E, 3.0 * E]) == cost.active_parameters(model)
+
+
+FLOPS = {
+    "attention_projections": 2 * 2 * ATTENTION,
+    "attention_core": 2 * (2 * S * N * H),  # two layers; scores and values, 2 * S * N * H each, of which half is causal
+    "base_mlp": 0,
+    "router": 2 * 2 * D * E,
+    "experts": 2 * sum(EXPERTS),
+    "mtp": 0,
+    "lm_head": 2 * V * D,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({"tie_embeddings": True, "qk_norm": True}, {}),
+        ({"router_top_k": 2}, {"experts": 2 * 2 * sum(EXPERTS)}),
+        ({"base_expansion": 2.0, "residual_mix": "learned"}, {"base_mlp": 2 * 2 * (BASE + 2 * D)}),
+        ({"base_expansion": 2.0, "router_type": "sigmoid"}, {"base_mlp": 2 * 2 * BASE, "experts": 2 * E * sum(EXPERTS)}),
+        ({"num_experts": (0, 5), "base_expansion": 2.0}, {"base_mlp": 4 * BASE, "router": 10 * D, "experts": 2 * EXPERTS[1]}),
+        ({"activation": "gelu"}, {"experts": 2 * 2 * D * (64 + 128)}),
+        ({"use_mtp": True}, {"mtp": 3 * (2 * D * E + 2 * EXPERTS[1] + 2 * V * D)}),  # three passes, each with the head
+    ],
+    ids=str,
+)
+def test_flops_by_hand(changes, expected):
+    found = cost.forward_flops_per_token(small(**changes), S)
+    assert found == FLOPS | expected
+    assert cost.training_flops_per_token(small(**changes), S) == 3 * sum(found.values())
+
+
+def test_flops_of_what_was_measured():
+    model = small(base_expansion=2.0, router_type="sigmoid", use_mtp=True)
+    found = cost.forward_flops_per_token(model, S, [1.5, 0.0, 2.0])
+    assert found["experts"] == 2 * 1.5 * EXPERTS[0]
+    assert found["mtp"] == 3 * 2 * (BASE + D * E + V * D) + 2 * 2 * EXPERTS[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_experts": 0, "base_expansion": 2.0},
+        {"router_top_k": 2},
+        {"base_expansion": 2.0, "residual_mix": "learned", "num_experts": (0, 5), "activation": "gelu"},
+        {"base_expansion": 2.0, "router_type": "sigmoid", "use_mtp": True},
+        {"router_type": "switch", "capacity_factor": 0.5},
+    ],
+    ids=str,
+)
+def test_flops_against_torchs_counter(changes):
+    """Forward and backward of the training loss, with the routed rows that were counted."""
+    model = small(**changes)
+    transformer = Transformer(model, choose_backends(ParallelConfig(expert_backend="loop")))
+    batch, seq_len = 3, 24
+    tokens_BL = torch.randint(1, V, (batch, seq_len + lookahead(model)), generator=torch.Generator().manual_seed(0))
+    # the plain products of attention: torch does not count its fused kernel for the CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss = transformer.loss(tokens_BL)
+        loss.total.backward()
+    rows = iter([stats.tokens_per_expert_E.sum().item() / (batch * seq_len) for stats in loss.stats])
+    counts = [*model.experts_per_layer, *([model.experts_per_layer[-1]] if model.use_mtp else [])]
+    used = [float(next(rows)) if count else 0.0 for count in counts]
+    forward = cost.forward_flops_per_token(model, seq_len, used)
+    whole_square = 2 * forward["attention_core"]  # torch counts the scores that the causal mask hides, too
+    ours = 3 * (sum(forward.values()) - forward["attention_core"] + whole_square)
+    assert counter.get_total_flops() / (batch * seq_len) == pytest.approx(ours, rel=0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_mtp": True, "base_expansion": 2.0, "residual_mix": "learned", "tie_embeddings": True}], ids=str
+)
+def test_memory_of_weights_gradients_and_optimizer_is_exact(changes, optimizer):
+    model = small(**changes)
+    config = Config(model=model, train=TrainConfig(optimizer=optimizer, batch_size=2, seq_len=8))
+    transformer = seeded(0, model)
+    transformer.loss(torch.randint(1, V, (2, 8 + lookahead(model)))).total.backward()
+    optimizers = build_optimizers(transformer, config.train)
+    for each in optimizers:
+        each.step()
+    found = cost.memory(config, item=4)
+    parameters = list(transformer.parameters())
+    assert found["weights"] == sum(p.numel() * p.element_size() for p in parameters)
+    assert found["gradients"] == sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
+    moments = [
+        value.numel() * value.element_size()
+        for each in optimizers
+        for state in each.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.ndim > 0
+    ]
+    assert found["optimizer"] == sum(moments)
+
+
+def test_memory_of_activations_follows_what_is_kept():
+    config = Config(model=small(), train=TrainConfig(batch_size=8, seq_len=16))
+    whole = cost.memory(config, item=4)
+    assert all(value > 0 for value in whole.values())
+    half = cost.memory(replace(config, train=replace(config.train, micro_batch_size=4)), item=4)
+    assert half["activations"] == whole["activations"] / 2 and half["logits"] == whole["logits"] / 2
+    assert half["weights"] == whole["weights"]
+    recomputed = cost.memory(replace(config, parallel=ParallelConfig(activation_checkpointing="full")), item=4)
+    assert recomputed["activations"] == 4 * 2 * 8 * 16 * D  # each block's input
+    assert cost.memory(config, item=2)["activations"] < whole["activations"]
+    assert cost.memory(config, item=4, devices=2)["activations"] == whole["activations"] / 2
+    with_mtp = cost.memory(replace(config, model=small(use_mtp=True)), item=4)
+    assert with_mtp["logits"] == 3 * whole["logits"]  # 8 bytes a logit and pass, of four, and 4 once: 36 against 12

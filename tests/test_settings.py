@@ -1,0 +1,197 @@
+"""Presets, files and flags: what wins, what reads back as itself, and what every error line says."""
+
+import dataclasses
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moebius.config import Config
+from moebius.errors import ConfigError
+from moebius.presets import PRESETS, preset
+from moebius.settings import override, parse_flags, read_config, to_toml
+
+
+def written(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def refusal(source: str, *flags: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        read_config(source, list(flags))
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_preset_gives_way_to_a_file_and_that_to_flags(tmp_path: Path):
+    file = written(tmp_path / "own.toml", 'base = "tiny"\n[train]\nsteps = 7\nlr = 0.25\n[model]\nnum_layers = 3\n')
+    config = read_config(file, ["--train.steps", "9"])
+    assert (config.train.steps, config.train.lr, config.model.num_layers) == (9, 0.25, 3)
+    assert config.train.seq_len == preset("tiny").train.seq_len != Config().train.seq_len
+    assert read_config("tiny", []) == preset("tiny")
+
+
+def test_a_file_without_a_base_stands_on_the_defaults(tmp_path: Path):
+    assert read_config(written(tmp_path / "empty.toml", ""), []) == Config()
+    assert read_config(written(tmp_path / "sections.toml", "[model]\n[train]\n"), []) == Config()
+
+
+def test_a_base_is_found_from_the_file_that_names_it(tmp_path: Path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    written(tmp_path / "root.toml", 'base = "standard"\n[train]\nsteps = 5\nlr = 0.5\n')
+    written(tmp_path / "deep" / "middle.toml", 'base = "../root.toml"\n[train]\nsteps = 6\n')
+    last = written(tmp_path / "last.toml", f'base = "{tmp_path}/deep/middle.toml"\n[train]\nseed = 3\n')
+    monkeypatch.chdir("/")
+    config = read_config(last, [])
+    assert config == replace(preset("standard"), train=replace(preset("standard").train, steps=6, lr=0.5, seed=3))
+
+
+def test_a_base_that_leads_back_to_itself_is_refused(tmp_path: Path):
+    for name, base in (("a", "b"), ("b", "c"), ("c", "a")):
+        written(tmp_path / f"{name}.toml", f'base = "{base}.toml"\n')
+    assert refusal(str(tmp_path / "a.toml")) == f"{tmp_path / 'a.toml'}: its base leads back to itself"
+    itself = written(tmp_path / "itself.toml", 'base = "itself.toml"')
+    assert "leads back to itself" in refusal(itself)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_reads_back_from_its_toml_as_itself(name, tmp_path: Path):
+    text = to_toml(preset(name))
+    assert read_config(written(tmp_path / "config.toml", text), []) == preset(name)
+    assert set(tomllib.loads(text)) == {field.name for field in dataclasses.fields(Config)}  # resolved: no base
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("model", {"num_layers": 4, "num_experts": (4, 4, 8, 8)}),
+        ("model", {"norm_eps": 1e-05, "rope_theta": 1e16}),
+        ("train", {"lr": 1e-320, "min_lr_fraction": 0.1 + 0.2}),
+        ("train", {"steps": 10**30}),
+        ("data", {"source": 'a "quoted" \\ back\\\\slash'}),
+        ("data", {"source": "C:\\new\\table"}),
+        ("data", {"source": "".join(map(chr, range(1, 0x180)))}),  # every control character but null
+        ("data", {"source": "grün 中文 😀 \u2028 \ufeff \U0010ffff"}),
+        ("data", {"text_field": "[model]\n# no comment"}),
+        ("observe", {"progress": False}),
+    ],
+)
+def test_odd_values_read_back_as_themselves(section, values, tmp_path: Path):
+    config = override(Config(), {section: values})
+    assert read_config(written(tmp_path / "config.toml", to_toml(config)), []) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[modell]\ndim = 3", "unknown section 'modell': one of model, data, train, parallel, observe; did you mean model?"),
+        ("[model]\ndmi = 3", "model.dmi: no such field; did you mean dim?"),
+        ("[model]\nzzzzzz = 3", "model.zzzzzz: no such field; `moebius train --help` lists the fields of model"),
+        ("steps = 3", "unknown section 'steps': one of model, data, train, parallel, observe"),
+        ("model = 3", "model=3: a section of fields is wanted, as in [model]"),
+        ("[[model]]\ndim = 3", "model=[{'dim': 3}]: a section of fields is wanted, as in [model]"),
+        ('[model]\ndim = "3"', "model.dim='3': an integer is wanted"),
+        ("[train]\nsteps = 1e3", "train.steps=1000.0: an integer is wanted"),
+        ("[train]\nlr = inf", "train.lr=inf: a finite number is wanted"),
+        ("[train]\nlr = nan", "train.lr=nan: a finite number is wanted"),
+        ("[data]\nsource = 1979-05-27", "data.source=datetime.date(1979, 5, 27): text is wanted"),
+        ('[data]\nsource = "a\\u0000"', "data.source='a\\x00': text in UTF-8 without null characters is wanted"),
+        ("[model]\nnum_experts = [4, 8]", "model.num_experts=[4, 8]: 2 numbers for 24 layers; "
+         "give one number, or one per layer"),
+        ("[model]\nvocab_size = 300\n[data]\nvocab_size = 400", "data.vocab_size=400: at most model.vocab_size (300); "
+         "set --model.vocab_size 400"),
+        ("base = 3", "base=3: the name of a preset or a TOML file is wanted"),
+        ('base = "standrad"', "base: preset 'standrad': one of tiny, pr_moe, standard, stability, switch, dense, dense_112m, "
+         "or a TOML file; did you mean standard?"),
+        ("[model]\ndim = 3\ndim = 4", "Cannot overwrite a value (at "),
+        ("[model]\ndim = [4\n[train]", "Unclosed array (at line 3, column 1)"),
+        (b"[data]\nsource = '\xff'", "byte offset 17 is not UTF-8"),
+        ("[train]\nsteps = " + "9" * 5000, "Exceeds the limit"),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_file_names_the_file(text, said, tmp_path: Path):
+    file = written(tmp_path / "own.toml", text)
+    found = refusal(file)
+    assert found.startswith(f"{file}: {said}"), found
+
+
+def test_an_error_in_a_base_names_the_base(tmp_path: Path):
+    written(tmp_path / "base.toml", "[model]\ndmi = 3")
+    file = written(tmp_path / "own.toml", 'base = "base.toml"')
+    assert refusal(file).startswith(f"{tmp_path / 'base.toml'}: model.dmi")
+    assert refusal(written(tmp_path / "other.toml", 'base = "gone.toml"')) == (
+        f"{tmp_path / 'gone.toml'}: No such file or directory"
+    )
+
+
+def test_files_that_are_none(tmp_path: Path):
+    assert refusal(str(tmp_path / "gone.toml")) == f"{tmp_path / 'gone.toml'}: No such file or directory"
+    (tmp_path / "folder.toml").mkdir()
+    assert refusal(str(tmp_path / "folder.toml")) == f"{tmp_path / 'folder.toml'}: Is a directory"
+    assert refusal("stanard").endswith("or a TOML file; did you mean standard?")
+    assert refusal("runs/x").startswith("preset 'runs/x': one of tiny, ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "section", "values"),
+    [
+        (["--train.steps", "5"], "train", {"steps": 5}),
+        (["--train.steps=5"], "train", {"steps": 5}),
+        (["--train.min-lr-fraction", "0.5", "--train.beta1", "1e-05"], "train", {"min_lr_fraction": 0.5, "beta1": 1e-05}),
+        (["--train.steps", "5", "--train.steps", "6"], "train", {"steps": 6}),
+        (["--train.lr", "-1"], "train", {"lr": -1}),
+        (["--train.name", "-x-"], "train", {"name": "-x-"}),
+        (["--data.source=--a=b-c"], "data", {"source": "--a=b-c"}),
+        (["--data.source", "a-b.txt"], "data", {"source": "a-b.txt"}),
+        (["--train.name", "12"], "train", {"name": "12"}),
+        (["--train.name="], "train", {"name": ""}),
+        (["--model.num_experts", "4,4,8,8"], "model", {"num_experts": [4, 4, 8, 8]}),
+        (["--model.num-experts", "[4,8]"], "model", {"num_experts": [4, 8]}),
+        (["--model.use_mtp", "true"], "model", {"use_mtp": True}),
+        (["--model.use_mtp", "True", "--model.qk_norm=false"], "model", {"use_mtp": True, "qk_norm": False}),
+    ],
+)
+def test_flags(flags, section, values):
+    assert parse_flags(flags) == {section: values}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model.dmi", "3"], "--model.dmi: no such field; did you mean --model.dim?"),
+        (["--model.num-expert", "3"], "--model.num-expert: no such field; did you mean --model.num_experts?"),
+        (["--modell.dim", "3"], "--modell.dim: no such field; did you mean --model.dim?"),
+        (["--zzzz.yyyy", "3"], "--zzzz.yyyy: no such field"),
+        (["--steps", "3"], "'--steps': not understood; settings are given as --section.key value; "
+         "did you mean --train.steps?"),
+        (["steps=3"], "'steps=3': not understood; settings are given as --section.key value; did you mean --train.steps?"),
+        (["train.steps", "3"], "'train.steps': not understood; settings are given as --section.key value; "
+         "did you mean --train.steps?"),
+        (["--train.steps", "3", "stray"], "'stray': not understood; settings are given as --section.key value"),
+        (["--train.steps"], "--train.steps: a value is wanted"),
+        (["--train.steps", "--train.lr", "1"], "--train.steps: a value is wanted"),
+        (["--train.steps", "1e3"], "train.steps=1000.0: an integer is wanted"),
+        (["--train.steps", "many"], "train.steps='many': an integer is wanted"),
+        (["--train.steps", "true"], "train.steps=True: an integer is wanted"),
+        (["--train.steps", "-5"], "train.steps=-5: must be at least 1"),
+        (["--train.lr", ""], "train.lr='': a number is wanted"),
+        (["--train.lr", "1e999"], "train.lr=inf: a finite number is wanted"),
+        (["--model.use_mtp", "yes"], "model.use_mtp='yes': true or false is wanted"),
+        (["--model.num_experts", "4,,8"], "model.num_experts=[4, '', 8]: an integer is wanted"),
+        (["--train.optimizer", "adam"], "train.optimizer='adam': one of adamw, muon is wanted; did you mean adamw?"),
+        (["--data.source", "\udcff"], "data.source='\\udcff': text in UTF-8 without null characters is wanted"),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_flag(flags, said):
+    found = refusal("tiny", *flags)
+    assert found.startswith(said), found
+
+
+def test_a_configuration_is_checked_as_a_whole():
+    # 13 layers and 13 numbers: neither holds without the other
+    config = read_config("tiny", ["--model.num_experts", ",".join(["3"] * 13), "--model.num_layers", "13"])
+    assert config.model.experts_per_layer == (3,) * 13
+    config = read_config("tiny", ["--data.vocab_size", "5000", "--model.vocab_size", "5000"])
+    assert config.data.vocab_size == config.model.vocab_size == 5000
