@@ -34,14 +34,14 @@ def tiny() -> Config:
         ),
         data=DataConfig(),
         train=TrainConfig(
-            steps=480,
+            steps=400,
             batch_size=8,
             seq_len=256,
             lr=6e-3,
             warmup_steps=20,
-            eval_every=120,
+            eval_every=100,
             eval_tokens=100_000,
-            checkpoint_every=120,
+            checkpoint_every=100,
         ),
         parallel=ParallelConfig(compile="off"),  # compiling would take longer than the run
     )
