@@ -4,19 +4,14 @@
     python bench/moe_vs_dense.py --recipes            also every recipe that docs/log.md speaks of
     python bench/moe_vs_dense.py --jobs 2 --seeds 5 --train.steps 800
 
-Every run is a process of its own (`moebius train`), so runs cannot touch each other. The table is sorted by bits per byte
-of the held-out text; the difference is against the twin of the same seed, with its spread over the seeds.
+The table is sorted by bits per byte of the held-out text; the difference is against the twin of the same seed, with its
+spread over the seeds.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+
+from variants import train_all
 
 from moebius.cost import active_parameters
 from moebius.presets import dense_twin
@@ -58,37 +53,12 @@ def main() -> None:
     for name, own in variants.items():
         active = active_parameters(read_config(options.config, own).model)
         print(f"{name}: {active:,} active parameters ({active / active_parameters(twin) - 1:+.2%} against the twin)")
-    results = _run_all(options, variants)
+    runs = train_all(options.config, variants, options.seeds, options.jobs)
+    results = {name: [metrics[-1] for metrics in by_seed] for name, by_seed in runs.items()}
     print(f"\n{options.config}, {config.train.steps} steps, {options.seeds} seeds, held-out bits per byte")
     print(f"{'variant':<44} {'bpb':>7} {'against twin':>16}  {'worst CV':>8} {'tok/s':>8}   by seed")
     for name in sorted(results, key=lambda name: statistics.mean(run["val_bpb"] for run in results[name])):
         print(_row(name, results[name], results["dense twin"]))
-
-
-def _run_all(options: argparse.Namespace, variants: dict[str, list[str]]) -> dict[str, list[dict]]:
-    seeds = range(options.seeds)
-    jobs = [(name, seed) for seed in seeds for name in variants]
-    with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(options.jobs) as pool:
-        _moebius(["data", options.config, *variants["preset"]], threads=0)
-        runs = pool.map(lambda job: _train(options, variants[job[0]], job[1], Path(out), _slug(*job)), jobs)
-        results: dict[str, list[dict]] = {name: [] for name in variants}
-        for (name, seed), last in zip(jobs, runs, strict=True):
-            results[name].append(last)
-            print(f"{name}, seed {seed}: {last['val_bpb']:.4f} bpb", file=sys.stderr, flush=True)
-    return results
-
-
-def _train(options: argparse.Namespace, flags: list[str], seed: int, out: Path, name: str) -> dict:
-    own = ["--train.seed", str(seed), "--train.out", str(out), "--train.name", name, "--train.checkpoint_every", "0"]
-    _moebius(["train", options.config, *flags, *own, "--train.eval_every", "0"], threads=max(1, os.cpu_count() // options.jobs))
-    return json.loads((out / name / "metrics.jsonl").read_text().splitlines()[-1])
-
-
-def _moebius(arguments: list[str], threads: int) -> None:
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    done = subprocess.run([sys.executable, "-m", "moebius", *arguments], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"moebius {' '.join(arguments)}\n{done.stderr}")
 
 
 def _row(name: str, runs: list[dict], twins: list[dict]) -> str:
@@ -101,10 +71,6 @@ def _row(name: str, runs: list[dict], twins: list[dict]) -> str:
     return (
         f"{name:<44} {statistics.mean(bpb):7.4f} {statistics.mean(gaps):+8.4f} {spread:>7}  {worst:8.2f} {speed:8.0f}   {each}"
     )
-
-
-def _slug(name: str, seed: int) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name)[:50] + f"-{seed}"
 
 
 def _options() -> tuple[argparse.Namespace, list[str]]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moebius.errors import ConfigError
-from moebius.fields import check_fields, nearest
+from moebius.fields import above, at_least, between, check_fields, nearest
+from moebius.rules import ObserveConfig
 
 WIDTH_MULTIPLE = 64  # hidden widths are rounded to it: tensor cores want whole tiles
 MTP_OFFSETS = (2, 3, 4)  # multi-token prediction: the hidden state of token t also predicts t+2, t+3, t+4
@@ -70,16 +71,29 @@ class ModelConfig:
     """Experts per token of softmax_topk."""
     router_threshold: float = 0.5
     """sigmoid: probability above which an expert is active."""
+    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax_topk: what ranks the experts and gates them; sigmoid: each expert's own, as in DeepSeek-V3."""
     renormalize_gates: bool = True
     """Let a token's gates sum to 1. Never done at k = 1, where it would leave the router without a gradient."""
     gate_scale: float = 1.0
-    """Factor on every gate (DeepSeek's routed_scaling_factor); 0: num_experts at k = 1, so that a gate starts near 1."""
+    """Factor on every gate (DeepSeek's routed_scaling_factor); 0: what lets the gate start near 1 at k = 1."""
     capacity_factor: float = 1.25
     """switch: an expert takes at most this many times its even share of the tokens."""
+    eval_capacity_factor: float = 0.0
+    """switch: the same outside training; 0: as in training."""
+    capacity_drop: Literal["last", "lowest_gate"] = "last"
+    """switch: who is dropped of a full expert's tokens. lowest_gate lets a token's fate depend on later ones."""
+    router_jitter: float = 0.0
+    """In training the router's input is multiplied by 1 +- up to this (Switch Transformer: 0.01)."""
+
     aux_loss_coeff: float = 0.01
     """Weight of each layer's load-balancing loss."""
+    aux_loss_scope: Literal["sequence", "micro_batch", "global_batch"] = "micro_batch"
+    """Over what the load is to be even; global_batch counts all ranks and the step's micro-batches so far."""
     router_z_loss_coeff: float = 0.0
     """Weight of each layer's router z-loss (ST-MoE)."""
+    router_bias_rate: float = 0.0
+    """Step of the loss-free balancing bias (DeepSeek-V3: 0.001); 0: none."""
 
     use_mtp: bool = False
     """Also predict tokens t+2, t+3 and t+4; off costs nothing."""
@@ -93,14 +107,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_fields("model", self)
         for name in ("vocab_size", "dim", "num_layers", "num_heads", "num_kv_heads", "router_top_k"):
-            _at_least("model", self, name, 1)
-        for name in ("head_dim", "base_expansion", "aux_loss_coeff", "router_z_loss_coeff", "mtp_loss_coeff", "gate_scale"):
-            _at_least("model", self, name, 0)
+            at_least("model", self, name, 1)
+        for name in ("head_dim", "base_expansion", "gate_scale", "eval_capacity_factor"):
+            at_least("model", self, name, 0)
+        for name in ("aux_loss_coeff", "router_z_loss_coeff", "router_bias_rate", "mtp_loss_coeff"):
+            at_least("model", self, name, 0)
         for name in ("rope_theta", "norm_eps", "capacity_factor", "moe_min_expansion", "moe_max_expansion"):
-            _above("model", self, name, 0)
+            above("model", self, name, 0)
         for name in ("rope_fraction", "router_threshold"):
-            _between("model", self, name, 0, 1)
-        _between("model", self, "expert_dropout", 0, 0.99)
+            between("model", self, name, 0, 1)
+        for name in ("expert_dropout", "router_jitter"):
+            between("model", self, name, 0, 0.99)
         self._check_heads()
         self._check_experts()
 
@@ -185,7 +202,10 @@ class ModelConfig:
         """gate_scale resolved for a layer of that many experts."""
         if self.gate_scale:
             return self.gate_scale
-        return float(num_experts) if self.experts_per_token(num_experts) == 1 and self.router_type != "sigmoid" else 1.0
+        if self.experts_per_token(num_experts) > 1 or self.router_type == "sigmoid":
+            return 1.0
+        # an undecided router's gate is 1 / E, or sigmoid(0)
+        return 2.0 if self.router_type == "softmax_topk" and self.router_score == "sigmoid" else float(num_experts)
 
     def experts_per_token(self, num_experts: int) -> int:
         """Experts a token can have at most in a layer of that many experts (K); sigmoid may use all."""
@@ -223,7 +243,7 @@ class DataConfig:
         for name in ("source", "text_field", "tokenizer", "cache"):
             if not getattr(self, name).strip():
                 raise ConfigError(f"data.{name}={getattr(self, name)!r}: must not be empty")
-        _at_least("data", self, "vocab_size", 0)
+        at_least("data", self, "vocab_size", 0)
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction={self.val_fraction}: above 0 and below 1")
 
@@ -286,15 +306,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields("train", self)
         for name in ("steps", "batch_size", "seq_len", "log_every"):
-            _at_least("train", self, name, 1)
+            at_least("train", self, name, 1)
         for name in ("micro_batch_size", "seed", "weight_decay", "grad_clip", "warmup_steps", "eval_every", "checkpoint_every"):
-            _at_least("train", self, name, 0)
-        _at_least("train", self, "eval_tokens", 1)
-        _above("train", self, "lr", 0)
+            at_least("train", self, name, 0)
+        at_least("train", self, "eval_tokens", 1)
+        above("train", self, "lr", 0)
         for name in ("decay_fraction", "min_lr_fraction", "common_start"):
-            _between("train", self, name, 0, 1)
+            between("train", self, name, 0, 1)
         for name in ("beta1", "beta2"):
-            _between("train", self, name, 0, 0.99999)
+            between("train", self, name, 0, 0.99999)
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ConfigError(
                 f"train.micro_batch_size={self.micro_batch_size}: must divide batch_size ({self.batch_size}); "
@@ -333,17 +353,6 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObserveConfig:
-    """What a run shows while it goes."""
-
-    progress: bool = True
-    """A progress bar on a terminal; a line per logged step elsewhere."""
-
-    def __post_init__(self) -> None:
-        check_fields("observe", self)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run. `moebius.presets` has ready ones, `moebius.settings` reads files and flags into it."""
 
@@ -360,21 +369,6 @@ class Config:
                 f"data.vocab_size={self.data.vocab_size}: at most model.vocab_size ({self.model.vocab_size}); "
                 f"set --model.vocab_size {self.data.vocab_size}"
             )
-
-
-def _at_least(section: str, config: object, name: str, lowest: float) -> None:
-    if not getattr(config, name) >= lowest:
-        raise ConfigError(f"{section}.{name}={getattr(config, name)}: must be at least {lowest}")
-
-
-def _above(section: str, config: object, name: str, bound: float) -> None:
-    if not getattr(config, name) > bound:
-        raise ConfigError(f"{section}.{name}={getattr(config, name)}: must be above {bound}")
-
-
-def _between(section: str, config: object, name: str, lowest: float, highest: float) -> None:
-    if not lowest <= getattr(config, name) <= highest:
-        raise ConfigError(f"{section}.{name}={getattr(config, name)}: must be from {lowest} to {highest}")
 
 
 def _divisors(number: int, multiple_of: int = 1) -> str:

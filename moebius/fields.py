@@ -37,6 +37,21 @@ def parse_text(text: str, annotation: Any) -> Any:
     return _number(text)
 
 
+def at_least(section: str, config: object, name: str, lowest: float) -> None:
+    if not getattr(config, name) >= lowest:
+        raise ConfigError(f"{section}.{name}={getattr(config, name)}: must be at least {lowest}")
+
+
+def above(section: str, config: object, name: str, bound: float) -> None:
+    if not getattr(config, name) > bound:
+        raise ConfigError(f"{section}.{name}={getattr(config, name)}: must be above {bound}")
+
+
+def between(section: str, config: object, name: str, lowest: float, highest: float) -> None:
+    if not lowest <= getattr(config, name) <= highest:
+        raise ConfigError(f"{section}.{name}={getattr(config, name)}: must be from {lowest} to {highest}")
+
+
 def nearest(name: str, allowed: typing.Iterable[str]) -> str:
     """`; did you mean X?` for the closest of `allowed`, or nothing."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)

@@ -13,6 +13,8 @@ from moebius.errors import ConfigError
 from moebius.fields import nearest, parse_text
 from moebius.presets import preset
 
+Values = dict[str, Any]  # of fields by name; a section's are nested
+
 
 def read_config(source: str, flags: list[str]) -> Config:
     """The configuration named by a preset or a TOML file, with `--section.key value` flags on top.
@@ -23,56 +25,45 @@ def read_config(source: str, flags: list[str]) -> Config:
     return override(config, parse_flags(flags))
 
 
-def override(config: Config, values: dict[str, dict[str, Any]], origin: str = "") -> Config:
-    """`config` with values[section][key] set; origin (a file) opens the error's line. Checked as a whole, not one by one."""
-    sections: dict[str, Any] = {}
-    for section, entries in values.items():
+def override(config: Config, values: Values, origin: str = "") -> Config:
+    """`config` with values[section][key] (or values[section][key][key]) set; origin (a file) opens the error's line. A
+    section is checked as a whole, not field by field."""
+    for section in values:
         if section not in _SECTIONS:
             raise ConfigError(
                 f"{origin}unknown section {section!r}: one of {', '.join(_SECTIONS)}{nearest(section, _SECTIONS)}"
             )
-        if not isinstance(entries, dict):
-            raise ConfigError(f"{origin}{section}={entries!r}: a section of fields is wanted, as in [{section}]")
-        known = [field.name for field in fields(_SECTIONS[section])]
-        for key in entries:
-            if key not in known:
-                hint = nearest(key, known) or f"; `moebius train --help` lists the fields of {section}"
-                raise ConfigError(f"{origin}{section}.{key}: no such field{hint}")
-        with _naming(origin):
-            sections[section] = replace(getattr(config, section), **entries)
     with _naming(origin):
-        return replace(config, **sections)
+        return _replaced(config, values, path="")
 
 
-def parse_flags(flags: list[str]) -> dict[str, dict[str, Any]]:
+def parse_flags(flags: list[str]) -> Values:
     """`--section.key value` and `--section.key=value` as nested values, read by the field's type."""
-    values: dict[str, dict[str, Any]] = {}
+    values: Values = {}
     remaining = list(flags)
     while remaining:
         flag = remaining.pop(0)
         name, has_value, text = flag.removeprefix("--").partition("=")
-        section, dot, key = name.replace("-", "_").partition(".")
-        if not flag.startswith("--") or not dot:
+        path = name.replace("-", "_")
+        if not flag.startswith("--") or "." not in path:
             raise ConfigError(f"{flag!r}: not understood; settings are given as --section.key value{_nearest_flag(name)}")
-        annotation = get_type_hints(_SECTIONS[section]).get(key) if section in _SECTIONS else None
-        if annotation is None:
+        if path not in _FIELDS:
             raise ConfigError(f"--{name}: no such field{_nearest_flag(name)}")
         if not has_value:
             if not remaining or remaining[0].startswith("--"):
                 raise ConfigError(f"--{name}: a value is wanted (one that begins with -- as --{name}=VALUE)")
             text = remaining.pop(0)
-        values.setdefault(section, {})[key] = parse_text(text, annotation)
+        *sections, key = path.split(".")
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = parse_text(text, _FIELDS[path])
     return values
 
 
 def to_toml(config: Config) -> str:
     """The configuration as TOML that reads back as itself: `moebius train FILE` repeats the run."""
-    lines: list[str] = []
-    for section in fields(config):
-        lines += ["", f"[{section.name}]"] if lines else [f"[{section.name}]"]
-        value = getattr(config, section.name)
-        lines += [f"{field.name} = {_toml_value(getattr(value, field.name))}" for field in fields(value)]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(_tables(config, "")) + "\n"
 
 
 def _from_source(source: str, seen: tuple[Path, ...]) -> Config:
@@ -112,9 +103,44 @@ def _naming(origin: str) -> Iterator[None]:
         raise ConfigError(f"{origin}{error}") from None
 
 
+def _replaced(tree: Any, values: Values, path: str) -> Any:
+    """A dataclass with some fields replaced; where a field is a dataclass itself, by one with some fields replaced."""
+    own = get_type_hints(type(tree))
+    changed: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{path}.{key}" if path else key
+        if key not in own:
+            hint = nearest(key, own) or f"; `moebius train --help` lists the fields of {path}"
+            raise ConfigError(f"{name}: no such field{hint}")
+        if is_dataclass(own[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name}={value!r}: a section of fields is wanted, as in [{name}]")
+            value = _replaced(getattr(tree, key), value, name)
+        changed[key] = value
+    return replace(tree, **changed)
+
+
+def _tables(tree: Any, path: str) -> list[str]:
+    """A TOML table for a dataclass, and one for each dataclass in it."""
+    values = {field.name: getattr(tree, field.name) for field in fields(tree)}
+    plain = [f"{name} = {_toml_value(value)}" for name, value in values.items() if not is_dataclass(value)]
+    tables = ["\n".join([f"[{path}]", *plain])] if path else []
+    for name, value in values.items():
+        if is_dataclass(value):
+            tables += _tables(value, f"{path}.{name}" if path else name)
+    return tables
+
+
+def _fields(tree: Any, path: str) -> dict[str, Any]:
+    """Every setting's dotted name and type."""
+    found: dict[str, Any] = {}
+    for name, annotation in get_type_hints(tree).items():
+        found |= _fields(annotation, f"{path}{name}.") if is_dataclass(annotation) else {f"{path}{name}": annotation}
+    return found
+
+
 def _nearest_flag(name: str) -> str:
-    known = [f"{section}.{field.name}" for section, tree in _SECTIONS.items() for field in fields(tree)]
-    hint = nearest(name.replace("-", "_"), known)
+    hint = nearest(name.replace("-", "_"), _FIELDS)
     return hint.replace("mean ", "mean --")
 
 
@@ -126,4 +152,5 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-_SECTIONS: dict[str, Any] = {name: tree for name, tree in get_type_hints(Config).items() if is_dataclass(tree)}
+_SECTIONS = [field.name for field in fields(Config)]
+_FIELDS = _fields(Config, "")

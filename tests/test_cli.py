@@ -175,7 +175,9 @@ def test_a_command_that_is_not_understood(arguments, said, moebius):
 
 def test_training_writes_the_run_directory(trained):
     run = trained / "runs" / "run"
-    assert {path.name for path in run.iterdir()} == {"config.toml", "metrics.jsonl", "tokenizer.json", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.toml", "metrics.jsonl", "events.jsonl", "tokenizer.json", "checkpoints", "tb",
+    }  # fmt: skip
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [f"step-{step:08d}" for step in (4, 8, 10)]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 5, 6, 8, 10]

@@ -18,6 +18,7 @@ LONGEST = 400
 ROWS: list[set[str]] = [
     {"errors"},
     {"fields"},
+    {"rules"},
     {"config"},
     {"presets", "settings", "cost"},
     {"data"},
@@ -31,7 +32,7 @@ ROWS: list[set[str]] = [
     {"cli"},
 ]
 ANYWHERE = {"__init__.py", "__main__.py"}  # of the package itself
-WITHOUT_TORCH = ["errors.py", "fields.py", "config.py", "presets.py", "settings.py", "cost.py"]
+WITHOUT_TORCH = ["errors.py", "fields.py", "rules.py", "config.py", "presets.py", "settings.py", "cost.py"]
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
 
 

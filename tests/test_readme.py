@@ -25,7 +25,7 @@ def test_it_opens_with_the_two_commands():
 def test_the_python_example_runs(capsys):
     (example,) = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
-    assert re.search(r"\d\.\d\d nats per token, balance \d\.\d\d", capsys.readouterr().out)
+    assert re.search(r"\d\.\d\d nats per token, balance loss of the first layer \d\.\d\d", capsys.readouterr().out)
 
 
 def test_the_toml_example_is_a_configuration():

@@ -1,39 +1,81 @@
 """What a training step minimises, part by part."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from moebius.config import ModelConfig
-from moebius.model.moe import LayerStats
+from moebius.model.router import balance_loss
+from moebius.model.statistics import LayerStats
 
 IGNORED = -100
 
 
+# chosen_X of this micro-batch -> of the whole batch as far as it is known; X: all layers' experts end to end, and the tokens
+OverBatch = Callable[[Tensor], Tensor]
+
+
 class Loss(NamedTuple):
-    """Nats per token. `stats` has one entry per layer with experts; the MTP layer's comes last."""
+    """Nats per token. balance_M, z_M and `stats` have one entry per layer with experts; the MTP layer's comes last."""
 
     total: Tensor
     next_token: Tensor
     mtp: Tensor | None
-    balance: Tensor | None
-    z: Tensor | None
+    balance_M: Tensor | None
+    z_M: Tensor | None
     stats: tuple[LayerStats, ...]
 
 
-def total_loss(next_token: Tensor, mtp: Tensor | None, stats: tuple[LayerStats, ...], config: ModelConfig) -> Loss:
+class Balancing(NamedTuple):
+    """What a training step knows and a model does not: how strongly to balance each layer, and the rest of its batch."""
+
+    coefficients: Sequence[float]
+    over_batch: OverBatch | None = None
+
+
+def total_loss(
+    next_token: Tensor,
+    mtp: Tensor | None,
+    stats: tuple[LayerStats, ...],
+    config: ModelConfig,
+    balancing: Balancing | None = None,
+) -> Loss:
     """Every layer's balance and z-loss counts with its full weight, so that depth does not weaken a layer's balancing."""
     total = next_token
-    balance = z = None
     if mtp is not None:
         total = total + config.mtp_loss_coeff * mtp
-    if stats:
-        balance_sum = sum_of([layer.balance_loss for layer in stats])
-        z_sum = sum_of([layer.z_loss for layer in stats])
-        total = total + config.aux_loss_coeff * balance_sum + config.router_z_loss_coeff * z_sum
-        balance, z = balance_sum / len(stats), z_sum / len(stats)
-    return Loss(total, next_token, mtp, balance, z, stats)
+    if not stats:
+        return Loss(total, next_token, mtp, None, None, stats)
+    coefficients = balancing.coefficients if balancing else [config.aux_loss_coeff] * len(stats)
+    balance_M = balance_losses(stats, balancing.over_batch if balancing else None)
+    z_M = torch.stack([layer.squared_log_partition / layer.tokens for layer in stats])
+    for coefficient, balance in zip(coefficients, balance_M, strict=True):
+        total = total + coefficient * balance
+    total = total + config.router_z_loss_coeff * z_M.sum()
+    return Loss(total, next_token, mtp, balance_M, z_M, stats)
+
+
+def balance_losses(stats: Sequence[LayerStats], over_batch: OverBatch | None = None) -> Tensor:
+    """balance_M. With over_batch the load counts over the whole batch; the gradient goes through this micro-batch's
+    probabilities alone, as it would in one large batch (Qiu et al. 2025, arXiv 2501.11873)."""
+    if over_batch is None:
+        group_sizes = [layer.tokens / len(layer.chosen_PE) for layer in stats]
+        losses = [
+            balance_loss(layer.chosen_PE, layer.probability_PE, size, size)
+            for layer, size in zip(stats, group_sizes, strict=True)
+        ]
+        return torch.stack(losses)
+    counts_X = over_batch(torch.cat([torch.cat([layer.chosen_PE.sum(dim=0), layer.tokens[None]]) for layer in stats]))
+    losses = []
+    for layer in stats:
+        num_experts = layer.chosen_PE.shape[1]
+        chosen_1E, tokens, counts_X = counts_X[None, :num_experts], counts_X[num_experts], counts_X[num_experts + 1 :]
+        probability_1E = layer.probability_PE.sum(dim=0, keepdim=True)
+        losses.append(balance_loss(chosen_1E, probability_1E, layer.tokens, tokens))
+    return torch.stack(losses)
 
 
 def cross_entropy(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
@@ -57,10 +99,3 @@ def shifted_targets(tokens_BL: Tensor, offset: int, seq_len: int, document_BL: T
         return target_BS
     before_target_BS = document_BL[:, offset - 1 : offset - 1 + seq_len]
     return target_BS.masked_fill(before_target_BS != document_BL[:, :seq_len], IGNORED)
-
-
-def sum_of(values: list[Tensor]) -> Tensor:
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total

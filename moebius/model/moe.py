@@ -1,22 +1,13 @@
 """The feed-forward half of a block: an optional base MLP and routed experts on the same input (PR-MoE, arXiv 2201.05596)."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from moebius.config import ModelConfig
 from moebius.model.experts import Experts, ExpertsFunction
 from moebius.model.mlp import MLP
-from moebius.model.router import Router, balance_loss, tokens_per_expert, z_loss
-
-
-class LayerStats(NamedTuple):
-    """What a layer's router did with a micro-batch. Returned, never stored: recomputation cannot count it twice."""
-
-    tokens_per_expert_E: Tensor
-    balance_loss: Tensor
-    z_loss: Tensor
+from moebius.model.router import Router
+from moebius.model.statistics import LayerStats, layer_stats
 
 
 class MoE(nn.Module):
@@ -40,12 +31,8 @@ class MoE(nn.Module):
         x_TD = x_BSD.flatten(0, 1)
         routing = self.router(x_TD)
         routed_BSD = self.experts(x_TD, routing).view_as(x_BSD)
-        stats = LayerStats(
-            tokens_per_expert(routing.expert_TK, self.num_experts),
-            balance_loss(routing, before_capacity=self.config.router_type == "switch"),
-            z_loss(routing.logits_TE),
-        )
-        return self._join(x_BSD, base_BSD, routed_BSD), stats
+        groups = len(x_BSD) if self.config.aux_loss_scope == "sequence" else 1
+        return self._join(x_BSD, base_BSD, routed_BSD), layer_stats(self.router, routing, groups)
 
     def _join(self, x_BSD: Tensor, base_BSD: Tensor | None, routed_BSD: Tensor) -> Tensor:
         if base_BSD is None:

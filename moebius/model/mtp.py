@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from moebius.config import MTP_OFFSETS, ModelConfig
 from moebius.model.experts import ExpertsFunction
-from moebius.model.moe import LayerStats, MoE
+from moebius.model.moe import MoE
+from moebius.model.statistics import LayerStats, summed
 
 
 class MultiTokenPrediction(nn.Module):
@@ -30,7 +31,4 @@ class MultiTokenPrediction(nn.Module):
             outputs.append((hidden_BSD, bias_V))
             if stats is not None:
                 passes.append(stats)
-        if not passes:
-            return outputs, None
-        counts, balance, z = (torch.stack(values) for values in zip(*passes, strict=True))
-        return outputs, LayerStats(counts.sum(dim=0), balance.mean(), z.mean())
+        return outputs, summed(passes) if passes else None

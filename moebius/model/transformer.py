@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from moebius.config import MTP_OFFSETS, ModelConfig
 from moebius.model.attention import Attention
 from moebius.model.backends import Backends, choose_backends
+from moebius.model.experts import Experts
 from moebius.model.init import initialise
-from moebius.model.loss import Loss, cross_entropy, documents, shifted_targets, sum_of, total_loss
-from moebius.model.moe import LayerStats, MoE
+from moebius.model.loss import Balancing, Loss, cross_entropy, documents, shifted_targets, total_loss
+from moebius.model.moe import MoE
 from moebius.model.mtp import MultiTokenPrediction
 from moebius.model.rope import Rotation, rotation
+from moebius.model.router import Router
+from moebius.model.statistics import LayerStats
 
 
 class Output(NamedTuple):
@@ -46,23 +49,24 @@ class Transformer(nn.Module):
         hidden_BSD, stats = self.hidden(tokens_BS, document_BS)
         return Output(self.lm_head(self.norm(hidden_BSD)), stats)
 
-    def loss(self, tokens_BL: Tensor, end_of_text: int | None = None) -> Loss:
+    def loss(self, tokens_BL: Tensor, end_of_text: int | None = None, balancing: Balancing | None = None) -> Loss:
         """The training loss of sequences of S = L - lookahead tokens followed by the `lookahead` tokens to predict.
 
-        end_of_text: the separator with which each document begins, to keep documents apart; None does not.
+        end_of_text: the separator with which each document begins, to keep documents apart; None does not. balancing: how
+        strongly each layer is balanced and over what; by default as configured, over these sequences.
         """
         S = tokens_BL.shape[1] - lookahead(self.config)
         document_BL = None if end_of_text is None else documents(tokens_BL, end_of_text)
         hidden_BSD, stats = self.hidden(tokens_BL[:, :S], None if document_BL is None else document_BL[:, :S])
         next_token = self.head_loss(hidden_BSD, shifted_targets(tokens_BL, 1, S, document_BL))
         if self.mtp is None:
-            return total_loss(next_token, None, stats, self.config)
+            return total_loss(next_token, None, stats, self.config, balancing)
         outputs, mtp_stats = self.mtp(hidden_BSD)
         losses = []
         for offset, (ahead_BSD, bias_V) in zip(MTP_OFFSETS, outputs, strict=True):
             losses.append(self.head_loss(ahead_BSD, shifted_targets(tokens_BL, offset, S, document_BL), bias_V))
         stats += (mtp_stats,) if mtp_stats is not None else ()
-        return total_loss(next_token, sum_of(losses) / len(losses), stats, self.config)
+        return total_loss(next_token, torch.stack(losses).mean(), stats, self.config, balancing)
 
     def hidden(self, tokens_BS: Tensor, document_BS: Tensor | None = None) -> tuple[Tensor, tuple[LayerStats, ...]]:
         """The residual stream after the last block, before the final norm."""
@@ -101,6 +105,19 @@ class Block(nn.Module):
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, mask)
         out_BSD, stats = self.moe(self.moe_norm(x_BSD))
         return x_BSD + out_BSD, stats
+
+
+class RoutedLayer(NamedTuple):
+    """The trained parts of a layer with experts."""
+
+    router: Router
+    experts: Experts
+
+
+def routed_layers(model: Transformer) -> list[RoutedLayer]:
+    """The layers with experts, the MTP layer last: those that `stats` has an entry for, in its order."""
+    every: list[Any] = [layer.moe for layer in model.layers] + ([model.mtp.moe] if model.mtp is not None else [])
+    return [RoutedLayer(moe.router, moe.experts) for moe in every if moe.router is not None]
 
 
 def lookahead(config: ModelConfig) -> int:

@@ -50,12 +50,15 @@ class Terminal:
 
 
 def describe(metrics: dict[str, Any]) -> str:
-    """loss, speed, the worst layer's CV, dead experts, and the validation loss where there is one."""
+    """loss, speed, the worst layer's CV, dead experts, its lost tokens, and the validation loss where there is one."""
     parts = [f"loss {metrics['loss']:.3f}", f"{_short(metrics['tokens_per_second'])} tok/s"]
     layers = [layer for layer, counts in enumerate(metrics["tokens_per_expert"]) if counts]
     if layers:
         worst = max(layers, key=lambda layer: metrics["cv"][layer])
         parts += [f"cv {metrics['cv'][worst]:.2f} (layer {worst})", f"dead {sum(metrics['dead_experts'])}"]
+        for what in ("dropped", "unrouted"):
+            if share := max(metrics[f"{what}_share"]):
+                parts.append(f"{what} {share:.0%}")
     if "val_loss" in metrics:
         parts.append(f"val {metrics['val_loss']:.3f} ({metrics['val_bpb']:.3f} bpb)")
     return "  ".join(parts)

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from moebius.config import ParallelConfig
 from moebius.model.backends import is_compiled
@@ -53,12 +53,15 @@ def _compile(model: Transformer) -> None:
 def _recompute_in_backward(block: nn.Module, selective: bool) -> None:
     """Replace the block's forward by one that keeps less. Names of parameters stay as they are."""
     forward = block.forward
-    contexts = _keep_expensive_results if selective else noop_context_fn
 
-    def checkpointed(*args: object) -> object:
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts)
+    def whole(*args: object) -> object:
+        return checkpoint(forward, *args, use_reentrant=False)
 
-    block.forward = checkpointed
+    def all_but_expensive(*args: object) -> object:
+        # dynamo takes the context function by its global name alone, not as a variable of this closure
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=_keep_expensive_results)
+
+    block.forward = all_but_expensive if selective else whole
 
 
 def _keep_expensive_results():

@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moebius.errors import CheckpointError, StorageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
+CHUNK = 1 << 24
+PARTIAL, REPLACED, DELETED = ".partial", ".replaced", ".deleted"
 ADVICE = "resume from another checkpoint, or copy this one again"
 Groups = dict[str, dict[str, Tensor]]
 
@@ -37,30 +39,43 @@ def save(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
     return write(folder, snapshot(tensors), state)
 
 
-def snapshot(tensors: Groups) -> Groups:
-    """Copies on the CPU that later training steps do not change. Tied tensors come apart: each name has its own."""
-    return {
-        group: {
-            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, tensor in named.items()
-        }
+def snapshot(tensors: Groups, into: Groups | None = None) -> Groups:
+    """Copies on the CPU that later training steps do not change. Tied tensors come apart: each name has its own.
+
+    into: an earlier snapshot, written over where it fits. A GPU's copies are in pinned memory, which is slow to get and
+    several times faster to copy to.
+    """
+    into = into or {}
+    copies = {
+        group: {name: _copied(tensor.detach(), into.get(group, {}).get(name)) for name, tensor in named.items()}
         for group, named in tensors.items()
     }
+    if any(tensor.is_cuda for named in tensors.values() for tensor in named.values()):
+        torch.cuda.synchronize()
+    return copies
+
+
+def _copied(tensor: Tensor, buffer: Tensor | None) -> Tensor:
+    if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+        buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return buffer.copy_(tensor, non_blocking=True)
 
 
 def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
     """Save what `snapshot` returned. Nothing here needs the device, or training to wait."""
-    aside = folder.with_name(f".{folder.name}.partial")
+    aside = folder.with_name(f".{folder.name}{PARTIAL}")
     try:
         shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed while it wrote
         aside.mkdir(parents=True)
-        files = {f"{group}{TENSORS}": _write(aside / f"{group}{TENSORS}", to_safetensors(tensors[group])) for group in tensors}
+        files = {f"{group}{TENSORS}": _write_tensors(aside / f"{group}{TENSORS}", tensors[group]) for group in tensors}
         files[STATE] = _write(aside / STATE, json.dumps(state, indent=1).encode())
         _write(aside / MANIFEST, _manifest_text(files).encode())
         _sync_folder(aside)
         _put_in_place(aside, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
         raise StorageError(
-            f"{folder}: the checkpoint could not be written: {error.strerror or error}; earlier ones are unharmed; "
+            f"{folder}: the checkpoint could not be written: {reason}; earlier ones are unharmed; "
             "free space or choose another --train.out"
         ) from None
     finally:
@@ -103,6 +118,34 @@ def complete(checkpoints: Path) -> list[Path]:
     steps = {path: re.fullmatch(r"step-(\d+)", path.name) for path in (checkpoints.iterdir() if checkpoints.is_dir() else ())}
     found = {path: int(match[1]) for path, match in steps.items() if match}
     return sorted(found, key=lambda path: (found[path], path.name), reverse=True)
+
+
+def tidy(checkpoints: Path) -> None:
+    """Bring a folder that a killed process left behind in order: a checkpoint that was moved aside comes back unless its
+    successor is in place; what was half written or half deleted goes."""
+    for path in checkpoints.glob(".step-*") if checkpoints.is_dir() else ():
+        place = checkpoints / path.stem.removeprefix(".")
+        if path.suffix == REPLACED and not place.exists():
+            path.rename(place)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def prune(checkpoints: Path, keep_last: int, keep_every: int) -> None:
+    """Delete all but the `keep_last` newest checkpoints (0: none is deleted) and those of steps that `keep_every` divides.
+
+    The newest is verified first, and nothing is deleted unless it is intact: the last good one always stays.
+    """
+    newest_first = complete(checkpoints)
+    if not keep_last or len(newest_first) <= keep_last:
+        return
+    for _ in _verified(newest_first[0]):
+        pass
+    for folder in newest_first[keep_last:]:
+        step = int(folder.name.removeprefix("step-"))
+        if not keep_every or step % keep_every:
+            # out of sight first: a checkpoint that is there is whole
+            shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}{DELETED}")), ignore_errors=True)
 
 
 def random_state() -> dict[str, Tensor]:
@@ -165,6 +208,17 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path}: {error.strerror or error}; {ADVICE}") from None
 
 
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """save_file, unlike save, lets other threads run meanwhile, and needs no second copy in memory."""
+    save_file(tensors, path)
+    digest = hashlib.sha256()
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
 def _write(path: Path, data: bytes) -> dict[str, Any]:
     with path.open("wb") as file:
         file.write(data)
@@ -175,7 +229,7 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
 
 def _put_in_place(aside: Path, folder: Path) -> None:
     """Rename; a checkpoint of the same name is out of the way until the new one is in its place."""
-    replaced = folder.with_name(f".{folder.name}.replaced")
+    replaced = folder.with_name(f".{folder.name}{REPLACED}")
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
         folder.rename(replaced)

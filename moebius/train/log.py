@@ -3,7 +3,6 @@
 import math
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +10,15 @@ import torch
 from moebius.config import Config
 from moebius.cost import training_flops_per_token
 from moebius.errors import NumericError
-from moebius.observe.balance import dead_experts, variation
+from moebius.model.statistics import LayerStats, flat, unflat
+from moebius.observe.alarms import Alarm
+from moebius.observe.balance import NOTHING, layer_figures
 from moebius.observe.ceiling import matmul_ceiling
-from moebius.observe.metrics import MetricsFile
+from moebius.observe.json_lines import JsonLines
+from moebius.observe.tensorboard import TensorBoard
 from moebius.observe.terminal import Terminal
 from moebius.train.evaluate import Evaluation
+from moebius.train.run_directory import RunDirectory
 from moebius.train.state import TrainState
 from moebius.train.step import StepResult, matmul_dtype
 
@@ -24,9 +27,11 @@ class StepLog:
     """Writes what a step measured. Speed is that of the steps since the last line, without the time between `pause` and
     the next step's begin: evaluations and checkpoints do not slow the figure."""
 
-    def __init__(self, config: Config, metrics_path: Path, state: TrainState, terminal: Terminal, device: torch.device):
+    def __init__(self, config: Config, run: RunDirectory, state: TrainState, terminal: Terminal, device: torch.device):
         self.config, self.state, self.terminal, self.device = config, state, terminal, device
-        self.file = MetricsFile(metrics_path, resume_step=state.step)
+        self.metrics = JsonLines(run.metrics_path, resume_step=state.step)
+        self.events = JsonLines(run.events_path, resume_step=state.step)
+        self.tensorboard = TensorBoard(run.tensorboard_path, state.step) if config.observe.tensorboard else None
         self.ceiling = matmul_ceiling(device, matmul_dtype(config.train, device))
         self.seconds = 0.0
         self.tokens = state.tokens
@@ -36,7 +41,10 @@ class StepLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self.metrics.close()
+        self.events.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
 
     def pause(self) -> None:
         """Stop the clock, once the device has done what it was given."""
@@ -51,21 +59,29 @@ class StepLog:
         if self.started is None:
             self.started = time.perf_counter()
 
-    def write(self, result: StepResult, evaluation: Evaluation | None = None) -> None:
-        """Raises NumericError if the step's loss or gradient is not finite."""
-        self.check_finite(result)
+    def write(self, result: StepResult, evaluation: Evaluation | None = None) -> dict[str, Any]:
+        """One line of metrics, everywhere; returned as it is written."""
         self.pause()
         speed = (self.state.tokens - self.tokens) / max(self.seconds, 1e-9)
         self.seconds, self.tokens = 0.0, self.state.tokens
-        metrics = step_metrics(self.config, self.state, result) | {
+        metrics = step_metrics(self.config, self.state, result)
+        metrics |= {
             "tokens_per_second": speed,
-            "mfu": speed * self._flops_per_token(result) / self.ceiling,
+            "mfu": speed * self._flops_per_token(metrics) / self.ceiling,
             "memory_gb": self._memory() / 1e9,
         }
         if evaluation is not None:
             metrics |= {"val_loss": evaluation.loss, "val_bpb": evaluation.bits_per_byte}
-        self.file.write(metrics)
+        self.metrics.write(metrics)
+        if self.tensorboard is not None:
+            self.tensorboard.write(metrics, time.time())
         self.terminal.metrics(metrics)
+        return metrics
+
+    def event(self, alarm: Alarm, done: str) -> None:
+        """One line on the terminal and one in events.jsonl, for a rule that fired and what was done about it."""
+        self.events.write(alarm.event(done))
+        self.terminal.say(f"{alarm}; {done}" if done else str(alarm))
 
     def check_finite(self, result: StepResult) -> None:
         """Raises NumericError; waits for the device."""
@@ -76,10 +92,10 @@ class StepLog:
                 "Lower --train.lr, or lengthen --train.warmup_steps"
             )
 
-    def _flops_per_token(self, result: StepResult) -> float:
+    def _flops_per_token(self, metrics: dict[str, Any]) -> float:
         model, train = self.config.model, self.config.train
         tokens = train.batch_size * train.seq_len
-        rows = [sum(counts) / tokens for counts in by_layer(self.config, result.tokens_per_expert)]
+        rows = [sum(counts) / tokens for counts in metrics["tokens_per_expert"]]
         return training_flops_per_token(model, train.seq_len, rows)
 
     def _memory(self) -> float:
@@ -89,30 +105,41 @@ class StepLog:
 
 
 def step_metrics(config: Config, state: TrainState, result: StepResult) -> dict[str, Any]:
-    """The figures that follow from the step alone."""
-    counts = by_layer(config, result.tokens_per_expert)
+    """The figures that follow from the step alone. Lists are per layer, the MTP layer's last."""
+    balance, z, router_norm = (_listed(v) for v in (result.balance_loss_M, result.z_loss_M, result.router_grad_norm_M))
     metrics: dict[str, Any] = {
         "step": state.step,
         "tokens": state.tokens,
         "loss": result.loss.item(),
         "lr": result.lr,
         "grad_norm": result.grad_norm.item(),
-        "balance_loss": 0.0 if result.balance_loss is None else result.balance_loss.item(),
-        "cv": [variation(layer) for layer in counts],
-        "dead_experts": [dead_experts(layer) for layer in counts],
-        "tokens_per_expert": counts,
+        "balance_loss": sum(balance) / max(1, len(balance)),
+        "z_loss": sum(z) / max(1, len(z)),
     }
-    if result.z_loss is not None:
-        metrics["z_loss"] = result.z_loss.item()
     if result.mtp_loss is not None:
         metrics["mtp_loss"] = result.mtp_loss.item()
-    return metrics
+    layers = [layer_figures(layer) for layer in on_the_cpu(result.stats)]
+    metrics |= {name: by_layer(config, [layer[name] for layer in layers], nothing) for name, nothing in NOTHING.items()}
+    return metrics | {
+        "router_grad_norm": by_layer(config, router_norm, None),
+        "layer_balance_loss": by_layer(config, balance, None),
+        "layer_z_loss": by_layer(config, z, None),
+    }
 
 
-def by_layer(config: Config, tokens_per_expert: list[torch.Tensor]) -> list[list[int]]:
-    """One list of counts per layer, empty for a dense one; the MTP layer's comes last, over its three passes."""
-    counted = iter(tokens_per_expert)
+def on_the_cpu(stats: list[LayerStats]) -> list[LayerStats]:
+    """In one transfer."""
+    return unflat(flat(stats).cpu(), stats) if stats else []
+
+
+def by_layer(config: Config, values: list[Any], nothing: Any) -> list[Any]:
+    """One value per layer, `nothing` for one without experts; the MTP layer's comes last, over its three passes."""
+    present = iter(values)
     experts = list(config.model.experts_per_layer)
     if config.model.use_mtp:
         experts.append(experts[-1])
-    return [next(counted).tolist() if count else [] for count in experts]
+    return [next(present) if count else nothing for count in experts]
+
+
+def _listed(value: torch.Tensor | None) -> list[float]:
+    return [] if value is None else value.tolist()

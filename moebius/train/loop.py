@@ -8,6 +8,7 @@ from moebius.config import Config
 from moebius.data import Batches, Corpus
 from moebius.errors import Interrupted
 from moebius.observe.terminal import Terminal
+from moebius.train.actions import answer
 from moebius.train.evaluate import Evaluation, evaluate
 from moebius.train.log import StepLog
 from moebius.train.run_directory import RunDirectory
@@ -31,12 +32,13 @@ class Session:
 def train(session: Session, terminal: Terminal) -> Evaluation:
     """Train to the configured step, evaluating, logging and saving on the way. Returns the last evaluation.
 
-    Raises NumericError on a loss that is not finite; Interrupted, with the state saved, on SIGINT or SIGTERM.
+    Raises NumericError on a loss that is not finite or for an alarm that stops; Interrupted, with the state saved, on SIGINT
+    or SIGTERM.
     """
     config, state, corpus, device = session.config.train, session.state, session.corpus, session.device
     end_of_text = corpus.tokenizer.end_of_text if session.config.data.document_masking else None
     evaluation: Evaluation | None = None
-    with StopSignals() as stop, StepLog(session.config, session.run.metrics_path, state, terminal, device) as log, terminal:
+    with StopSignals() as stop, StepLog(session.config, session.run, state, terminal, device) as log, terminal:
         while state.step < config.steps:
             log.go_on()
             tokens_BL = torch.from_numpy(session.batches.at(state.step)).to(device, non_blocking=True)
@@ -44,12 +46,14 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
             terminal.step(state.step)
 
             is_last = state.step == config.steps
-            if (is_due(state.step, config.eval_every) or is_last) and not stop.requested:
+            is_evaluated = (is_due(state.step, config.eval_every) or is_last) and not stop.requested
+            if is_evaluated:
                 log.pause()
                 evaluation = evaluate(state.model, corpus, session.config, device)
-                log.write(result, evaluation)
-            elif is_due(state.step, config.log_every):
-                log.write(result)
+            if is_evaluated or is_due(state.step, config.log_every):
+                metrics = log.write(result, evaluation if is_evaluated else None)
+                answer(state.alarms.look(metrics), state, session.run, log)
+                log.check_finite(result)
             if is_due(state.step, config.checkpoint_every) or is_last or stop.requested:
                 log.pause()
                 log.check_finite(result)

@@ -53,6 +53,15 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not _is_bias(name) and "embedding" not in name.split(".")
 
 
+def skip_update_if(is_broken: Tensor, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Let the next step change nothing at all if the scalar tensor is true, decided on the device: nothing waits for it.
+
+    `found_inf` is what torch's gradient scaler tells fused optimizers. Raises nothing; AdamW that is not fused ignores it.
+    """
+    for optimizer in optimizers:
+        optimizer.found_inf = is_broken.float()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
     """One rate for all of them: Muon's updates have AdamW's size."""
     for optimizer in optimizers:
@@ -74,6 +83,8 @@ class Muon(torch.optim.Optimizer):
             if parameter.ndim < 2:
                 raise ValueError(f"Muon is for matrices, not for a parameter of shape {list(parameter.shape)}")
 
+    found_inf: Tensor | float = 0.0  # 1: a step changes nothing; the name is that of torch's fused optimizers
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
@@ -86,16 +97,20 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
         """One batched orthogonalisation for all matrices of a shape: few launches."""
+        taken = 1.0 - self.found_inf
         directions: list[Tensor] = []
         for parameter in parameters:
             assert parameter.grad is not None
-            buffer = _state(self, parameter)["momentum"].lerp_(parameter.grad, 1 - momentum)
-            nesterov = parameter.grad.lerp(buffer, momentum)
+            gradient = parameter.grad
+            if isinstance(taken, Tensor):
+                gradient = torch.where(taken > 0, gradient, 0.0)  # nothing times NaN is NaN
+            buffer = _state(self, parameter)["momentum"].lerp_(gradient, (1 - momentum) * taken)
+            nesterov = gradient.lerp(buffer, momentum)
             directions.append(_for_products(nesterov).reshape(-1, *parameter.shape[-2:]))
         updates = orthogonalise(torch.cat(directions)).split([len(direction) for direction in directions])
         for parameter, update in zip(parameters, updates, strict=True):
             size = UPDATE_RMS * math.sqrt(max(parameter.shape[-2:]))
-            parameter.mul_(1 - lr * weight_decay).add_(update.reshape(parameter.shape), alpha=-lr * size)
+            parameter.mul_(1 - lr * weight_decay * taken).sub_(update.reshape(parameter.shape) * (lr * size * taken))
 
 
 def orthogonalise(matrices_XRC: Tensor) -> Tensor:

@@ -60,6 +60,14 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def events_path(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def tensorboard_path(self) -> Path:
+        return self.root / "tb"
+
+    @property
     def tokenizer_path(self) -> Path:
         return self.root / "tokenizer.json"
 

@@ -64,7 +64,7 @@ def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> Tra
     choices = [*backends.reasons, *lay_out(model, config.parallel, device)]
     for line in summary(config, corpus, device, choices):
         say(line)
-    return TrainState.new(model, config.train)
+    return TrainState.new(model, config)
 
 
 def choose_device(name: str) -> torch.device:

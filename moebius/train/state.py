@@ -6,25 +6,34 @@ from typing import Any
 
 import torch
 
-from moebius.config import TrainConfig
+from moebius.config import Config
 from moebius.errors import CheckpointError
-from moebius.model.transformer import Transformer
+from moebius.model.transformer import Transformer, routed_layers
+from moebius.observe.alarms import Alarms
 from moebius.train import checkpoint
 from moebius.train.optimizer import build_optimizers, load_named_state, named_state
+
+SMALLEST_RAISED = 0.005  # what `raise_aux` doubles where the configuration has less
 
 
 @dataclass
 class TrainState:
-    """The model, its optimizers and how far they are. Data order and learning rate follow from the step alone."""
+    """The model, its optimizers, its alarms and how far they are. Data order and learning rate follow from the step alone.
+
+    aux_levels: per layer with experts, how often an alarm has doubled its balance loss.
+    """
 
     model: Transformer
     optimizers: list[torch.optim.Optimizer]
+    alarms: Alarms
+    aux_levels: list[int]
     step: int = 0
     tokens: int = 0
 
     @classmethod
-    def new(cls, model: Transformer, config: TrainConfig) -> "TrainState":
-        return cls(model, build_optimizers(model, config))
+    def new(cls, model: Transformer, config: Config) -> "TrainState":
+        levels = [0] * len(routed_layers(model))
+        return cls(model, build_optimizers(model, config.train), Alarms(config.observe), levels)
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint of this step under `folder`. Random generators are part of the state."""
@@ -33,7 +42,8 @@ class TrainState:
             "optimizer": named_state(self.optimizers, self.model),
             "random": checkpoint.random_state(),
         }
-        return checkpoint.save(folder / f"step-{self.step:08d}", tensors, {"step": self.step, "tokens": self.tokens})
+        state = {"step": self.step, "tokens": self.tokens, "aux_levels": self.aux_levels, "alarms": self.alarms.state()}
+        return checkpoint.save(folder / f"step-{self.step:08d}", tensors, state)
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint. Raises CheckpointError if it is damaged or of another model."""
@@ -42,11 +52,19 @@ class TrainState:
         load_named_state(self.optimizers, self.model, tensors["optimizer"])
         checkpoint.set_random_state(tensors["random"])
         self.step, self.tokens = int(state["step"]), int(state["tokens"])
+        self.aux_levels = list(state["aux_levels"])
+        self.alarms.load(state["alarms"])
+
+
+def aux_coefficients(state: TrainState) -> list[float]:
+    """The balance loss's weight in each layer with experts: the configured one, doubled once a level."""
+    configured = state.model.config.aux_loss_coeff
+    return [max(configured, SMALLEST_RAISED) * 2.0**level if level else configured for level in state.aux_levels]
 
 
 def model_tensors(model: Transformer) -> dict[str, torch.Tensor]:
-    """Every parameter once, by name: a tied head is not written twice."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """Every parameter and every router's bias once, by name: a tied head is not written twice."""
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def load_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> None:

@@ -7,23 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from moebius.config import TrainConfig
-from moebius.model.loss import Loss
-from moebius.model.moe import LayerStats
+from moebius.model.loss import Balancing, Loss
+from moebius.model.statistics import LayerStats, flat, summed, unflat
+from moebius.model.transformer import Transformer, routed_layers
+from moebius.parallel.ranks import sum_over_ranks
 from moebius.train.common_start import share_expert_gradients
 from moebius.train.optimizer import set_learning_rate
 from moebius.train.schedule import learning_rate
-from moebius.train.state import TrainState
+from moebius.train.state import TrainState, aux_coefficients
 
 
 class StepResult(NamedTuple):
-    """Of a whole step, over all its micro-batches; tensors stay on the device."""
+    """Of a whole step, over all its micro-batches and ranks; tensors stay on the device. M: layers with experts."""
 
     loss: Tensor
-    balance_loss: Tensor | None
-    z_loss: Tensor | None
     mtp_loss: Tensor | None
+    balance_loss_M: Tensor | None
+    z_loss_M: Tensor | None
     grad_norm: Tensor
-    tokens_per_expert: list[Tensor]
+    router_grad_norm_M: Tensor | None
+    stats: list[LayerStats]
     lr: float
 
 
@@ -32,29 +35,67 @@ def train_step(state: TrainState, tokens_BL: Tensor, end_of_text: int | None, co
     model, optimizers = state.model, state.optimizers
     lr = learning_rate(state.step, config)
     set_learning_rate(optimizers, lr)
+    is_global = model.config.aux_loss_scope == "global_batch"
+    balancing = Balancing(aux_coefficients(state), CountsSoFar() if is_global else None)
     parts: list[Loss] = []
     for micro_BL in tokens_BL.chunk(config.accumulation_steps):
         with autocast(config, tokens_BL.device):
-            loss = model.loss(micro_BL, end_of_text)
+            loss = model.loss(micro_BL, end_of_text, balancing)
         (loss.total / config.accumulation_steps).backward()
         parts.append(detached(loss))
     if state.step < config.common_start * config.steps:
         share_expert_gradients(model)
+    router_grad_norm_M = router_grad_norms(model)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or torch.inf)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    stats = over_the_batch(parts)
+    if model.config.router_bias_rate:
+        shift_biases(model, stats)
     state.step += 1
     state.tokens += config.batch_size * config.seq_len
     return StepResult(
         loss=torch.stack([part.next_token for part in parts]).mean(),
-        balance_loss=_mean([part.balance for part in parts]),
-        z_loss=_mean([part.z for part in parts]),
         mtp_loss=_mean([part.mtp for part in parts]),
+        balance_loss_M=_mean([part.balance_M for part in parts]),
+        z_loss_M=_mean([part.z_M for part in parts]),
         grad_norm=grad_norm,
-        tokens_per_expert=[torch.stack(counts).sum(dim=0) for counts in zip(*map(_counts, parts), strict=True)],
+        router_grad_norm_M=router_grad_norm_M,
+        stats=stats,
         lr=lr,
     )
+
+
+class CountsSoFar:
+    """Counts of a step's micro-batches up to the present one, over all ranks. What is still to come is not known: the first
+    of n micro-batches is balanced over an n-th of the batch, the last over all of it."""
+
+    def __init__(self):
+        self.counts_X: Tensor | None = None
+
+    def __call__(self, counts_X: Tensor) -> Tensor:
+        counts_X = sum_over_ranks(counts_X)
+        self.counts_X = counts_X if self.counts_X is None else self.counts_X + counts_X
+        return self.counts_X
+
+
+def over_the_batch(parts: list[Loss]) -> list[LayerStats]:
+    """Each layer's statistics over the step's micro-batches and ranks."""
+    stats = [summed(layer) for layer in zip(*(part.stats for part in parts), strict=True)]
+    return unflat(sum_over_ranks(flat(stats)), stats) if stats else []
+
+
+def router_grad_norms(model: Transformer) -> Tensor | None:
+    """Norm of each router's gradient, before clipping."""
+    norms = [layer.router.weight_ED.grad.norm() for layer in routed_layers(model) if layer.router.weight_ED.grad is not None]
+    return torch.stack(norms) if norms else None
+
+
+def shift_biases(model: Transformer, stats: list[LayerStats]) -> None:
+    """Loss-free balancing, once per optimizer step and from the whole batch's counts."""
+    for layer, figures in zip(routed_layers(model), stats, strict=True):
+        layer.router.shift_bias(figures.chosen_PE[0], model.config.router_bias_rate)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
@@ -71,14 +112,9 @@ def matmul_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 def detached(loss: Loss) -> Loss:
     """The figures without their graph, so that a micro-batch's activations are freed."""
     values = [value.detach() if isinstance(value, Tensor) else value for value in loss[:-1]]
-    stats = tuple(LayerStats(*(value.detach() for value in layer)) for layer in loss.stats)
-    return Loss(*values, stats=stats)  # pyright: ignore[reportArgumentType]
-
-
-def _counts(loss: Loss) -> list[Tensor]:
-    return [layer.tokens_per_expert_E for layer in loss.stats]
+    return Loss(*values, stats=tuple(layer.detached() for layer in loss.stats))  # pyright: ignore[reportArgumentType]
 
 
 def _mean(values: list[Tensor | None]) -> Tensor | None:
     present = [value for value in values if value is not None]
-    return torch.stack(present).mean() if present else None
+    return torch.stack(present).mean(dim=0) if present else None

@@ -24,6 +24,7 @@ def summary(config: Config, corpus: Corpus, device: torch.device, choices: list[
         ("FLOPs per token", f"{_short(total_flops)} forward and backward: {shares}"),
         ("memory", f"about {sum(memory.values()) / 1e9:.1f} GB: {_gigabytes(memory)}"),
         ("experts", _experts(config)),
+        ("balance", _balance(config)),
         ("rotary", _rotary(config)),
         ("data", corpus.summary()),
         ("schedule", _schedule(config)),
@@ -56,6 +57,23 @@ def _experts(config: Config) -> str:
     base = f"; base MLP of width {model.base_width}" if model.base_width else "; no base MLP"
     chosen = f"top-{model.router_top_k}" if model.router_type != "sigmoid" else f"above {model.router_threshold:g}"
     return f"{model.router_type} {chosen}; number x width by layer: {widths}{base}"
+
+
+def _balance(config: Config) -> str:
+    model = config.model
+    if not any(model.experts_per_layer):
+        return "nothing to balance"
+    ways = [
+        (model.aux_loss_coeff, f"loss {model.aux_loss_coeff:g} over the {model.aux_loss_scope.replace('_', '-')}"),
+        (model.router_bias_rate, f"loss-free bias in steps of {model.router_bias_rate:g}"),
+        (model.router_z_loss_coeff, f"z-loss {model.router_z_loss_coeff:g}"),
+        (model.router_jitter, f"jitter {model.router_jitter:g}"),
+    ]
+    used = ", ".join(text for strength, text in ways if strength) or "none"
+    acting = [f"{name} {rule.action}" for name, rule in config.observe.rules().items() if rule.action not in ("off", "warn")]
+    off = [name for name, rule in config.observe.rules().items() if rule.action == "off"]
+    alarms = f"alarms warn{', but ' + ', '.join(acting) if acting else ''}{'; off: ' + ', '.join(off) if off else ''}"
+    return f"{used}; {alarms}"
 
 
 def _rotary(config: Config) -> str:

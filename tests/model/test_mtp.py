@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebius.model.loss import IGNORED, documents, shifted_targets
+from moebius.model.loss import IGNORED, balance_losses, documents, shifted_targets
+from moebius.model.statistics import LayerStats
 from moebius.model.transformer import Transformer, lookahead, seeded
 from tests.model.tiny import NUM_LAYERS, ROUTERS, B, E, S, V, random_tokens, tiny
 
@@ -90,25 +91,35 @@ def test_each_bias_gets_the_gradient_of_its_own_offset():
         torch.testing.assert_close(model.mtp.bias_OV.grad[place], expected_V, rtol=0, atol=1e-6)
 
 
-def test_three_passes_through_one_layer_are_counted_together():
-    model = mtp_model()
+@pytest.mark.parametrize(("scope", "groups"), [("sequence", B), ("micro_batch", 1)])
+def test_three_passes_through_one_layer_are_counted_together(scope, groups):
+    model = mtp_model(aux_loss_scope=scope)
     assert model.mtp is not None
-    passes = []
+    passes: list[LayerStats] = []
     model.mtp.moe.register_forward_hook(lambda module, inputs, output: passes.append(output[1]))
-    stats = model.loss(with_documents()).stats
+    loss = model.loss(with_documents())
+    stats = loss.stats
     assert len(passes) == 3 and len(stats) == NUM_LAYERS + 1
     assert (
         stats[-1].tokens_per_expert_E.tolist() == torch.stack([each.tokens_per_expert_E for each in passes]).sum(dim=0).tolist()
     )
-    assert stats[-1].tokens_per_expert_E.sum() == 3 * B * S
-    torch.testing.assert_close(stats[-1].balance_loss, sum(each.balance_loss for each in passes) / 3)
-    torch.testing.assert_close(stats[-1].z_loss, sum(each.z_loss for each in passes) / 3)
+    assert stats[-1].tokens_per_expert_E.sum() == stats[-1].tokens == 3 * B * S
+    # the loss of the three passes' tokens taken together, each group by itself
+    size = 3 * B * S / groups
+    share_GE = sum(each.chosen_PE for each in passes) / size
+    probability_PE = sum(each.probability_PE for each in passes) / size
+    assert share_GE.shape == (groups, E)  # pyright: ignore[reportAttributeAccessIssue]
+    balance = sum(E * share_GE[g] @ probability_PE[g].float() for g in range(groups)) / groups
+    assert loss.balance_M is not None and loss.z_M is not None
+    torch.testing.assert_close(loss.balance_M[-1].float(), balance)
+    assert not torch.isclose(loss.balance_M[-1].float(), balance_losses(passes[:1])[0].float(), rtol=1e-4)
+    torch.testing.assert_close(loss.z_M[-1], sum(each.squared_log_partition / (B * S) for each in passes) / 3)
 
 
 def test_a_dense_model_has_a_dense_layer_for_it():
     model = mtp_model(num_experts=0, base_expansion=1.0)
     loss = model.loss(with_documents())
-    assert loss.stats == () and loss.balance is None and loss.mtp is not None
+    assert loss.stats == () and loss.balance_M is None and loss.z_M is None and loss.mtp is not None
 
 
 def test_off_costs_nothing():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moebius.config import ModelConfig, ParallelConfig
 from moebius.model.backends import choose_backends
-from moebius.model.loss import documents, shifted_targets
+from moebius.model.loss import balance_losses, documents, shifted_targets
 from moebius.model.transformer import Transformer, count_parameters, lookahead, seeded
 from tests.model.tiny import ROUTERS, B, D, E, G, H, N, S, V, random_tokens, tiny
 
@@ -148,7 +148,8 @@ def test_the_loss_is_the_cross_entropy_of_the_logits():
     logprob_BSV = output.logits_BSV.log_softmax(dim=-1)
     by_hand = -torch.stack([logprob_BSV[b, t, tokens_BL[b, t + 1]] for b in range(B) for t in range(S)]).mean()
     torch.testing.assert_close(loss.next_token.double(), by_hand, rtol=0, atol=1e-5)
-    parts = sum(0.3 * layer.balance_loss + 0.2 * layer.z_loss for layer in output.stats)
+    balance = balance_losses(output.stats)
+    parts = sum(0.3 * balance[i] + 0.2 * layer.squared_log_partition / layer.tokens for i, layer in enumerate(output.stats))
     torch.testing.assert_close(loss.total.double(), by_hand + parts, rtol=0, atol=1e-5)
     assert not torch.equal(loss.next_token, model.loss(tokens_BL).next_token)
 
@@ -158,7 +159,7 @@ def test_seeded_is_reproducible():
     assert first.keys() == again.keys()
     for name, value in first.items():
         assert torch.equal(value, again[name])
-        is_constant = name.endswith(("norm.weight", "bias_OV"))
+        is_constant = name.endswith(("norm.weight", "bias_OV", "bias_E"))
         assert torch.equal(value, other[name]) == is_constant, name
 
 

@@ -15,6 +15,8 @@ def metrics(**changes: Any) -> dict[str, Any]:
         "cv": [0.0, 0.2, 0.7],
         "dead_experts": [0, 1, 2],
         "tokens_per_expert": [[4, 4], [5, 3], [8, 0]],
+        "dropped_share": [0.0, 0.0, 0.0],
+        "unrouted_share": [0.0, 0.0, 0.0],
     }
     return figures | changes
 
@@ -27,6 +29,11 @@ def test_layers_without_experts_are_never_the_worst():
     counts = [[], [5, 3], []]
     told = describe(metrics(cv=[0.0, 0.0, 0.0], dead_experts=[0, 0, 0], tokens_per_expert=counts))
     assert "cv 0.00 (layer 1)" in told
+
+
+def test_lost_tokens_are_told_where_there_are_any():
+    told = describe(metrics(dropped_share=[0.0, 0.12, 0.04], unrouted_share=[0.5, 0.0, 0.0]))
+    assert told.endswith("dead 3  dropped 12%  unrouted 50%")
 
 
 def test_a_dense_model_has_no_balance():

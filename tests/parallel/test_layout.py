@@ -75,6 +75,20 @@ def test_names_of_parameters_stay():
     assert lines == ["checkpointing: full", "compile: off (a CPU gains less than compiling costs)"]
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+def test_every_checkpointing_is_traced_whole(checkpointing):
+    """dynamo alone, without its slow code generation; a dense block, since `loop` asks the device for its counts."""
+    model = seeded(0, replace(SMALL, num_experts=0, dim=64, head_dim=16))
+    lay_out(model, ParallelConfig(activation_checkpointing=checkpointing), torch.device("cpu"))
+    tokens = torch.randint(67, (2, 13))
+    expected = model.loss(tokens).total
+    for layer in model.layers:
+        layer.compile(backend="eager", fullgraph=True)
+    loss = model.loss(tokens).total
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("variant", "checkpointing"), zip(VARIANTS, ("none", "full", "selective"), strict=True))
 def test_compiled_is_eager(variant, checkpointing):

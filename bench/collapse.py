@@ -1,0 +1,139 @@
+"""Do experts collapse, and what cures it? One model and text, seeds fixed: without any balancing, then with each cure.
+
+    python bench/collapse.py                       `tiny` with three top-1 experts, as in the founding document
+    python bench/collapse.py --as-it-is            the preset's own experts
+    python bench/collapse.py --jobs 8 --seeds 3 --train.device cuda --plot collapse.png
+
+Prints the founding document's table, share of the tokens per expert and CV, for the layer that is worst at the end; beside
+it the worst layer's CV after 100 steps, dead experts, and the held-out bits per byte with the difference to the control. The
+control must collapse, or the table shows nothing: the script then fails.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import matplotlib
+from variants import train_all
+
+from moebius.settings import read_config
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+COLLAPSED = 0.7  # CV that the control must exceed
+THREE_EXPERTS = [
+    "--model.num_experts=3",
+    "--model.router_top_k=1",
+    "--model.moe_min_expansion=3",
+    "--model.moe_max_expansion=3",
+]
+CONTROL = "no balancing"
+
+
+def cure(loss: float = 0.0, bias: float = 0.0, **more: object) -> list[str]:
+    """Flags of a balance loss and a loss-free bias of that strength; `more` are further fields of the model."""
+    fields = {"aux_loss_coeff": loss, "router_bias_rate": bias} | more
+    return [f"--model.{name}={value}" for name, value in fields.items()]
+
+
+CURES = {
+    CONTROL: cure(),
+    "balance loss 0.01": cure(0.01),
+    "balance loss 0.1": cure(0.1),
+    "balance loss 0.1, each sequence": cure(0.1, aux_loss_scope="sequence"),
+    "balance loss 0.1, global batch": cure(0.1, aux_loss_scope="global_batch"),
+    "loss-free bias": cure(0.0, 0.001),
+    "loss-free bias + balance loss 0.01": cure(0.01, 0.001),
+    "z-loss 0.001 alone": cure(router_z_loss_coeff=0.001),
+    "jitter 0.01 alone": cure(router_jitter=0.01),
+}
+SWITCH = {
+    "switch, no balancing": cure(router_type="switch"),
+    "switch, balance loss 0.1": cure(0.1, router_type="switch"),
+}
+
+
+def main() -> None:
+    options, flags = _options()
+    if not options.as_it_is:
+        flags = THREE_EXPERTS + flags
+    is_top1 = read_config(options.config, flags).model.router_top_k == 1
+    cures = CURES | (SWITCH if is_top1 else {})
+    if options.only:
+        cures = {name: cures[name] for name in (CONTROL, *options.only)}
+    # two micro-batches, so that a global batch is more than one
+    batch = read_config(options.config, flags).train.batch_size
+    flags += [f"--train.micro_batch_size={batch // 2}"] if batch % 2 == 0 else []
+    results = train_all(options.config, {name: flags + own for name, own in cures.items()}, options.seeds, options.jobs)
+    print(f"\n{options.config} {' '.join(flags)}, {options.seeds} seeds; shares of the worst layer at the end, first seed")
+    head = f"{'':<36} {'CV at 100':>9} {'CV at end':>9} {'dead':>5} {'bpb':>7} {'against control':>17}"
+    print(f"{head}   share of the tokens per expert, %")
+    for name, runs in results.items():
+        print(_row(name, runs, results[CONTROL]))
+    if options.plot:
+        _plot(results, options.plot)
+    collapsed = max(max(line["cv"]) for metrics in results[CONTROL] for line in metrics[-1:])
+    if collapsed <= COLLAPSED:
+        sys.exit(f"the control did not collapse: worst CV {collapsed:.2f} at the end, above {COLLAPSED} is wanted")
+
+
+def _row(name: str, runs: list[list[dict]], control: list[list[dict]]) -> str:
+    """Worst over the seeds for CV and dead experts, mean over the seeds for the loss."""
+    after_100 = max(max(line["cv"]) for metrics in runs for line in metrics if line["step"] == 100)
+    at_end = max(max(metrics[-1]["cv"]) for metrics in runs)
+    dead = max(sum(metrics[-1]["dead_experts"]) for metrics in runs)
+    bpb = statistics.mean(metrics[-1]["val_bpb"] for metrics in runs)
+    gaps = [own[-1]["val_bpb"] - other[-1]["val_bpb"] for own, other in zip(runs, control, strict=True)]
+    spread = f"±{statistics.stdev(gaps):.4f}" if len(gaps) > 1 else ""
+    counts = runs[0][-1]["tokens_per_expert"][_worst_layer(runs[0])]
+    shares = " ".join(f"{100 * count / sum(counts):5.1f}" for count in counts)
+    return (
+        f"{name:<36} {after_100:9.2f} {at_end:9.2f} {dead:5d} {bpb:7.4f} {statistics.mean(gaps):+9.4f} {spread:>7}   {shares}"
+    )
+
+
+def _worst_layer(metrics: list[dict]) -> int:
+    return max(range(len(metrics[-1]["cv"])), key=lambda layer: metrics[-1]["cv"][layer])
+
+
+def _plot(results: dict[str, list[list[dict]]], path: Path) -> None:
+    """Each expert's share over the steps, in the layer that is worst at the end."""
+    columns = 3
+    rows = -(-len(results) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(12, 2.6 * rows), sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(results) :]:
+        axis.axis("off")
+    for axis, (name, runs) in zip(axes.flat, results.items(), strict=False):
+        layer = _worst_layer(runs[0])
+        steps = [line["step"] for line in runs[0]]
+        counts = [line["tokens_per_expert"][layer] for line in runs[0]]
+        shares = [[100 * count / sum(row) for count in row] for row in counts]
+        axis.stackplot(
+            steps,
+            *zip(*shares, strict=True),
+            colors=plt.get_cmap("viridis_r")([i / len(counts[0]) for i in range(len(counts[0]))]),
+        )
+        axis.set_title(f"{name}\nlayer {layer}, CV {runs[0][-1]['cv'][layer]:.2f} at the end", fontsize=9)
+        axis.set_ylim(0, 100)
+        axis.margins(x=0)
+    figure.supxlabel("step")
+    figure.supylabel("share of the layer's tokens, %")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def _options() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="tiny", help="preset or TOML file")
+    parser.add_argument("--as-it-is", action="store_true", help="keep the configuration's experts")
+    parser.add_argument("--only", nargs="+", default=[], help="names of cures")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--plot", type=Path, help="PNG of the shares over time")
+    return parser.parse_known_args()
+
+
+if __name__ == "__main__":
+    main()

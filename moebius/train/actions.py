@@ -1,0 +1,108 @@
+"""What is done about an alarm."""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from moebius.errors import NumericError
+from moebius.model.transformer import RoutedLayer, routed_layers
+from moebius.observe.alarms import Alarm
+from moebius.train.log import StepLog
+from moebius.train.run_directory import RunDirectory
+from moebius.train.state import TrainState, aux_coefficients
+
+HIGHEST_LEVEL = 5  # of raise_aux: 32 times
+NUDGE = 0.1  # in units of probability, for an expert without any token
+NOISE = 0.1  # of a revived expert's weights, in standard deviations of those it is copied from
+
+
+def answer(alarms: list[Alarm], state: TrainState, run: RunDirectory, log: StepLog) -> None:
+    """Carry out what each alarm's rule asks for, and record it.
+
+    Raises NumericError, with the state saved, for an alarm that stops the run.
+    """
+    revived: Counter[int] = Counter()
+    for alarm in alarms:
+        if alarm.action == "stop" and not alarm.over:
+            log.event(alarm, _saved(state, run))
+            raise NumericError(f"{alarm}; stopped as observe.{alarm.rule}.action says; `moebius resume {run.root}`")
+        log.event(alarm, carry_out(alarm, state, revived[alarm.layer]))
+        revived[alarm.layer] += alarm.action == "revive" and not alarm.over
+
+
+def carry_out(alarm: Alarm, state: TrainState, revived_before: int = 0) -> str:
+    """Do what the alarm asks for; returns what was done, in words. revived_before: experts of the layer, in this step: each
+    is copied from another."""
+    place = _routed_index(state, alarm.layer)
+    if alarm.action == "raise_aux":
+        return _raise_or_relax(alarm, state, place)
+    if alarm.over:
+        return ""
+    layer = routed_layers(state.model)[place]
+    if alarm.action == "nudge_bias":
+        nudge_bias(layer, alarm.figures["tokens_per_expert"])
+        return "choice shifted towards the experts with little load"
+    if alarm.action == "revive":
+        counts = alarm.figures["tokens_per_expert"]
+        by_load = sorted(range(len(counts)), key=lambda expert: -counts[expert])
+        busy = by_load[min(revived_before, len(counts) // 2 - 1)]
+        weak = alarm.expert if alarm.rule == "dead_expert" else by_load[-1]
+        if weak == busy:
+            return "no busier expert to copy"
+        revive(layer, weak, busy, state.optimizers, seed=alarm.step)
+        return f"expert {weak} is now a copy of expert {busy}, with noise"
+    return ""
+
+
+@torch.no_grad()
+def nudge_bias(layer: RoutedLayer, counts: list[int]) -> None:
+    """Shift the choice towards experts below the mean load, in proportion, by NUDGE at most. A bias stays within -1 and 1,
+    which is as far as probabilities are apart."""
+    bias_E = layer.router.bias_E
+    load_E = torch.tensor(counts, dtype=bias_E.dtype, device=bias_E.device) * len(counts) / max(1, sum(counts))
+    bias_E += NUDGE * (1 - load_E).clamp(min=-1)
+    bias_E -= bias_E.mean()
+    bias_E.clamp_(-1, 1)
+
+
+@torch.no_grad()
+def revive(layer: RoutedLayer, weak: int, busy: int, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
+    """Make expert `weak` a copy of expert `busy`: weights, row of the router, bias and optimizer state. The noise lets them
+    share the tokens, and part (sparse upcycling's start, Komatsuzaki et al. 2022, arXiv 2212.05055)."""
+    generator = torch.Generator().manual_seed(seed)  # the run's own generators do not move
+    layer.router.bias_E[weak] = layer.router.bias_E[busy]
+    for parameter in (layer.router.weight_ED, *layer.experts.parameters()):
+        source = parameter[busy]
+        noise = torch.randn(source.shape, generator=generator).to(source)
+        parameter[weak] = source + NOISE * source.std() * noise
+        for value in _optimizer_state(optimizers, parameter):
+            value[weak] = value[busy]
+
+
+def _optimizer_state(optimizers: list[torch.optim.Optimizer], parameter: Tensor) -> list[Tensor]:
+    states = [optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state]
+    return [value for state in states for value in state.values() if value.shape == parameter.shape]
+
+
+def _raise_or_relax(alarm: Alarm, state: TrainState, place: int) -> str:
+    before = aux_coefficients(state)[place]
+    level = state.aux_levels[place] + (-1 if alarm.over else 1)
+    if level > HIGHEST_LEVEL:
+        return f"balance loss of the layer stays at {before:g}, its highest"
+    state.aux_levels[place] = max(0, level)
+    if alarm.over and state.aux_levels[place]:
+        state.alarms.keep_watching(alarm)
+    return f"balance loss of the layer {before:g} -> {aux_coefficients(state)[place]:g}"
+
+
+def _routed_index(state: TrainState, layer: int) -> int:
+    """Which of the layers with experts that layer is."""
+    return sum(count > 0 for count in state.model.config.experts_per_layer[:layer])
+
+
+def _saved(state: TrainState, run: RunDirectory) -> str:
+    if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
+        return "not saved: weights are not finite; the last checkpoint is unharmed"
+    state.save(run.checkpoints)
+    return "state saved"
