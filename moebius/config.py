@@ -292,6 +292,14 @@ class TrainConfig:
     """Held-out tokens an evaluation reads at most."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; 0: only at the end."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept; 0: all."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are kept for good; 0: none."""
+    max_skipped: int = 10
+    """Updates in a row that may be skipped for a loss or gradient that is not finite; one more ends the run."""
+    max_rollbacks: int = 3
+    """Times that a loss_spike alarm may roll the run back."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl; nothing waits for the device in between."""
     out: str = "runs"
@@ -308,6 +316,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "seq_len", "log_every"):
             at_least("train", self, name, 1)
         for name in ("micro_batch_size", "seed", "weight_decay", "grad_clip", "warmup_steps", "eval_every", "checkpoint_every"):
+            at_least("train", self, name, 0)
+        for name in ("keep_last", "keep_every", "max_skipped", "max_rollbacks"):
             at_least("train", self, name, 0)
         at_least("train", self, "eval_tokens", 1)
         above("train", self, "lr", 0)

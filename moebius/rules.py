@@ -6,7 +6,7 @@ from typing import Literal
 from moebius.errors import ConfigError
 from moebius.fields import at_least, check_fields
 
-Action = Literal["off", "warn", "raise_aux", "nudge_bias", "revive", "stop"]
+Action = Literal["off", "warn", "raise_aux", "nudge_bias", "revive", "roll_back", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class Rule:
     """Steps for which the figure must have been beyond the threshold."""
     action: Action = "warn"
     """off; warn; raise_aux: up to 32 times the layer's balance loss, relaxed when the figure is back; nudge_bias: shift the
-    choice towards experts with little load; revive: replace the expert by a copy of the busiest; stop: save and exit with 5."""
+    choice towards experts with little load; revive: replace the expert by a copy of the busiest; roll_back: to the last
+    checkpoint before, leaving out the batches since; stop: save and exit with 5."""
 
 
 # an action that moves load between experts can answer these; the others are told or stopped
@@ -30,6 +31,7 @@ _OF_LOAD = ("cv", "dead_expert", "dominant_expert", "routing_entropy")
 _ANY: tuple[Action, ...] = ("off", "warn", "raise_aux", "nudge_bias", "revive", "stop")
 _BY_LOSS_OR_BIAS: tuple[Action, ...] = ("off", "warn", "raise_aux", "nudge_bias", "stop")
 _BY_HAND: tuple[Action, ...] = ("off", "warn", "stop")
+_OF_A_SPIKE: tuple[Action, ...] = ("off", "warn", "roll_back", "stop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,10 @@ class ObserveConfig:
     """Above: share of the tokens that full experts drop (switch)."""
     unrouted_tokens: Rule = Rule(threshold=0.5, window=20)
     """Above: share of the tokens that no expert takes (sigmoid)."""
-    router_logits: Rule = Rule(threshold=0.0, patience=0, action="stop")
+    router_logits: Rule = Rule(threshold=0.0, patience=20, action="stop")
     """Above: number of router logits that are not finite."""
+    loss_spike: Rule = Rule(threshold=1.5, window=200, patience=0)
+    """Above: a logged loss over the median of those logged in the window before it, where there are five or more."""
 
     def __post_init__(self) -> None:
         check_fields("observe", self)
@@ -77,4 +81,4 @@ class ObserveConfig:
 def _actions(name: str) -> tuple[Action, ...]:
     if name in _OF_LOAD:
         return _ANY
-    return _BY_HAND if name == "router_logits" else _BY_LOSS_OR_BIAS
+    return {"router_logits": _BY_HAND, "loss_spike": _OF_A_SPIKE}.get(name, _BY_LOSS_OR_BIAS)

@@ -17,6 +17,7 @@ import pytest
 from moebius import cli
 from moebius.config import Config
 from moebius.data.prepare import document_hash
+from moebius.observe.balance import NOTHING
 from moebius.presets import PRESETS
 
 SECRET = "correct horse battery staple"
@@ -121,13 +122,19 @@ def test_help_is_quick_and_imports_no_torch():
     assert done.returncode == 0 and not done.stderr
 
 
+def settings(tree: Any) -> list[str]:
+    """The dotted name of every field that is not a section itself."""
+    values = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    inner = {name: settings(value) if dataclasses.is_dataclass(value) else [] for name, value in values.items()}
+    return [f"{name}.{below}" if below else name for name in values for below in inner[name] or [""]]
+
+
 @pytest.mark.parametrize("command", ["train", "data"])
 def test_help_lists_every_setting_and_every_preset(command, moebius):
     result = moebius(command, "--help")
     assert result.code == 0 and not result.err
-    for section in dataclasses.fields(Config):
-        for field in dataclasses.fields(getattr(Config(), section.name)):
-            assert re.search(rf"--{section.name}\.{field.name}\b", result.out), f"{section.name}.{field.name}"
+    for name in settings(Config()):
+        assert re.search(rf"--{name}(?![\w.])", result.out), name
     assert all(f"  {name} " in result.out for name in PRESETS)
 
 
@@ -185,7 +192,7 @@ def test_training_writes_the_run_directory(trained):
         for name in ("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gb", "balance_loss"):
             assert isinstance(line[name], float), name
         assert line["tokens"] == line["step"] * 2 * 32
-        for name in ("cv", "dead_experts", "tokens_per_expert"):
+        for name in NOTHING.keys() | {"router_grad_norm", "layer_balance_loss", "layer_z_loss"}:
             assert len(line[name]) == 2, name
         assert [sum(counts) for counts in line["tokens_per_expert"]] == [64, 64]
         assert ("val_loss" in line) == ("val_bpb" in line) == (line["step"] in (5, 10))
@@ -244,6 +251,20 @@ def test_resume_with_more_steps_goes_on(trained, moebius):
     assert (run / "checkpoints" / "step-00000014").is_dir()
 
 
+def test_an_alarm_that_stops_a_run_and_the_run_without_it(tmp_path, moebius):
+    stop = ["--observe.cv.threshold", "0", "--observe.cv.window=1", "--observe.cv.patience", "0", "--observe.cv.action=stop"]
+    result = moebius("train", "tiny", *micro(tmp_path, train__name="run"), *stop, "--observe.tensorboard", "false")
+    run = tmp_path / "runs" / "run"
+    refused(result, 5, "step 2: alarm: layer ", "stopped as observe.cv.action says", f"`moebius resume {run}`")
+    assert "; state saved" in result.out and [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    (event,) = (json.loads(line) for line in (run / "events.jsonl").read_text().splitlines())
+    assert (event["step"], event["rule"], event["action"], event["done"]) == (2, "cv", "stop", "state saved")
+    assert not (run / "tb").exists()
+    result = moebius("resume", run, "--observe.cv.action", "off", "--observe.dead-expert.threshold", "0.02")
+    assert result.code == 0 and f"resuming {run} at step 2 of 10" in result.out
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [2, 4, 5, 6, 8, 10]
+
+
 def test_data_is_prepared_ahead_and_then_found(tmp_path, moebius):
     flags = micro(tmp_path)
     first, second = moebius("data", "tiny", *flags), moebius("data", "tiny", *flags)
@@ -289,6 +310,9 @@ def test_secrets_of_the_environment_are_written_nowhere(trained, monkeypatch, mo
         ({"train__device": "cuda:99"}, "train.device='cuda:99': this machine has"),
         ({"train__device": "gpu"}, "train.device='gpu'"),
         ({"data__source": ""}, "data.source='': must not be empty"),
+        ({"observe__cv__window": 0}, "observe.cv.window=0: must be at least 1"),
+        ({"observe__router_logits__action": "revive"}, "observe.router_logits.action='revive': one of off, warn, stop can"),
+        ({"observe__dead_expert__actoin": "revive"}, "did you mean --observe.dead_expert.action?"),
     ],
     ids=lambda value: "-".join(f"{name}={text}"[:40] for name, text in value.items()) if isinstance(value, dict) else "",
 )
@@ -373,8 +397,20 @@ def test_a_run_without_checkpoints(trained, tmp_path: Path, moebius):
     result = moebius("generate", run, "--prompt", "never shown")
     refused(result, 4, f"{run / 'checkpoints'}: no intact checkpoint")
     assert not result.out
-    refused(moebius("resume", run), 4, "no intact checkpoint")
     refused(moebius("generate", run, "--device", "gpu"), 2, "device='gpu': auto, cpu, cuda or cuda:N")
+    resumed = moebius("resume", run)  # killed before its first checkpoint: it begins
+    assert resumed.code == 0 and f"resuming {run} at step 0 of 10" in resumed.out
+    assert losses(run) == losses(trained / "runs" / "run")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged(trained, tmp_path: Path, moebius):
+    run = tmp_path / "damaged"
+    shutil.copytree(trained / "runs" / "run", run)
+    for model in run.glob("checkpoints/*/model.safetensors"):
+        model.write_bytes(b"no")
+    result = moebius("resume", run)
+    assert result.out.count("passed over") == 3
+    refused(result, 4, f"{run / 'checkpoints'}: no intact checkpoint")
 
 
 def test_a_resumed_run_keeps_its_model_and_data(trained, moebius):

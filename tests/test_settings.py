@@ -4,12 +4,14 @@ import dataclasses
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moebius.config import Config
 from moebius.errors import ConfigError
 from moebius.presets import PRESETS, preset
+from moebius.rules import ObserveConfig, Rule
 from moebius.settings import override, parse_flags, read_config, to_toml
 
 
@@ -76,6 +78,8 @@ def test_every_preset_reads_back_from_its_toml_as_itself(name, tmp_path: Path):
         ("data", {"source": "grün 中文 😀 \u2028 \ufeff \U0010ffff"}),
         ("data", {"text_field": "[model]\n# no comment"}),
         ("observe", {"progress": False}),
+        ("observe", {"tensorboard": False, "cv": {"threshold": 1e-320}, "router_gradient": {"threshold": 0.1 + 0.2}}),
+        ("observe", {"dead_expert": {"action": "revive", "patience": 10**30, "window": 7}, "router_logits": {"action": "off"}}),
     ],
 )
 def test_odd_values_read_back_as_themselves(section, values, tmp_path: Path):
@@ -102,6 +106,19 @@ def test_odd_values_read_back_as_themselves(section, values, tmp_path: Path):
          "give one number, or one per layer"),
         ("[model]\nvocab_size = 300\n[data]\nvocab_size = 400", "data.vocab_size=400: at most model.vocab_size (300); "
          "set --model.vocab_size 400"),
+        ("[observe]\ncv = 3", "observe.cv=3: a section of fields is wanted, as in [observe.cv]"),
+        ("[[observe.cv]]\nwindow = 3", "observe.cv=[{'window': 3}]: a section of fields is wanted, as in [observe.cv]"),
+        ("[observe.cv]\nwindo = 3", "observe.cv.windo: no such field; did you mean window?"),
+        ("[observe.cv]\nzzz = 3", "observe.cv.zzz: no such field; `moebius train --help` lists the fields of observe.cv"),
+        ("[observe.dead_experts]\nwindow = 3", "observe.dead_experts: no such field; did you mean dead_expert?"),
+        ('[observe.cv]\nwindow = "3"', "observe.cv.window='3': an integer is wanted"),
+        ("[observe.cv]\nwindow = 0", "observe.cv.window=0: must be at least 1"),
+        ("[observe.cv]\nthreshold = -0.1", "observe.cv.threshold=-0.1: must be at least 0"),
+        ("[observe.cv]\nthreshold = nan", "observe.cv.threshold=nan: a finite number is wanted"),
+        ("[observe.cv.threshold]\nx = 3", "observe.cv.threshold={'x': 3}: a number is wanted"),
+        ("[observe.progress]\nx = 3", "observe.progress={'x': 3}: true or false is wanted"),
+        ('[observe.router_logits]\naction = "revive"', "observe.router_logits.action='revive': one of off, warn, stop can "
+         "answer this alarm"),
         ("base = 3", "base=3: the name of a preset or a TOML file is wanted"),
         ('base = "standrad"', "base: preset 'standrad': one of tiny, pr_moe, standard, stability, switch, dense, dense_112m, "
          "or a TOML file; did you mean standard?"),
@@ -151,6 +168,13 @@ def test_files_that_are_none(tmp_path: Path):
         (["--model.num-experts", "[4,8]"], "model", {"num_experts": [4, 8]}),
         (["--model.use_mtp", "true"], "model", {"use_mtp": True}),
         (["--model.use_mtp", "True", "--model.qk_norm=false"], "model", {"use_mtp": True, "qk_norm": False}),
+        (["--observe.cv.threshold", "0.5"], "observe", {"cv": {"threshold": 0.5}}),
+        (["--observe.dead-expert.action=revive"], "observe", {"dead_expert": {"action": "revive"}}),
+        (
+            ["--observe.cv.window", "3", "--observe.progress=false", "--observe.cv.patience=9", "--observe.cv.window=4"],
+            "observe",
+            {"cv": {"window": 4, "patience": 9}, "progress": False},
+        ),
     ],
 )
 def test_flags(flags, section, values):
@@ -181,6 +205,26 @@ def test_flags(flags, section, values):
         (["--model.use_mtp", "yes"], "model.use_mtp='yes': true or false is wanted"),
         (["--model.num_experts", "4,,8"], "model.num_experts=[4, '', 8]: an integer is wanted"),
         (["--train.optimizer", "adam"], "train.optimizer='adam': one of adamw, muon is wanted; did you mean adamw?"),
+        (["--observe.cv.treshold", "3"], "--observe.cv.treshold: no such field; did you mean --observe.cv.threshold?"),
+        (["--observe.dead-experts.action", "warn"], "--observe.dead-experts.action: no such field; "
+         "did you mean --observe.dead_expert.action?"),
+        (["--observe.cv", "3"], "--observe.cv: no such field; did you mean --observe.cv."),
+        (["--observe.cv.threshold.high", "3"], "--observe.cv.threshold.high: no such field; "
+         "did you mean --observe.cv.threshold?"),
+        (["--observe.progress.on", "true"], "--observe.progress.on: no such field; did you mean --observe.progress?"),
+        (["--cv.threshold", "3"], "--cv.threshold: no such field; did you mean --observe.cv.threshold?"),
+        (["--observe.cv.threshold"], "--observe.cv.threshold: a value is wanted"),
+        (["--observe.cv.threshold", "low"], "observe.cv.threshold='low': a number is wanted"),
+        (["--observe.cv.threshold", "-1"], "observe.cv.threshold=-1.0: must be at least 0"),
+        (["--observe.cv.window", "0"], "observe.cv.window=0: must be at least 1"),
+        (["--observe.cv.patience", "1e2"], "observe.cv.patience=100.0: an integer is wanted"),
+        (["--observe.cv.action", "revve"], "observe.cv.action='revve': one of off, warn, raise_aux, "),
+        (["--observe.router-logits.action", "revive"], "observe.router_logits.action='revive': one of off, warn, stop can "
+         "answer this alarm"),
+        (["--observe.cv.action", "roll_back"], "observe.cv.action='roll_back': one of off, warn, raise_aux, nudge_bias, "
+         "revive, stop can answer this alarm"),
+        (["--observe.dropped_tokens.action", "revive"], "observe.dropped_tokens.action='revive': one of off, warn, raise_aux, "
+         "nudge_bias, stop can answer this alarm"),
         (["--data.source", "\udcff"], "data.source='\\udcff': text in UTF-8 without null characters is wanted"),
     ],
 )  # fmt: skip
@@ -195,3 +239,38 @@ def test_a_configuration_is_checked_as_a_whole():
     assert config.model.experts_per_layer == (3,) * 13
     config = read_config("tiny", ["--data.vocab_size", "5000", "--model.vocab_size", "5000"])
     assert config.data.vocab_size == config.model.vocab_size == 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "values"),
+    [
+        ("[observe.cv]\nthreshold = 0.5", "cv", {"threshold": 0.5}),
+        ("[observe.cv]\nwindow = 3", "cv", {"window": 3}),
+        ("[observe]\ncv = {patience = 0}", "cv", {"patience": 0}),
+        ('[observe]\ndead_expert.action = "revive"', "dead_expert", {"action": "revive"}),
+        ("[observe.router_logits]\nthreshold = 3", "router_logits", {"threshold": 3.0}),
+        ('[observe.loss_spike]\naction = "roll_back"', "loss_spike", {"action": "roll_back"}),
+        ("[observe.cv]", "cv", {}),
+    ],
+)
+def test_a_table_of_one_field_leaves_the_rules_other_fields(text, name, values, tmp_path: Path):
+    config = read_config(written(tmp_path / "own.toml", text), [])
+    rule = replace(getattr(ObserveConfig(), name), **values)
+    assert config == replace(Config(), observe=replace(ObserveConfig(), **{name: rule}))
+
+
+def test_a_rules_fields_come_from_the_base_then_the_file_then_the_flags(tmp_path: Path):
+    written(tmp_path / "base.toml", '[observe.cv]\nthreshold = 0.7\nwindow = 3\naction = "stop"\n[observe]\nprogress = false\n')
+    file = written(tmp_path / "own.toml", 'base = "base.toml"\n[observe.cv]\nwindow = 4\npatience = 8\n')
+    observe = read_config(file, ["--observe.cv.patience", "9", "--observe.dead-expert.threshold=0.02"]).observe
+    assert observe.cv == Rule(threshold=0.7, window=4, patience=9, action="stop")
+    assert observe.dead_expert == replace(ObserveConfig().dead_expert, threshold=0.02)
+    assert not observe.progress and observe.tensorboard
+
+
+def test_a_written_configuration_has_a_table_for_every_rule():
+    flags = ["--observe.cv.action", "raise_aux", "--observe.router_gradient.threshold", "1e-07"]
+    tables: dict[str, Any] = tomllib.loads(to_toml(read_config("tiny", flags)))["observe"]
+    assert [name for name, value in tables.items() if isinstance(value, dict)] == list(ObserveConfig().rules())
+    assert all(set(tables[name]) == {"threshold", "window", "patience", "action"} for name in ObserveConfig().rules())
+    assert tables["cv"]["action"] == "raise_aux" and tables["router_gradient"]["threshold"] == 1e-07

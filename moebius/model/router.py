@@ -74,12 +74,16 @@ class Router(nn.Module):
         return (routing.probs_TE + self.bias_E).argmax(dim=-1, keepdim=True)
 
     @torch.no_grad()
-    def shift_bias(self, chosen_E: Tensor, rate: float) -> None:
+    def shift_bias(self, chosen_E: Tensor, rate: float, is_skipped: Tensor | None = None) -> None:
         """DeepSeek-V3's update after a step: an expert chosen more often than the mean loses `rate`, one chosen less often
-        gains it. Then the mean is taken off: only differences matter, and the sigmoid router's threshold must not drift."""
+        gains it. Then the mean is taken off: only differences matter, and the sigmoid router's threshold must not drift.
+
+        is_skipped: a scalar on the device; if true, nothing changes.
+        """
         count_E = chosen_E.to(self.bias_E.dtype)
-        self.bias_E += rate * (count_E.mean() - count_E).sign()
-        self.bias_E -= self.bias_E.mean()
+        shifted_E = self.bias_E + rate * (count_E.mean() - count_E).sign()
+        shifted_E -= shifted_E.mean()
+        self.bias_E.copy_(shifted_E if is_skipped is None else torch.where(is_skipped, self.bias_E, shifted_E))
 
 
 def softmax_topk(

@@ -1,6 +1,7 @@
 """Alarms: rules held against every logged step. What they ask for is done elsewhere (moebius/train/actions.py)."""
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -8,9 +9,11 @@ from typing import Any, NamedTuple
 
 from moebius.rules import Action, ObserveConfig, Rule
 
+FEWEST_LOSSES = 5  # before a loss that is held against their median
+
 
 class Place(NamedTuple):
-    """What an alarm is about. expert is -1 where it is the layer as a whole."""
+    """What an alarm is about. expert is -1 where it is the layer as a whole, layer where it is the model as a whole."""
 
     rule: str
     layer: int
@@ -38,16 +41,17 @@ class Alarm:
 
     def event(self, done: str) -> dict[str, Any]:
         """The object for events.jsonl, with the figures that caused it."""
-        return asdict(self) | {"done": done}
+        return {"event": "over" if self.over else "alarm"} | asdict(self) | {"done": done}
 
     def __str__(self) -> str:
-        who = f"layer {self.layer}" + (f", expert {self.expert}" if self.expert >= 0 else "")
+        who = f"layer {self.layer}: " if self.layer >= 0 else ""
+        who = f"layer {self.layer}, expert {self.expert}: " if self.expert >= 0 else who
         what, unit = _WORDS[self.rule]
         value, threshold = (unit.format(number) for number in (self.value, self.threshold))
         side = "above" if self.rule in _ABOVE else "below"
         if self.over:
-            return f"step {self.step}: over: {who}: {what} {value}, no longer {side} {threshold}"
-        return f"step {self.step}: alarm: {who}: {what} {value}, {side} {threshold} since step {self.since}"
+            return f"step {self.step}: over: {who}{what} {value}, no longer {side} {threshold}"
+        return f"step {self.step}: alarm: {who}{what} {value}, {side} {threshold} since step {self.since}"
 
 
 class Alarms:
@@ -65,11 +69,11 @@ class Alarms:
         found: list[Alarm] = []
         for name, rule in self.rules.items():
             for place, value in _figures(name, rule, metrics):
-                mean = self._mean(place, rule, step, value)
-                if _is_beyond(name, rule, mean):
-                    found += self._beyond(place, rule, step, mean, metrics)
+                figure = self._over_window(place, rule, step, value)
+                if _is_beyond(name, rule, figure):
+                    found += self._beyond(place, rule, step, figure, metrics)
                 else:
-                    found += self._harmless(place, rule, step, mean, metrics)
+                    found += self._harmless(place, rule, step, figure, metrics)
         return found
 
     def keep_watching(self, alarm: Alarm) -> None:
@@ -90,12 +94,17 @@ class Alarms:
         self.fine_at = {Place(*place): step for *place, step in state["fine_at"]}
         self.beyond_at = {Place(*place): step for *place, step in state["beyond_at"]}
 
-    def _mean(self, place: Place, rule: Rule, step: int, value: float) -> float:
-        if rule.window == 1:
+    def _over_window(self, place: Place, rule: Rule, step: int, value: float) -> float:
+        """The mean over the window; of a loss, how many times the median before it."""
+        if rule.window == 1 and place.rule != "loss_spike":
             return value
-        recent = [(when, figure) for when, figure in self.seen[place] if step - rule.window < when < step] + [(step, value)]
-        self.seen[place] = recent
-        return sum(figure for _, figure in recent) / len(recent)
+        before = [(when, figure) for when, figure in self.seen[place] if step - rule.window < when < step]
+        figures = [figure for _, figure in before]
+        if math.isfinite(value):
+            self.seen[place] = [*before, (step, value)]
+        if place.rule == "loss_spike":
+            return value / statistics.median(figures) if len(figures) >= FEWEST_LOSSES else 1.0
+        return (sum(figures) + value) / (len(figures) + 1)
 
     def _beyond(self, place: Place, rule: Rule, step: int, value: float, metrics: dict[str, Any]) -> Iterator[Alarm]:
         if place in self.beyond_at:
@@ -116,11 +125,14 @@ class Alarms:
         self, place: Place, rule: Rule, step: int, value: float, since: int, metrics: dict[str, Any], over: bool
     ) -> Alarm:
         names = ("tokens_per_expert", "cv", "max_violation", "routing_entropy", "router_grad_norm")
-        figures = {name: metrics[name][place.layer] for name in names if name in metrics}
+        if place.layer < 0:
+            figures = {name: metrics[name] for name in ("loss", "grad_norm", "lr")}
+        else:
+            figures = {name: metrics[name][place.layer] for name in names if name in metrics}
         return Alarm(step, place.rule, place.layer, place.expert, value, rule.threshold, since, rule.action, over, figures)
 
 
-_ABOVE = {"cv", "dominant_expert", "dropped_tokens", "unrouted_tokens", "router_logits"}
+_ABOVE = {"cv", "dominant_expert", "dropped_tokens", "unrouted_tokens", "router_logits", "loss_spike"}
 _WORDS = {
     "cv": ("CV of the load", "{:.2f}"),
     "dead_expert": ("share of the layer's tokens", "{:.1%}"),
@@ -130,6 +142,7 @@ _WORDS = {
     "dropped_tokens": ("tokens dropped by full experts", "{:.1%}"),
     "unrouted_tokens": ("tokens without an expert", "{:.1%}"),
     "router_logits": ("router logits that are not finite:", "{:.0f}"),
+    "loss_spike": ("loss over its median so far", "{:.2f}"),
 }
 
 
@@ -138,7 +151,10 @@ def _is_beyond(name: str, rule: Rule, value: float) -> bool:
 
 
 def _figures(name: str, rule: Rule, metrics: dict[str, Any]) -> Iterator[tuple[Place, float]]:
-    """A rule's figure for each layer (or expert) that has one."""
+    """A rule's figure for each layer (or expert) that has one, or for the model."""
+    if name == "loss_spike":
+        yield Place(name, -1), metrics["loss"]
+        return
     for layer, counts in enumerate(metrics["tokens_per_expert"]):
         if not counts:
             continue

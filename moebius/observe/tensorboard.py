@@ -17,6 +17,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, resume_step: int = 0):
+        self.folder, self.failed = folder, False
         try:
             self._writer = EventFileWriter(str(folder))
         except OSError as error:
@@ -27,10 +28,15 @@ class TensorBoard:
     def write(self, metrics: dict[str, Any], wall_time: float) -> None:
         """wall_time: seconds since 1970."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(metrics).items()]
-        self._writer.add_event(Event(step=metrics["step"], wall_time=wall_time, summary=Summary(value=values)))
+        try:
+            self._writer.add_event(Event(step=metrics["step"], wall_time=wall_time, summary=Summary(value=values)))
+        except OSError as error:  # of an earlier event: they are written in a thread
+            self.failed = True
+            raise StorageError(f"{self.folder}: {error.strerror}") from None
 
     def close(self) -> None:
-        self._writer.close()
+        if not self.failed:  # else closing raises the same again, over what is being raised
+            self._writer.close()
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float]:

@@ -8,25 +8,30 @@ from torch import Tensor
 from moebius.errors import NumericError
 from moebius.model.transformer import RoutedLayer, routed_layers
 from moebius.observe.alarms import Alarm
+from moebius.observe.balance import DEAD_SHARE
+from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.log import StepLog
-from moebius.train.run_directory import RunDirectory
-from moebius.train.state import TrainState, aux_coefficients
+from moebius.train.rollback import roll_back
+from moebius.train.state import TrainState, aux_coefficients, is_finite
 
 HIGHEST_LEVEL = 5  # of raise_aux: 32 times
 NUDGE = 0.1  # in units of probability, for an expert without any token
 NOISE = 0.1  # of a revived expert's weights, in standard deviations of those it is copied from
 
 
-def answer(alarms: list[Alarm], state: TrainState, run: RunDirectory, log: StepLog) -> None:
+def answer(alarms: list[Alarm], state: TrainState, writer: CheckpointWriter, log: StepLog, max_rollbacks: int) -> None:
     """Carry out what each alarm's rule asks for, and record it.
 
-    Raises NumericError, with the state saved, for an alarm that stops the run.
+    Raises NumericError, with the state saved, for an alarm that stops the run, and for one roll-back too many.
     """
     revived: Counter[int] = Counter()
     for alarm in alarms:
         if alarm.action == "stop" and not alarm.over:
-            log.event(alarm, _saved(state, run))
-            raise NumericError(f"{alarm}; stopped as observe.{alarm.rule}.action says; `moebius resume {run.root}`")
+            log.event(alarm, _saved(state, writer))
+            resume = f"`moebius resume {writer.checkpoints.parent}`"
+            raise NumericError(f"{alarm}; stopped as observe.{alarm.rule}.action says; {resume}")
+        if alarm.action == "roll_back" and not alarm.over:
+            return roll_back(alarm, state, writer, log, max_rollbacks)
         log.event(alarm, carry_out(alarm, state, revived[alarm.layer]))
         revived[alarm.layer] += alarm.action == "revive" and not alarm.over
 
@@ -46,11 +51,13 @@ def carry_out(alarm: Alarm, state: TrainState, revived_before: int = 0) -> str:
     if alarm.action == "revive":
         counts = alarm.figures["tokens_per_expert"]
         by_load = sorted(range(len(counts)), key=lambda expert: -counts[expert])
-        busy = by_load[min(revived_before, len(counts) // 2 - 1)]
         weak = alarm.expert if alarm.rule == "dead_expert" else by_load[-1]
-        if weak == busy:
+        dead_share = alarm.threshold if alarm.rule == "dead_expert" else DEAD_SHARE
+        alive = [expert for expert in by_load if counts[expert] >= dead_share * sum(counts) and expert != weak]
+        if not alive:
             return "no busier expert to copy"
-        revive(layer, weak, busy, state.optimizers, seed=alarm.step)
+        busy = alive[revived_before % len(alive)]
+        revive(layer, weak, busy, state.optimizers, seed=hash((alarm.step, alarm.layer, weak)) % 2**63)
         return f"expert {weak} is now a copy of expert {busy}, with noise"
     return ""
 
@@ -101,8 +108,9 @@ def _routed_index(state: TrainState, layer: int) -> int:
     return sum(count > 0 for count in state.model.config.experts_per_layer[:layer])
 
 
-def _saved(state: TrainState, run: RunDirectory) -> str:
-    if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
+def _saved(state: TrainState, writer: CheckpointWriter) -> str:
+    if not is_finite(state.model):
         return "not saved: weights are not finite; the last checkpoint is unharmed"
-    state.save(run.checkpoints)
+    writer.save(state)
+    writer.wait()
     return "state saved"

@@ -6,6 +6,7 @@ names every file's size and hash, is its last file.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -101,9 +102,14 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Groups, dict
     return tensors, state
 
 
-def latest(checkpoints: Path, report: Callable[[str], None]) -> Path:
-    """The newest complete and intact checkpoint; one reported line for each passed over. Raises CheckpointError if none is."""
+def latest(checkpoints: Path, report: Callable[[str], None], up_to: float = math.inf) -> Path:
+    """The newest complete and intact checkpoint, of step `up_to` at most; one reported line for each passed over.
+
+    Raises CheckpointError if there is none.
+    """
     for folder in complete(checkpoints):
+        if step_of(folder) > up_to:
+            continue
         try:
             for _ in _verified(folder):
                 pass
@@ -111,6 +117,18 @@ def latest(checkpoints: Path, report: Callable[[str], None]) -> Path:
         except CheckpointError as error:
             report(f"passed over: {error}")
     raise CheckpointError(f"{checkpoints}: no intact checkpoint; start the run anew, or copy one here")
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def discard_after(checkpoints: Path, step: int) -> None:
+    """Delete the checkpoints of later steps: of a run that has been rolled back they are not the continuation."""
+    for folder in complete(checkpoints):
+        if step_of(folder) > step:
+            _delete(folder)
 
 
 def complete(checkpoints: Path) -> list[Path]:
@@ -142,10 +160,13 @@ def prune(checkpoints: Path, keep_last: int, keep_every: int) -> None:
     for _ in _verified(newest_first[0]):
         pass
     for folder in newest_first[keep_last:]:
-        step = int(folder.name.removeprefix("step-"))
-        if not keep_every or step % keep_every:
-            # out of sight first: a checkpoint that is there is whole
-            shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}{DELETED}")), ignore_errors=True)
+        if not keep_every or step_of(folder) % keep_every:
+            _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    """Out of sight first: a checkpoint that is there is whole."""
+    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}{DELETED}")), ignore_errors=True)
 
 
 def random_state() -> dict[str, Tensor]:

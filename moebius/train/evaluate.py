@@ -1,6 +1,7 @@
 """Loss on the held-out text, in nats per token and bits per byte."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,10 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: Transformer, corpus: Corpus, config: Config, device: torch.device) -> Evaluation:
-    """Read the held-out text in order, at most train.eval_tokens of it."""
+def evaluate(
+    model: Transformer, corpus: Corpus, config: Config, device: torch.device, stopped: Callable[[], bool] = lambda: False
+) -> Evaluation | None:
+    """Read the held-out text in order, at most train.eval_tokens of it. None if `stopped` says so in between."""
     was_training = model.training
     model.eval()
     end_of_text = corpus.tokenizer.end_of_text if config.data.document_masking else None
@@ -32,11 +35,15 @@ def evaluate(model: Transformer, corpus: Corpus, config: Config, device: torch.d
         corpus.val, config.train.seq_len, lookahead(config.model), config.train.eval_tokens, batch_size
     )
     for window in windows:
+        if stopped():
+            break
         tokens_BL = torch.from_numpy(window).to(device)
         count = tokens_BL.shape[0] * (tokens_BL.shape[1] - lookahead(config.model))
         with autocast(config.train, device):
             total += model.loss(tokens_BL, end_of_text).next_token.double() * count
         tokens += count
     model.train(was_training)
+    if stopped():
+        return None
     loss = total.item() / tokens
     return Evaluation(loss, loss / math.log(2) / corpus.val_bytes_per_token, tokens)

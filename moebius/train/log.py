@@ -1,6 +1,5 @@
 """A logged step: figures leave the device, become one line of metrics.jsonl and one look at the terminal."""
 
-import math
 import resource
 import time
 from typing import Any
@@ -17,9 +16,10 @@ from moebius.observe.ceiling import matmul_ceiling
 from moebius.observe.json_lines import JsonLines
 from moebius.observe.tensorboard import TensorBoard
 from moebius.observe.terminal import Terminal
+from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.evaluate import Evaluation
 from moebius.train.run_directory import RunDirectory
-from moebius.train.state import TrainState
+from moebius.train.state import TrainState, is_finite
 from moebius.train.step import StepResult, matmul_dtype
 
 
@@ -28,7 +28,8 @@ class StepLog:
     the next step's begin: evaluations and checkpoints do not slow the figure."""
 
     def __init__(self, config: Config, run: RunDirectory, state: TrainState, terminal: Terminal, device: torch.device):
-        self.config, self.state, self.terminal, self.device = config, state, terminal, device
+        self.config, self.run, self.state, self.terminal, self.device = config, run, state, terminal, device
+        self.unsettled: list[tuple[int, int, torch.Tensor]] = []  # step, batch, whether it was skipped
         self.metrics = JsonLines(run.metrics_path, resume_step=state.step)
         self.events = JsonLines(run.events_path, resume_step=state.step)
         self.tensorboard = TensorBoard(run.tensorboard_path, state.step) if config.observe.tensorboard else None
@@ -60,8 +61,9 @@ class StepLog:
             self.started = time.perf_counter()
 
     def write(self, result: StepResult, evaluation: Evaluation | None = None) -> dict[str, Any]:
-        """One line of metrics, everywhere; returned as it is written."""
+        """One line of metrics, everywhere; returned as it is written. Raises NumericError as `settle` does."""
         self.pause()
+        self.settle()
         speed = (self.state.tokens - self.tokens) / max(self.seconds, 1e-9)
         self.seconds, self.tokens = 0.0, self.state.tokens
         metrics = step_metrics(self.config, self.state, result)
@@ -83,14 +85,52 @@ class StepLog:
         self.events.write(alarm.event(done))
         self.terminal.say(f"{alarm}; {done}" if done else str(alarm))
 
-    def check_finite(self, result: StepResult) -> None:
-        """Raises NumericError; waits for the device."""
-        loss, norm = result.loss.item(), result.grad_norm.item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+    def note(self, result: StepResult) -> None:
+        """Remember, on the device, whether the step was skipped."""
+        self.unsettled.append((self.state.step, self.state.batch - 1, result.is_skipped))
+
+    def settle(self) -> None:
+        """Report the skipped steps since the last time. Waits for the device.
+
+        Raises NumericError once more than train.max_skipped were skipped in a row.
+        """
+        if not self.unsettled:
+            return
+        flags = torch.stack([flag for _, _, flag in self.unsettled]).tolist()
+        for (step, batch, _), is_skipped in zip(self.unsettled, flags, strict=True):
+            self.state.skipped = self.state.skipped + 1 if is_skipped else 0
+            if is_skipped:
+                self._skipped(step, batch)
+        self.unsettled.clear()
+        if self.state.skipped > self.config.train.max_skipped:
             raise NumericError(
-                f"step {self.state.step}: loss {loss}, gradient norm {norm}; the last checkpoint is unharmed. "
-                "Lower --train.lr, or lengthen --train.warmup_steps"
+                f"step {self.state.step}: loss or gradient not finite {self.state.skipped} times in a row; the last checkpoint "
+                "is unharmed. Lower --train.lr, or lengthen --train.warmup_steps"
             )
+
+    def save(self, writer: CheckpointWriter) -> None:
+        """Save the state, with the clock stopped. Weights that are not finite are never saved."""
+        self.pause()
+        self.settle()
+        if not self.state.skipped or is_finite(self.state.model):
+            writer.save(self.state)
+
+    def rewind(self) -> None:
+        """After a roll-back: the metrics of steps that will be run again are dropped."""
+        self.metrics.close()
+        self.metrics = JsonLines(self.run.metrics_path, resume_step=self.state.step)
+        self.tokens = self.state.tokens
+        self.unsettled.clear()
+
+    def _skipped(self, step: int, batch: int) -> None:
+        size = self.config.train.batch_size
+        first, last = batch * size, (batch + 1) * size - 1
+        self.events.write(
+            {"event": "skipped", "step": step, "batch": batch, "sequences": [first, last], "in_a_row": self.state.skipped}
+        )
+        self.terminal.say(
+            f"step {step}: loss or gradient not finite; the update was skipped (batch {batch}, sequences {first:,} to {last:,})"
+        )
 
     def _flops_per_token(self, metrics: dict[str, Any]) -> float:
         model, train = self.config.model, self.config.train

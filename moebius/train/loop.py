@@ -9,6 +9,7 @@ from moebius.data import Batches, Corpus
 from moebius.errors import Interrupted
 from moebius.observe.terminal import Terminal
 from moebius.train.actions import answer
+from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.evaluate import Evaluation, evaluate
 from moebius.train.log import StepLog
 from moebius.train.run_directory import RunDirectory
@@ -32,37 +33,43 @@ class Session:
 def train(session: Session, terminal: Terminal) -> Evaluation:
     """Train to the configured step, evaluating, logging and saving on the way. Returns the last evaluation.
 
-    Raises NumericError on a loss that is not finite or for an alarm that stops; Interrupted, with the state saved, on SIGINT
-    or SIGTERM.
+    Raises NumericError when too many updates in a row are not finite or an alarm stops the run; Interrupted, with the state
+    saved, on SIGINT or SIGTERM; StorageError when a checkpoint cannot be written.
     """
     config, state, corpus, device = session.config.train, session.state, session.corpus, session.device
     end_of_text = corpus.tokenizer.end_of_text if session.config.data.document_masking else None
     evaluation: Evaluation | None = None
-    with StopSignals() as stop, StepLog(session.config, session.run, state, terminal, device) as log, terminal:
-        while state.step < config.steps:
+    with (
+        StopSignals() as stop,
+        StepLog(session.config, session.run, state, terminal, device) as log,
+        CheckpointWriter(session.run.checkpoints, config.keep_last, config.keep_every) as writer,
+        terminal,
+    ):
+        while state.step < config.steps and not stop.requested:
             log.go_on()
-            tokens_BL = torch.from_numpy(session.batches.at(state.step)).to(device, non_blocking=True)
+            tokens_BL = torch.from_numpy(session.batches.at(state.batch)).to(device, non_blocking=True)
             result = train_step(state, tokens_BL, end_of_text, config)
-            terminal.step(state.step)
+            log.note(result)
 
-            is_last = state.step == config.steps
-            is_evaluated = (is_due(state.step, config.eval_every) or is_last) and not stop.requested
-            if is_evaluated:
+            measured: Evaluation | None = None
+            if evaluates := is_due(state.step, config.eval_every) or state.step == config.steps:
                 log.pause()
-                evaluation = evaluate(state.model, corpus, session.config, device)
-            if is_evaluated or is_due(state.step, config.log_every):
-                metrics = log.write(result, evaluation if is_evaluated else None)
-                answer(state.alarms.look(metrics), state, session.run, log)
-                log.check_finite(result)
-            if is_due(state.step, config.checkpoint_every) or is_last or stop.requested:
-                log.pause()
-                log.check_finite(result)
-                state.save(session.run.checkpoints)
-            if stop.requested and not is_last:
-                raise Interrupted(
-                    f"stopped at step {state.step}, state saved; `moebius resume {session.run.root}`", stop.requested
-                )
-    return evaluation or evaluate(state.model, corpus, session.config, device)
+                measured = evaluate(state.model, corpus, session.config, device, lambda: stop.requested is not None)
+                evaluation = measured or evaluation
+            if is_due(state.step, config.log_every) or evaluates:
+                metrics = log.write(result, measured)
+                answer(state.alarms.look(metrics), state, writer, log, config.max_rollbacks)
+            if is_due(state.step, config.checkpoint_every):
+                log.save(writer)
+            terminal.step(state.step)
+        stop.heeded()
+        log.save(writer)
+        writer.wait()
+        if stop.requested:
+            raise Interrupted(f"stopped at step {state.step}, state saved; `moebius resume {session.run.root}`", stop.requested)
+    last = evaluation or evaluate(state.model, corpus, session.config, device)
+    assert last is not None  # nothing stops this one
+    return last
 
 
 def is_due(step: int, every: int) -> bool:

@@ -56,10 +56,13 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
 def skip_update_if(is_broken: Tensor, optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Let the next step change nothing at all if the scalar tensor is true, decided on the device: nothing waits for it.
 
-    `found_inf` is what torch's gradient scaler tells fused optimizers. Raises nothing; AdamW that is not fused ignores it.
+    `found_inf` is what torch's gradient scaler tells fused optimizers. One that is not fused is asked on the host.
     """
     for optimizer in optimizers:
-        optimizer.found_inf = is_broken.float()  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(optimizer, Muon) or optimizer.param_groups[0]["fused"]:
+            optimizer.found_inf = is_broken.float()  # pyright: ignore[reportAttributeAccessIssue]
+        elif is_broken.item():
+            optimizer.zero_grad(set_to_none=True)  # without gradients AdamW passes a parameter by
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:

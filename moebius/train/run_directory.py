@@ -1,6 +1,7 @@
 """A run's folder: OUT/NAME with everything that the run is."""
 
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +29,24 @@ class RunDirectory:
             raise run._exists()
         return run
 
-    def create(self, config: Config) -> None:
-        """Make the folder and write config.toml. Raises ConfigError, StorageError."""
+    def create(self, config: Config, tokenizer: Tokenizer) -> None:
+        """Make the folder with config.toml and tokenizer.json, all at once: what is killed in between leaves no half of it.
+
+        Raises ConfigError if something is there, StorageError.
+        """
+        aside = RunDirectory(self.root.with_name(f".{self.root.name}.partial"))
         try:
-            self.root.mkdir(parents=True)
-            self.config_path.write_text(to_toml(config), encoding="utf-8")
-        except FileExistsError:
-            raise self._exists() from None
+            shutil.rmtree(aside.root, ignore_errors=True)
+            aside.root.mkdir(parents=True)
+            aside.config_path.write_text(to_toml(config), encoding="utf-8")
+            tokenizer.save(aside.tokenizer_path)
+            if self.root.exists() or self.root.is_symlink():
+                raise self._exists()
+            aside.root.rename(self.root)
         except OSError as error:
             raise StorageError(f"{self.root}: {error.strerror}; choose another --train.out") from None
+        finally:
+            shutil.rmtree(aside.root, ignore_errors=True)
 
     def _exists(self) -> ConfigError:
         return ConfigError(

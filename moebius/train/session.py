@@ -10,7 +10,7 @@ from moebius.errors import ConfigError
 from moebius.model.backends import choose_backends
 from moebius.model.transformer import lookahead, seeded
 from moebius.parallel.layout import lay_out
-from moebius.train.checkpoint import latest
+from moebius.train.checkpoint import complete, latest, tidy
 from moebius.train.common_start import tie_experts
 from moebius.train.loop import Session
 from moebius.train.run_directory import RunDirectory
@@ -27,25 +27,24 @@ def start(config: Config, source: str, say: Say, progress: bool = False) -> Sess
     run = RunDirectory.plan(config, source)
     corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
     batches = cut(config, corpus)
-    run.create(config)
-    corpus.tokenizer.save(run.tokenizer_path)
+    run.create(config, corpus.tokenizer)
     state = build(config, corpus, device, say)
-    if config.train.common_start:
-        tie_experts(state.model)
     return Session(config, run, corpus, batches, state, device)
 
 
 def resume(config: Config, run: RunDirectory, say: Say, progress: bool = False) -> Session:
-    """A run that goes on from its newest intact checkpoint."""
+    """A run that goes on from its newest intact checkpoint, or from its start if it was stopped before the first."""
     device = choose_device(config.train.device)
-    folder = latest(run.checkpoints, say)
+    tidy(run.checkpoints)
+    folder = latest(run.checkpoints, say) if complete(run.checkpoints) else None
     corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
     if corpus.tokenizer.to_json() != run.tokenizer().to_json():
         raise ConfigError(
             f"{run.root}: data.source={config.data.source!r} gives another tokenizer than the run's: its text has changed"
         )
     state = build(config, corpus, device, say)
-    state.load(folder)
+    if folder is not None:
+        state.load(folder)
     say(f"resuming {run.root} at step {state.step:,} of {config.train.steps:,}")
     return Session(config, run, corpus, cut(config, corpus), state, device)
 
@@ -64,6 +63,8 @@ def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> Tra
     choices = [*backends.reasons, *lay_out(model, config.parallel, device)]
     for line in summary(config, corpus, device, choices):
         say(line)
+    if config.train.common_start:
+        tie_experts(model)
     return TrainState.new(model, config)
 
 

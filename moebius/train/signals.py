@@ -1,14 +1,21 @@
-"""SIGINT and SIGTERM end a run after the step they come in; a second one ends it at once."""
+"""SIGINT and SIGTERM end a run after the step they come in; a second one, or a step that does not end, ends it at once."""
 
+import os
 import signal
+import sys
+import threading
 from types import FrameType, TracebackType
+
+GRACE_SECONDS = 20.0  # a scheduler kills 30 seconds after SIGTERM; what is left is for saving
 
 
 class StopSignals:
     """Context manager; `requested` is the number of the signal that came, or None."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self.requested: int | None = None
+        self._grace_seconds = grace_seconds
+        self._timer: threading.Timer | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -17,10 +24,28 @@ class StopSignals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.heeded()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
+    def heeded(self) -> None:
+        """The step in which the signal came has ended: there is time now for saving."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:
-            raise SystemExit(128 + number)
+            _leave(number, "stopped at once by a second signal")
         self.requested = number
+        reason = f"stopped: the step did not end within {self._grace_seconds:g} s"
+        self._timer = threading.Timer(self._grace_seconds, _leave, (number, reason))
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def _leave(number: int, reason: str) -> None:
+    """Without waiting for anything: a compiler, the device, a checkpoint that is being written (the one before stays)."""
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    os.write(2, f"{show_cursor}\nmoebius: {reason}; the last checkpoint is unharmed\n".encode())
+    os._exit(128 + number)

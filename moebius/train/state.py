@@ -1,5 +1,6 @@
 """Everything a run needs to go on exactly where it stopped, in one place."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from moebius.observe.alarms import Alarms
 from moebius.train import checkpoint
 from moebius.train.optimizer import build_optimizers, load_named_state, named_state
 
+_NUMBERS = ("step", "batch", "tokens", "skipped", "rollbacks", "aux_levels")
 SMALLEST_RAISED = 0.005  # what `raise_aux` doubles where the configuration has less
 
 
 @dataclass
 class TrainState:
-    """The model, its optimizers, its alarms and how far they are. Data order and learning rate follow from the step alone.
+    """The model, its optimizers, its alarms and how far they are. Learning rate and data follow from `step` and `batch` alone.
 
-    aux_levels: per layer with experts, how often an alarm has doubled its balance loss.
+    batch: index of the next global batch; ahead of `step` by what roll-backs left out. skipped: steps in a row, up to now,
+    that were skipped. aux_levels: per layer with experts, how often an alarm has doubled its balance loss.
     """
 
     model: Transformer
@@ -28,22 +31,25 @@ class TrainState:
     alarms: Alarms
     aux_levels: list[int]
     step: int = 0
+    batch: int = 0
     tokens: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
 
     @classmethod
     def new(cls, model: Transformer, config: Config) -> "TrainState":
         levels = [0] * len(routed_layers(model))
         return cls(model, build_optimizers(model, config.train), Alarms(config.observe), levels)
 
-    def save(self, folder: Path) -> Path:
-        """Write a checkpoint of this step under `folder`. Random generators are part of the state."""
+    def captured(self) -> tuple[checkpoint.Groups, dict[str, Any]]:
+        """The tensors of a checkpoint, those that training goes on to change, and its JSON. Random generators are in it."""
         tensors = {
             "model": model_tensors(self.model),
             "optimizer": named_state(self.optimizers, self.model),
             "random": checkpoint.random_state(),
         }
-        state = {"step": self.step, "tokens": self.tokens, "aux_levels": self.aux_levels, "alarms": self.alarms.state()}
-        return checkpoint.save(folder / f"step-{self.step:08d}", tensors, state)
+        values = {name: getattr(self, name) for name in _NUMBERS} | {"alarms": self.alarms.state()}
+        return tensors, deepcopy(values)
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint. Raises CheckpointError if it is damaged or of another model."""
@@ -51,8 +57,8 @@ class TrainState:
         load_model(self.model, tensors["model"], folder)
         load_named_state(self.optimizers, self.model, tensors["optimizer"])
         checkpoint.set_random_state(tensors["random"])
-        self.step, self.tokens = int(state["step"]), int(state["tokens"])
-        self.aux_levels = list(state["aux_levels"])
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
         self.alarms.load(state["alarms"])
 
 
@@ -60,6 +66,11 @@ def aux_coefficients(state: TrainState) -> list[float]:
     """The balance loss's weight in each layer with experts: the configured one, doubled once a level."""
     configured = state.model.config.aux_loss_coeff
     return [max(configured, SMALLEST_RAISED) * 2.0**level if level else configured for level in state.aux_levels]
+
+
+def is_finite(model: Transformer) -> bool:
+    """Whether all weights are. Waits for the device."""
+    return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
 
 
 def model_tensors(model: Transformer) -> dict[str, torch.Tensor]:

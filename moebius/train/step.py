@@ -12,7 +12,7 @@ from moebius.model.statistics import LayerStats, flat, summed, unflat
 from moebius.model.transformer import Transformer, routed_layers
 from moebius.parallel.ranks import sum_over_ranks
 from moebius.train.common_start import share_expert_gradients
-from moebius.train.optimizer import set_learning_rate
+from moebius.train.optimizer import set_learning_rate, skip_update_if
 from moebius.train.schedule import learning_rate
 from moebius.train.state import TrainState, aux_coefficients
 
@@ -27,11 +27,15 @@ class StepResult(NamedTuple):
     grad_norm: Tensor
     router_grad_norm_M: Tensor | None
     stats: list[LayerStats]
+    is_skipped: Tensor
     lr: float
 
 
 def train_step(state: TrainState, tokens_BL: Tensor, end_of_text: int | None, config: TrainConfig) -> StepResult:
-    """Forward, backward and update on one global batch; the state moves one step on."""
+    """Forward, backward and update on one global batch; the state moves one step on.
+
+    A loss or gradient that is not finite on any rank leaves weights, optimizers and biases as they are, on every rank.
+    """
     model, optimizers = state.model, state.optimizers
     lr = learning_rate(state.step, config)
     set_learning_rate(optimizers, lr)
@@ -40,29 +44,34 @@ def train_step(state: TrainState, tokens_BL: Tensor, end_of_text: int | None, co
     parts: list[Loss] = []
     for micro_BL in tokens_BL.chunk(config.accumulation_steps):
         with autocast(config, tokens_BL.device):
-            loss = model.loss(micro_BL, end_of_text, balancing)
-        (loss.total / config.accumulation_steps).backward()
-        parts.append(detached(loss))
+            part = model.loss(micro_BL, end_of_text, balancing)
+        (part.total / config.accumulation_steps).backward()
+        parts.append(detached(part))
     if state.step < config.common_start * config.steps:
         share_expert_gradients(model)
     router_grad_norm_M = router_grad_norms(model)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or torch.inf)
+    loss = torch.stack([part.next_token for part in parts]).mean()
+    is_broken = sum_over_ranks((~(loss + grad_norm).isfinite()).float()) > 0
+    skip_update_if(is_broken, optimizers)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     stats = over_the_batch(parts)
     if model.config.router_bias_rate:
-        shift_biases(model, stats)
+        shift_biases(model, stats, is_broken)
     state.step += 1
+    state.batch += 1
     state.tokens += config.batch_size * config.seq_len
     return StepResult(
-        loss=torch.stack([part.next_token for part in parts]).mean(),
+        loss=loss,
         mtp_loss=_mean([part.mtp for part in parts]),
         balance_loss_M=_mean([part.balance_M for part in parts]),
         z_loss_M=_mean([part.z_M for part in parts]),
         grad_norm=grad_norm,
         router_grad_norm_M=router_grad_norm_M,
         stats=stats,
+        is_skipped=is_broken,
         lr=lr,
     )
 
@@ -92,10 +101,10 @@ def router_grad_norms(model: Transformer) -> Tensor | None:
     return torch.stack(norms) if norms else None
 
 
-def shift_biases(model: Transformer, stats: list[LayerStats]) -> None:
+def shift_biases(model: Transformer, stats: list[LayerStats], is_skipped: Tensor | None = None) -> None:
     """Loss-free balancing, once per optimizer step and from the whole batch's counts."""
     for layer, figures in zip(routed_layers(model), stats, strict=True):
-        layer.router.shift_bias(figures.chosen_PE[0], model.config.router_bias_rate)
+        layer.router.shift_bias(figures.chosen_PE[0], model.config.router_bias_rate, is_skipped)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:

@@ -106,10 +106,10 @@ def test_three_passes_through_one_layer_are_counted_together(scope, groups):
     assert stats[-1].tokens_per_expert_E.sum() == stats[-1].tokens == 3 * B * S
     # the loss of the three passes' tokens taken together, each group by itself
     size = 3 * B * S / groups
-    share_GE = sum(each.chosen_PE for each in passes) / size
+    share_PE = sum(each.chosen_PE for each in passes) / size
     probability_PE = sum(each.probability_PE for each in passes) / size
-    assert share_GE.shape == (groups, E)  # pyright: ignore[reportAttributeAccessIssue]
-    balance = sum(E * share_GE[g] @ probability_PE[g].float() for g in range(groups)) / groups
+    assert share_PE.shape == (groups, E)  # pyright: ignore[reportAttributeAccessIssue]
+    balance = sum(E * share_PE[g] @ probability_PE[g].float() for g in range(groups)) / groups
     assert loss.balance_M is not None and loss.z_M is not None
     torch.testing.assert_close(loss.balance_M[-1].float(), balance)
     assert not torch.isclose(loss.balance_M[-1].float(), balance_losses(passes[:1])[0].float(), rtol=1e-4)

@@ -18,7 +18,7 @@ def test_bits_per_byte_by_hand(small, masking):
     corpus = prepare(config.data, config.model.vocab_size)
     model = seeded(0, config.model)
     result = evaluate(model, corpus, config, torch.device("cpu"))
-    assert model.training  # as it was before
+    assert result is not None and model.training  # as it was before
 
     model.eval()
     tokens = torch.from_numpy(corpus.val.read(0, len(corpus.val)))
@@ -33,3 +33,11 @@ def test_bits_per_byte_by_hand(small, masking):
     assert result.loss == pytest.approx(np.mean(nats), rel=1e-5)
     bytes_per_token = corpus.val.num_bytes / len(corpus.val)
     assert result.bits_per_byte == pytest.approx(np.mean(nats) / math.log(2) / bytes_per_token, rel=1e-5)
+
+
+def test_it_ends_early_when_told_to(small):
+    corpus = prepare(small.data, small.model.vocab_size, report=lambda line: None)
+    model = seeded(0, small.model)
+    asked = iter([False, False, True])
+    assert evaluate(model, corpus, small, torch.device("cpu"), lambda: next(asked, True)) is None
+    assert model.training

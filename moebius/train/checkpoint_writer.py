@@ -1,0 +1,63 @@
+"""Saving while training goes on."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from moebius.errors import CheckpointError, StorageError
+from moebius.train import checkpoint
+from moebius.train.state import TrainState
+
+
+class CheckpointWriter:
+    """Training waits while its state is copied to memory, not while it is written. One checkpoint is written at a time.
+
+    Use as a context manager: it leaves when the last one is written. An error of the writing is raised by the next `save` or
+    `wait`; a checkpoint that could not be written is never complete.
+    """
+
+    def __init__(self, checkpoints: Path, keep_last: int, keep_every: int):
+        self.checkpoints, self.keep_last, self.keep_every = checkpoints, keep_last, keep_every
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._copies: checkpoint.Groups = {}
+        self._saved: tuple[int, int] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown(wait=True)
+
+    def save(self, state: TrainState) -> None:
+        """Copy the state and have it written, unless it just was. Raises StorageError for the checkpoint before."""
+        self.wait()
+        if self._saved == (state.step, state.batch):
+            return
+        self._saved = (state.step, state.batch)
+        tensors, values = state.captured()
+        self._copies = checkpoint.snapshot(tensors, into=self._copies)
+        folder = self.checkpoints / f"step-{state.step:08d}"
+        self._pending = self._pool.submit(self._write, folder, self._copies, values)
+
+    def wait(self) -> None:
+        """Until what is being written is complete. Raises StorageError if it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, folder: Path, tensors: checkpoint.Groups, values: dict[str, Any]) -> None:
+        checkpoint.write(folder, tensors, values)
+        try:
+            checkpoint.prune(self.checkpoints, self.keep_last, self.keep_every)
+        except CheckpointError as error:
+            raise StorageError(f"just written, but not readable: {error}; older checkpoints are kept") from None
+        except OSError as error:
+            raise StorageError(
+                f"{error.filename or self.checkpoints}: {error.strerror or error}; it could not be deleted"
+            ) from None
