@@ -249,8 +249,8 @@ def _bad_flag(place: Path, chance: random.Random) -> Case:
     flag = chance.choice(
         [
             "model.dim=-1", "model.dim=1e3", "model.num_heads=7", "model.router_type=topk", "model.dmi=3",
-            "model.num_experts=4,,4", "train.lr=nan", "train.steps=0", "train.device=tpu", "train.name=../x", "data.val_fraction=1",
-            "data.vocab_size=99999999", "observe.cv.action=panic", "observe.cv=3",
+            "model.num_experts=4,,4", "train.lr=nan", "train.steps=0", "train.device=tpu", "train.name=../x",
+            "data.val_fraction=1", "data.vocab_size=99999999", "observe.cv.action=panic", "observe.cv=3",
         ]
     )  # fmt: skip
     return ["train", "tiny", f"--{flag}"], {2}

@@ -17,7 +17,7 @@ import torch
 import moebius.model.moe
 from moebius.config import Config
 from moebius.model.backends import choose_backends
-from moebius.model.router import Router, Routing, balance_probability, tokens_per_expert
+from moebius.model.router import Router, Routing, summing_to_one, who_chose
 from moebius.model.statistics import LayerStats, layer_stats
 from moebius.model.transformer import lookahead, seeded
 from moebius.parallel.layout import lay_out
@@ -27,7 +27,7 @@ from moebius.train.session import choose_device
 from moebius.train.state import TrainState
 from moebius.train.step import matmul_dtype, train_step
 
-ROUNDS, STEPS, WARM_UP = 9, 3, 3
+ROUNDS, STEPS, WARM_UP = 15, 6, 3
 
 
 def main() -> None:
@@ -95,12 +95,12 @@ def without_statistics() -> Iterator[None]:
 
 
 def _losses_alone(router: Router, routing: Routing, groups: int) -> LayerStats:
-    chosen_PE = tokens_per_expert(routing.expert_TK, router.num_experts, groups).float()
+    chosen_PE = who_chose(routing.expert_TK, router.num_experts).unflatten(0, (groups, -1)).sum(dim=1).float()
     nothing = torch.zeros((), device=chosen_PE.device)
     return LayerStats(
         tokens_per_expert_E=chosen_PE[0],
         chosen_PE=chosen_PE,
-        probability_PE=balance_probability(routing.probs_TE, groups),
+        probability_PE=summing_to_one(routing.probs_TE).unflatten(0, (groups, -1)).sum(dim=1),
         squared_log_partition=routing.logits_TE.logsumexp(dim=-1).square().sum(),
         entropy=nothing,
         gate=nothing,

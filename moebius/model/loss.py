@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moebius.config import ModelConfig
-from moebius.model.router import balance_loss
 from moebius.model.statistics import LayerStats
 
 IGNORED = -100
@@ -51,31 +50,45 @@ def total_loss(
         return Loss(total, next_token, mtp, None, None, stats)
     coefficients = balancing.coefficients if balancing else [config.aux_loss_coeff] * len(stats)
     balance_M = balance_losses(stats, balancing.over_batch if balancing else None)
-    z_M = torch.stack([layer.squared_log_partition / layer.tokens for layer in stats])
-    for coefficient, balance in zip(coefficients, balance_M, strict=True):
-        total = total + coefficient * balance
-    total = total + config.router_z_loss_coeff * z_M.sum()
+    z_M = torch.stack([layer.squared_log_partition for layer in stats]) / torch.stack([layer.tokens for layer in stats])
+    coefficient_M = _row([coefficient for coefficient, _ in zip(coefficients, stats, strict=True)], balance_M)
+    total = total + (coefficient_M * balance_M).sum() + config.router_z_loss_coeff * z_M.sum()
     return Loss(total, next_token, mtp, balance_M, z_M, stats)
 
 
 def balance_losses(stats: Sequence[LayerStats], over_batch: OverBatch | None = None) -> Tensor:
-    """balance_M. With over_batch the load counts over the whole batch; the gradient goes through this micro-batch's
-    probabilities alone, as it would in one large batch (Qiu et al. 2025, arXiv 2501.11873)."""
+    """balance_M: load-balancing loss of the Switch Transformer (arXiv 2101.03961, eq. 4), E * sum of share * mean probability,
+    the mean over the groups. 1 per expert of a token when the load is even, as in transformers' Mixtral (k at top-k).
+
+    With over_batch the shares are those of the whole batch; the gradient goes through this micro-batch's probabilities
+    alone, as it would in one large batch (Qiu et al. 2025, arXiv 2501.11873).
+    """
+    experts = [layer.chosen_PE.shape[1] for layer in stats]
+    chosen_MPE = _side_by_side([layer.chosen_PE for layer in stats])
+    probability_MPE = _side_by_side([layer.probability_PE for layer in stats])
+    tokens_M = torch.stack([layer.tokens for layer in stats])
     if over_batch is None:
-        group_sizes = [layer.tokens / len(layer.chosen_PE) for layer in stats]
-        losses = [
-            balance_loss(layer.chosen_PE, layer.probability_PE, size, size)
-            for layer, size in zip(stats, group_sizes, strict=True)
-        ]
-        return torch.stack(losses)
-    counts_X = over_batch(torch.cat([torch.cat([layer.chosen_PE.sum(dim=0), layer.tokens[None]]) for layer in stats]))
-    losses = []
-    for layer in stats:
-        num_experts = layer.chosen_PE.shape[1]
-        chosen_1E, tokens, counts_X = counts_X[None, :num_experts], counts_X[num_experts], counts_X[num_experts + 1 :]
-        probability_1E = layer.probability_PE.sum(dim=0, keepdim=True)
-        losses.append(balance_loss(chosen_1E, probability_1E, layer.tokens, tokens))
-    return torch.stack(losses)
+        group_M = group_chosen_M = tokens_M / chosen_MPE.shape[1]
+    else:
+        counts_X = over_batch(torch.cat([torch.cat([layer.chosen_PE.sum(dim=0), layer.tokens[None]]) for layer in stats]))
+        layers = counts_X.split([count + 1 for count in experts])
+        chosen_MPE = _side_by_side([layer_X[None, :-1] for layer_X in layers])
+        probability_MPE = probability_MPE.sum(dim=1, keepdim=True)
+        group_M, group_chosen_M = tokens_M, torch.stack([layer_X[-1] for layer_X in layers])
+    share_MPE = chosen_MPE / group_chosen_M[:, None, None]
+    mean_MPE = probability_MPE / group_M[:, None, None]
+    return _row([float(count) for count in experts], mean_MPE) * (share_MPE * mean_MPE).sum(dim=2).mean(dim=1)
+
+
+def _side_by_side(layers: Sequence[Tensor]) -> Tensor:
+    """value_MPE of each layer's value_PE; experts that a layer does not have have no load and add nothing."""
+    widest = max(value_PE.shape[1] for value_PE in layers)
+    return torch.stack([F.pad(v, (0, widest - v.shape[1])) if v.shape[1] < widest else v for v in layers])
+
+
+def _row(values: list[float], like: Tensor) -> Tensor:
+    """On its device, which is not waited for."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 def cross_entropy(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:

@@ -156,30 +156,15 @@ def sigmoid(logits_TE: Tensor, threshold: float, scale: float = 1.0, bias_E: Ten
     return Routing(gate_TE, expert_TE, probs_TE, logits_TE)
 
 
-def tokens_per_expert(expert_TK: Tensor, num_experts: int, groups: int = 1) -> Tensor:
-    """count_PE: tokens each expert took of each of `groups` equal parts; the id num_experts is not counted."""
+def who_chose(expert_TK: Tensor, num_experts: int) -> Tensor:
+    """chosen_TE: whether the expert is among the token's; the id num_experts is none."""
     every_expert = torch.arange(num_experts, device=expert_TK.device)
-    return (expert_TK.reshape(groups, -1, 1) == every_expert).sum(dim=1)
-
-
-def balance_probability(probs_TE: Tensor, groups: int = 1) -> Tensor:
-    """probability_PE: each expert's probability summed over the tokens of each of `groups` equal parts."""
-    return summing_to_one(probs_TE).unflatten(0, (groups, -1)).sum(dim=1)
+    return (expert_TK[..., None] == every_expert).any(dim=1)
 
 
 def summing_to_one(probs_TE: Tensor) -> Tensor:
     """Sigmoid probabilities made a distribution, as DeepSeek-V3 does for its balance loss (arXiv 2412.19437, eq. 17-20)."""
     return probs_TE / probs_TE.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_SUM)
-
-
-def balance_loss(chosen_PE: Tensor, probability_PE: Tensor, tokens: Tensor | float, chosen_tokens: Tensor | float) -> Tensor:
-    """Load-balancing loss of the Switch Transformer (arXiv 2101.03961, eq. 4): E * sum of share * mean probability, the mean
-    over the groups. 1 per expert of a token when the load is even, as in transformers' Mixtral (k at top-k).
-
-    tokens: of a group of probability_PE; chosen_tokens: of one of chosen_PE, which may cover more than probability_PE does.
-    """
-    num_experts = probability_PE.shape[1]
-    return num_experts * ((chosen_PE / chosen_tokens) * (probability_PE / tokens)).sum(dim=1).mean()
 
 
 def _biased(probs_TE: Tensor, bias_E: Tensor | None) -> Tensor:

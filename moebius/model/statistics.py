@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moebius.model.router import Router, Routing, balance_probability, summing_to_one, tokens_per_expert
+from moebius.model.router import Router, Routing, summing_to_one, who_chose
 
 
 class LayerStats(NamedTuple):
-    """Sums over tokens, so that micro-batches, the MTP layer's passes and ranks add up; float32 and, but for the two that are
-    losses, without a gradient. P groups of equal size: the balance loss is of each by itself."""
+    """Sums over tokens, so that micro-batches, the MTP layer's passes and ranks add up; in the logits' dtype and, but for the
+    two that are losses, without a gradient. P groups of equal size: the balance loss is of each by itself."""
 
     tokens_per_expert_E: Tensor  # that the experts took
     chosen_PE: Tensor  # by how many tokens each was chosen, before capacity
@@ -31,37 +31,51 @@ class LayerStats(NamedTuple):
 
     def detached(self) -> "LayerStats":
         """Without the losses' graph, and all groups as one: what is kept of a micro-batch."""
-        kept = (value.detach() for value in self)
-        return LayerStats(*kept)._replace(
-            chosen_PE=self.chosen_PE.sum(dim=0, keepdim=True),
-            probability_PE=self.probability_PE.detach().sum(dim=0, keepdim=True),
+        kept = LayerStats(*(value.detach() for value in self))
+        if len(self.chosen_PE) == 1:
+            return kept
+        return kept._replace(
+            chosen_PE=kept.chosen_PE.sum(dim=0, keepdim=True), probability_PE=kept.probability_PE.sum(dim=0, keepdim=True)
         )
 
 
 def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
-    """Of one call of a layer."""
+    """Of one call of a layer.
+
+    Whatever is added up is a column of one matrix, and the matrix is added up once: a sum of its own for each figure would
+    be a kernel of its own, in every layer.
+    """
     E, T = router.num_experts, routing.logits_TE.shape[0]
-    chosen_TK = router.chosen(routing)
-    squared_log_partition = routing.logits_TE.logsumexp(dim=-1).square().sum()
+    probs_TE = summing_to_one(routing.probs_TE)
+    log_partition_T1 = routing.logits_TE.logsumexp(dim=-1, keepdim=True)
     with torch.no_grad():
-        taken_TK = routing.expert_TK < E
-        taken_E = tokens_per_expert(routing.expert_TK, E)[0]
-        chosen_PE = tokens_per_expert(chosen_TK, E, groups)
-        entropy = torch.special.entr(summing_to_one(routing.probs_TE)).sum() / math.log(max(E, 2))
-        figures = (
-            entropy,
-            routing.gate_TK.sum(),
-            (~taken_TK.any(dim=-1)).sum(),
-            chosen_PE.sum() - taken_E.sum(),
-            (~routing.logits_TE.isfinite()).sum(),
-            taken_E.new_full((), T),
+        taken_TE = who_chose(routing.expert_TK, E)
+        is_switch = router.config.router_type == "switch"  # the only one that takes other than what was chosen
+        counted = (
+            taken_TE,
+            who_chose(router.chosen(routing), E) if is_switch else taken_TE,
+            torch.special.entr(probs_TE).sum(dim=-1, keepdim=True) / math.log(max(E, 2)),
+            routing.gate_TK.sum(dim=-1, keepdim=True),
+            ~taken_TE.any(dim=-1, keepdim=True),
+            (~routing.logits_TE.isfinite()).sum(dim=-1, keepdim=True),
         )
+    columns_TX = torch.cat([probs_TE, log_partition_T1.square(), *(each.type_as(probs_TE) for each in counted)], dim=1)
+    sums_PX = columns_TX.unflatten(0, (groups, -1)).sum(dim=1)
+    probability_PE, squared_log_partition_P1, counts_PX = sums_PX.split([E, 1, 2 * E + 4], dim=1)
+    taken_PE, chosen_PE, figures_P4 = counts_PX.detach().split([E, E, 4], dim=1)
+    entropy, gate, unrouted, not_finite = figures_P4.sum(dim=0)
+    taken_E = taken_PE.sum(dim=0)
     return LayerStats(
-        taken_E.float(),
-        chosen_PE.float(),
-        balance_probability(routing.probs_TE, groups),
-        squared_log_partition,
-        *(figure.float() for figure in figures),
+        tokens_per_expert_E=taken_E,
+        chosen_PE=chosen_PE,
+        probability_PE=probability_PE,
+        squared_log_partition=squared_log_partition_P1.sum(),
+        entropy=entropy,
+        gate=gate,
+        unrouted=unrouted,
+        dropped=chosen_PE.sum() - taken_E.sum(),
+        not_finite=not_finite,
+        tokens=taken_E.new_full((), T),
     )
 
 

@@ -109,10 +109,10 @@ def test_three_passes_through_one_layer_are_counted_together(scope, groups):
     share_PE = sum(each.chosen_PE for each in passes) / size
     probability_PE = sum(each.probability_PE for each in passes) / size
     assert share_PE.shape == (groups, E)  # pyright: ignore[reportAttributeAccessIssue]
-    balance = sum(E * share_PE[g] @ probability_PE[g].float() for g in range(groups)) / groups
+    balance = sum(E * share_PE[g] @ probability_PE[g] for g in range(groups)) / groups
     assert loss.balance_M is not None and loss.z_M is not None
-    torch.testing.assert_close(loss.balance_M[-1].float(), balance)
-    assert not torch.isclose(loss.balance_M[-1].float(), balance_losses(passes[:1])[0].float(), rtol=1e-4)
+    torch.testing.assert_close(loss.balance_M[-1], balance)
+    assert not torch.isclose(loss.balance_M[-1], balance_losses(passes[:1])[0], rtol=1e-4)
     torch.testing.assert_close(loss.z_M[-1], sum(each.squared_log_partition / (B * S) for each in passes) / 3)
 
 
