@@ -5,11 +5,13 @@
     python bench/collapse.py --jobs 8 --seeds 3 --train.device cuda --plot collapse.png
 
 Prints the founding document's table, share of the tokens per expert and CV, for the layer that is worst at the end; beside
-it the worst layer's CV after 100 steps, dead experts, and the held-out bits per byte with the difference to the control. The
-control must collapse, or the table shows nothing: the script then fails.
+it the worst layer's CV after 100 steps, dead experts, and the held-out bits per byte with the difference to the control. CV
+is given of one batch, which is never even because a batch is a few documents, and of the last five logged batches together.
+The control must collapse, or the table shows nothing: the script then fails.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import matplotlib
 from variants import train_all
 
+from moebius.observe.balance import variation
 from moebius.settings import read_config
 
 matplotlib.use("Agg")
@@ -68,7 +71,8 @@ def main() -> None:
     flags += [f"--train.micro_batch_size={batch // 2}"] if batch % 2 == 0 else []
     results = train_all(options.config, {name: flags + own for name, own in cures.items()}, options.seeds, options.jobs)
     print(f"\n{options.config} {' '.join(flags)}, {options.seeds} seeds; shares of the worst layer at the end, first seed")
-    head = f"{'':<36} {'CV at 100':>9} {'CV at end':>9} {'dead':>5} {'bpb':>7} {'against control':>17}"
+    print(f"{'':<36} {'CV at step 100':>15} {'CV at the end':>15}")
+    head = f"{'':<36} {'batch':>8} {'five':>6} {'batch':>8} {'five':>6} {'dead':>5} {'bpb':>7} {'against control':>17}"
     print(f"{head}   share of the tokens per expert, %")
     for name, runs in results.items():
         print(_row(name, runs, results[CONTROL]))
@@ -81,8 +85,7 @@ def main() -> None:
 
 def _row(name: str, runs: list[list[dict]], control: list[list[dict]]) -> str:
     """Worst over the seeds for CV and dead experts, mean over the seeds for the loss."""
-    after_100 = max(max(line["cv"]) for metrics in runs for line in metrics if line["step"] == 100)
-    at_end = max(max(metrics[-1]["cv"]) for metrics in runs)
+    cvs = [max(_worst_cv(metrics, step, batches) for metrics in runs) for step in (100, math.inf) for batches in (1, 5)]
     dead = max(sum(metrics[-1]["dead_experts"]) for metrics in runs)
     bpb = statistics.mean(metrics[-1]["val_bpb"] for metrics in runs)
     gaps = [own[-1]["val_bpb"] - other[-1]["val_bpb"] for own, other in zip(runs, control, strict=True)]
@@ -90,8 +93,15 @@ def _row(name: str, runs: list[list[dict]], control: list[list[dict]]) -> str:
     counts = runs[0][-1]["tokens_per_expert"][_worst_layer(runs[0])]
     shares = " ".join(f"{100 * count / sum(counts):5.1f}" for count in counts)
     return (
-        f"{name:<36} {after_100:9.2f} {at_end:9.2f} {dead:5d} {bpb:7.4f} {statistics.mean(gaps):+9.4f} {spread:>7}   {shares}"
+        f"{name:<36} {cvs[0]:8.2f} {cvs[1]:6.2f} {cvs[2]:8.2f} {cvs[3]:6.2f} {dead:5d} "
+        f"{bpb:7.4f} {statistics.mean(gaps):+9.4f} {spread:>7}   {shares}"
     )
+
+
+def _worst_cv(metrics: list[dict], step: float, batches: int) -> float:
+    """Of the layers, over the last logged batches up to that step."""
+    lines = [line["tokens_per_expert"] for line in metrics if line["step"] <= step][-batches:]
+    return max(variation([sum(counts) for counts in zip(*layer, strict=True)]) for layer in zip(*lines, strict=True))
 
 
 def _worst_layer(metrics: list[dict]) -> int:

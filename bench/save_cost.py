@@ -24,7 +24,7 @@ from moebius.train.session import choose_device
 from moebius.train.state import TrainState
 from moebius.train.step import matmul_dtype, train_step
 
-PAIRS, WARM_UP, SECONDS_BETWEEN = 3, 5, 60
+PAIRS, WARM_UP, SECONDS_BETWEEN = 2, 5, 60
 
 
 def main() -> None:

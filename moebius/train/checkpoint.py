@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,17 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
 CHUNK = 1 << 24
+PART_BYTES = 1 << 30  # of a file at most, if it holds more than one tensor
+FEW = 4  # files: those of a small model, written one after another
+THREADS = 4  # one hashes 1 to 2 GB/s
 PARTIAL, REPLACED, DELETED = ".partial", ".replaced", ".deleted"
 ADVICE = "resume from another checkpoint, or copy this one again"
 Groups = dict[str, dict[str, Tensor]]
 
 
 def save(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
-    """Write one NAME.safetensors per group and state.json into `folder`, replacing a checkpoint that is there.
+    """Write each group as NAME.safetensors, a large one as NAME.2.safetensors and so on too, and state.json into `folder`,
+    replacing a checkpoint that is there.
 
     Raises StorageError, leaving behind only what was there before.
     """
@@ -68,7 +73,8 @@ def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
     try:
         shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed while it wrote
         aside.mkdir(parents=True)
-        files = {f"{group}{TENSORS}": _write_tensors(aside / f"{group}{TENSORS}", tensors[group]) for group in tensors}
+        parts = {name: part for group, named in tensors.items() for name, part in _parts(group, named)}
+        files = dict(_side_by_side(lambda name: _write_tensors(aside / name, parts[name]), list(parts)))
         files[STATE] = _write(aside / STATE, json.dumps(state, indent=1).encode())
         _write(aside / MANIFEST, _manifest_text(files).encode())
         _sync_folder(aside)
@@ -96,7 +102,8 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Groups, dict
             if name == STATE:
                 state = json.loads(data)
             else:
-                tensors[name.removesuffix(TENSORS)] = {key: value.to(device) for key, value in from_safetensors(data).items()}
+                part = {key: value.to(device) for key, value in from_safetensors(data).items()}
+                tensors.setdefault(name.partition(".")[0], {}).update(part)
         except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{folder / name}: written wrongly, {_one_line(error)}; {ADVICE}") from None
     return tensors, state
@@ -187,14 +194,40 @@ def set_random_state(states: dict[str, Tensor]) -> None:
 
 
 def _verified(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Each file's name and contents: what was hashed is what is parsed. One file is in memory at a time."""
-    for name, expected in _manifest(folder).items():
-        data = _read(folder / name)
+    """Each file's name and contents: what was hashed is what is parsed. A few files are in memory at a time."""
+    files = _manifest(folder)
+
+    def verified(name: str) -> bytes:
+        data, expected = _read(folder / name), files[name]
         if len(data) != expected["bytes"]:
             raise CheckpointError(f"{folder / name}: {len(data)} bytes, where {expected['bytes']} were written; {ADVICE}")
         if hashlib.sha256(data).hexdigest() != expected["sha256"]:
             raise CheckpointError(f"{folder / name}: altered since it was written, its SHA-256 differs; {ADVICE}")
-        yield name, data
+        return data
+
+    yield from _side_by_side(verified, list(files))
+
+
+def _side_by_side(work: Callable[[str], Any], names: list[str]) -> Iterator[tuple[str, Any]]:
+    """Each name with what is done for it, in their order, some at a time in threads."""
+    if len(names) <= FEW:
+        yield from ((name, work(name)) for name in names)
+        return
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="checkpoint") as pool:
+        yield from zip(names, pool.map(work, names), strict=True)
+
+
+def _parts(group: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The files of a group: names and tensors."""
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        size += tensor.nbytes
+        if size > PART_BYTES and parts[-1]:
+            parts.append({})
+            size = tensor.nbytes
+        parts[-1][name] = tensor
+    yield from ((f"{group}{f'.{number}' if number > 1 else ''}{TENSORS}", part) for number, part in enumerate(parts, start=1))
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:

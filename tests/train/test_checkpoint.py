@@ -75,6 +75,42 @@ def test_round_trip_is_exact(tmp_path):
         assert all(same(loaded[group][name], tensor) for name, tensor in named.items())
 
 
+def test_a_large_group_is_several_files(tmp_path, monkeypatch):
+    """Each within the limit unless one tensor alone is more; each verified."""
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 100)
+    sizes = (10, 15, 30, 1, 24, 25, 25, 1)  # floats of 4 bytes
+    tensors: checkpoint.Groups = {
+        "model": {f"w{index}": torch.randn(size) for index, size in enumerate(sizes)},
+        "optimizer": {"a": torch.randn(25)},
+    }
+    folder = checkpoint.save(tmp_path / "step-00000001", tensors, {})
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert names == [*(f"model{number}.safetensors" for number in (".2", ".3", ".4", ".5", ".6", "")), "optimizer.safetensors"]
+    loaded, _ = checkpoint.load(folder)
+    assert {group: named.keys() for group, named in loaded.items()} == {group: named.keys() for group, named in tensors.items()}
+    assert all(same(loaded[group][name], value) for group, named in tensors.items() for name, value in named.items())
+    for name in names:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert f"{name}: altered" in error_of(folder)
+        (folder / name).write_bytes(data)
+
+
+def test_a_full_disk_stops_all_files_of_a_large_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 100)
+    original = checkpoint._write_tensors
+
+    def full(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        if ".3." in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        checkpoint.save(tmp_path / "step-00000001", {"model": {f"w{index}": torch.randn(25) for index in range(9)}}, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_loaded_tensors_are_their_owners(folder):
     loaded, _ = checkpoint.load(folder, device=torch.device("cpu"))
     loaded["model"]["tied"].zero_()
