@@ -222,7 +222,9 @@ class DataConfig:
     """Where the text comes from and how it becomes tokens."""
 
     source: str = "python-stdlib"
-    """A file, folder or glob (text, .jsonl, .parquet), `hf:NAME[:SUBSET]`, or `python-stdlib`."""
+    """A file, folder, glob or URL (text, .jsonl, .parquet), `hf:NAME[:SUBSET]`, or `python-stdlib`; several with commas."""
+    weights: float | tuple[float, ...] = 1.0
+    """Each source's share of the training sequences (normalised); one number: equal shares."""
     text_field: str = "text"
     """Column of the text in JSON lines, Parquet and Hugging Face data."""
     errors: Literal["stop", "skip"] = "stop"
@@ -236,14 +238,25 @@ class DataConfig:
     document_masking: bool = True
     """Keep attention inside a document where several are packed into one sequence."""
     cache: str = "~/.cache/moebius"
-    """Folder of prepared tokenizers and token shards."""
+    """Folder of prepared tokenizers and token shards, and of what URLs were downloaded."""
+    workers: int = 0
+    """Processes that tokenise; the result is the same for any number. 0: all cores."""
 
     def __post_init__(self) -> None:
         check_fields("data", self)
         for name in ("source", "text_field", "tokenizer", "cache"):
             if not getattr(self, name).strip():
                 raise ConfigError(f"data.{name}={getattr(self, name)!r}: must not be empty")
-        at_least("data", self, "vocab_size", 0)
+        for name in ("vocab_size", "workers"):
+            at_least("data", self, name, 0)
+        if re.search(r"://([^/,]*@|[^,]*\?)", self.source):
+            raise ConfigError(
+                "data.source: a URL with a password or a query, which config.toml would keep; use the environment"
+            )
+        sources = self.source.split(",")
+        weights = self.weights if isinstance(self.weights, tuple) else (self.weights,) * len(sources)
+        if len(weights) != len(sources) or min(weights) < 0 or not any(weights):
+            raise ConfigError(f"data.weights={self.weights}: {len(sources)} (one a source) are wanted, at least 0, not all 0")
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction={self.val_fraction}: above 0 and below 1")
 

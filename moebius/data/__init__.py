@@ -2,8 +2,8 @@
 
 from moebius.data.batches import Batches, check_evaluable, evaluation_windows
 from moebius.data.prepare import Corpus, prepare
-from moebius.data.shards import TokenStream, open_split, verify
 from moebius.data.sources import Document, documents
+from moebius.data.stream import TokenStream, open_split, verify
 from moebius.data.tokenizer import Tokenizer
 
 __all__ = [

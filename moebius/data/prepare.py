@@ -1,54 +1,68 @@
-"""From a source to token shards, once: a second run finds them in the cache."""
+"""From sources to token shards, once: a second run finds them in the cache."""
 
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from moebius.config import DataConfig
+from moebius.data.lock import alone
 from moebius.data.rows import PARQUET_SUFFIXES
-from moebius.data.shards import FORMAT_VERSION, TOKENIZER, Meta, ShardWriter, TokenStream, file_sha256, open_split
-from moebius.data.sources import HUGGING_FACE, Document, Skipped, documents, source_files
-from moebius.data.tokenizer import Tokenizer, prepare_tokenizer, tokenizer_file
+from moebius.data.shards import FORMAT_VERSION, TOKENIZER, Meta, file_sha256, token_dtype
+from moebius.data.sources import Document, Skipped, documents, mixture, source_files
+from moebius.data.stream import TokenStream, open_split
+from moebius.data.tokenise import PROGRESS, Tokenised, tokenise
+from moebius.data.tokenise import document_hash as document_hash
+from moebius.data.tokenizer import Tokenizer, prepare_tokenizer, sample, tokenizer_file
+from moebius.data.workers import cores
 from moebius.errors import ConfigError, DataError, StorageError
 
-BATCH_CHARACTERS = 4_000_000  # tokenised at once: enough for all cores, little in memory
-SPLITS = ("train", "val")
-ABANDONED_SECONDS = 24 * 3600  # a preparation writes every few seconds while it lives
+ABANDONED_SECONDS = 7 * 24 * 3600  # a killed preparation is taken up by the next of the same corpus; others' go after a week
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared source. skipped: documents left out because they could not be read."""
+    """Prepared sources: a folder for each, and all of them as one stream a side. skipped: documents left out because they
+    could not be read."""
 
-    folder: Path
+    folders: list[Path]
     tokenizer: Tokenizer
     train: TokenStream
     val: TokenStream
     skipped: int
 
     @property
+    def folder(self) -> Path:
+        """The first source's."""
+        return self.folders[0]
+
+    @property
     def val_bytes_per_token(self) -> float:
-        """Bytes of held-out text for each of its tokens, separators counted: turns nats per token into bits per byte."""
-        return self.val.num_bytes / len(self.val)
+        """Bytes of held-out text for each of its tokens, separators counted, the mean of the sources by weight: turns nats per
+        token into bits per byte."""
+        parts = self.val.parts
+        each = (part.weight * part.num_bytes / (part.stop - part.start) for part in parts)
+        return sum(each) / sum(part.weight for part in parts)
 
     def summary(self) -> str:
         """One line of sizes."""
         left_out = f", {self.skipped:,} documents left out" if self.skipped else ""
+        sources = f", {len(self.folders)} sources" if len(self.folders) > 1 else ""
         return (
             f"{len(self.train):,} training tokens of {self.train.num_documents:,} documents, {len(self.val):,} held out of "
-            f"{self.val.num_documents:,}; {self.tokenizer.size:,} ids, {self.val_bytes_per_token:.2f} bytes a token{left_out}"
+            f"{self.val.num_documents:,}; {self.tokenizer.size:,} ids, {self.val_bytes_per_token:.2f} bytes a "
+            f"token{sources}{left_out}"
         )
 
 
@@ -57,129 +71,161 @@ def prepare(config: DataConfig, vocab_size: int, report: Report | None = None, p
 
     A document is stored as the end-of-text token and then its text: its first token is predicted too, and its end is the
     next document's separator. Which documents are held out follows from a hash of each alone, so equal documents share a
-    side and the split is the same on any machine. `report` gets lines to print. Raises DataError, StorageError, ConfigError.
+    side, in all sources, and the split is the same on any machine; only a source so small that one side got nothing gives it
+    one document, whatever other sources do with an equal one. Of several sources each has a folder, found again in any mixture
+    with the same tokenizer. `report` gets lines to print. Raises DataError, StorageError, ConfigError.
     """
+    report = report or (lambda line: None)
     cache = Path(os.path.expanduser(config.cache))  # noqa: PTH111  (Path.expanduser raises RuntimeError for ~nobody)
-    folder = cache / cache_key(config, vocab_size)
+    sources = mixture(config)
     try:
-        if not folder.is_dir():
-            _make(config, vocab_size, folder, report or (lambda line: None), progress)
+        key = tokenizer_key(config, vocab_size)
+        tokenizer = _tokenizer(config, vocab_size, cache, f"tokenizer-{key}", report)
+        _check_size(tokenizer, vocab_size)
+        folders = [cache / cache_key(each, key) for each in sources]
+        for each, folder in zip(sources, folders, strict=True):
+            if not folder.is_dir():
+                with alone(cache / f".{folder.name}.lock", report):
+                    if not folder.is_dir():
+                        _make(each, tokenizer, folder, report, progress)
     except OSError as error:
-        raise StorageError(f"{folder}: {error.strerror or error}; set --data.cache to a folder that can be written") from None
-    meta = Meta.read(folder)
-    if file_sha256(folder / TOKENIZER) != meta.tokenizer_sha256:
-        raise DataError(f"{folder / TOKENIZER}: not the one the tokens were made with; delete {folder} to prepare it again")
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
-    _check_size(tokenizer, vocab_size)
-    return Corpus(folder, tokenizer, open_split(folder, "train"), open_split(folder, "val"), meta.skipped)
+        place = error.filename or cache
+        raise StorageError(f"{place}: {error.strerror or error}; set --data.cache to a folder that can be written") from None
+    metas = [_checked(folder, tokenizer) for folder in folders]
+    weights = list(sources.values())
+    train, val = (TokenStream.joined([open_split(folder, side) for folder in folders], weights) for side in ("train", "val"))
+    return Corpus(folders, tokenizer, train, val, sum(meta.skipped for meta in metas))
 
 
-def cache_key(config: DataConfig, vocab_size: int) -> str:
-    """Of everything the shards depend on: settings, tokenizer file, and each source file's name, size and time.
+def cache_key(config: DataConfig, tokenizer: str) -> str:
+    """Of everything the shards of one source depend on: settings, each file's name, size and time, the tokenizer's key.
 
     A data set on the Hugging Face hub is known by its name alone: asking for its revision would need the network each time.
     """
-    settings = {name: value for name, value in asdict(config).items() if name not in ("cache", "document_masking")}
-    settings["vocab_size"] = (config.vocab_size or vocab_size) if config.tokenizer == "bpe" else 0
+    return _digest([_settings(config, "errors", "source", "text_field", "val_fraction"), _stats(config), tokenizer])
+
+
+def tokenizer_key(config: DataConfig, vocab_size: int) -> str:
+    """Of everything the tokenizer depends on: of a BPE the sources too, of a file its contents."""
+    if config.tokenizer == "bytes":
+        return "bytes"
+    if config.tokenizer != "bpe":
+        return file_sha256(tokenizer_file(config)) if tokenizer_file(config).is_file() else ""
+    sources = {each.source: (weight, _stats(each)) for each, weight in mixture(config).items()}
+    return _digest([_settings(config, "errors", "text_field"), config.vocab_size or vocab_size, sources])
+
+
+def _settings(config: DataConfig, *names: str) -> dict[str, object]:
+    return {name: value for name, value in asdict(config).items() if name in names}
+
+
+def _stats(config: DataConfig) -> list[tuple[str, int, int]]:
     try:
-        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in source_files(config)]
-        if config.tokenizer not in ("bpe", "bytes") and tokenizer_file(config).is_file():
-            settings["tokenizer"] = hashlib.sha256(tokenizer_file(config).read_bytes()).hexdigest()
+        return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in source_files(config)]
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror}") from None
-    identity = json.dumps([FORMAT_VERSION, settings, stats])
-    return hashlib.sha256(identity.encode()).hexdigest()[:20]
 
 
-def document_hash(data: bytes) -> float:
-    """A number in [0, 1) that depends on the document's bytes alone; below data.val_fraction it is held out."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest()) / 2**48
+def _digest(identity: object) -> str:
+    return hashlib.sha256(json.dumps([FORMAT_VERSION, identity]).encode()).hexdigest()[:20]
 
 
-def _make(config: DataConfig, vocab_size: int, folder: Path, report: Report, progress: bool) -> None:
-    """Write aside, under a name of this process's own, then rename: a folder of its final name is whole."""
-    report(f"preparing {config.source} (kept in {folder})")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _clear_abandoned(folder)
-    # a random name: process ids repeat across the containers that share a cache. (mkdtemp would shut other users out.)
-    aside = folder.parent / f".{folder.name}.{secrets.token_hex(8)}.partial"
+def _tokenizer(config: DataConfig, vocab_size: int, cache: Path, name: str, report: Report) -> Tokenizer:
+    """A trained one is kept, with its checksum in its name, so that damage is noticed."""
+    if config.tokenizer != "bpe":
+        return prepare_tokenizer(config, vocab_size, [])
+    if not list(cache.glob(f"{name}-*.json")):
+        with alone(cache / f".{name}.lock", report):
+            if not list(cache.glob(f"{name}-*.json")):
+                report(f"training a tokenizer on {config.source}")
+                _train(config, vocab_size, cache, name)
+    file = next(cache.glob(f"{name}-*.json"))
+    if file_sha256(file) != file.stem.rpartition("-")[2]:
+        raise DataError(f"{file}: damaged, its checksum differs; delete it to train it again")
+    return Tokenizer.load(file)
+
+
+def _train(config: DataConfig, vocab_size: int, cache: Path, name: str) -> None:
+    sources = mixture(config)
+    samples = (
+        sample((document.text for document in documents(each)), weight / sum(sources.values()))
+        for each, weight in sources.items()
+    )
+    tokenizer = prepare_tokenizer(config, vocab_size, chain.from_iterable(samples))
+    aside = cache / f".{name}.partial"
     try:
-        aside.mkdir()
-        _fill(aside, config, vocab_size, report, progress)
-        _publish(aside, folder)
+        tokenizer.save(aside)
+        _sync(aside)
+        aside.rename(cache / f"{name}-{file_sha256(aside)}.json")
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        aside.unlink(missing_ok=True)
 
 
-def _fill(folder: Path, config: DataConfig, vocab_size: int, report: Report, progress: bool) -> None:
-    tokenizer = prepare_tokenizer(config, vocab_size, (document.text for document in documents(config)))
-    _check_size(tokenizer, vocab_size)
-    skipped, hashes = _tokenise(folder, config, tokenizer, config.val_fraction, progress)
+def _make(config: DataConfig, tokenizer: Tokenizer, folder: Path, report: Report, progress: bool) -> None:
+    """Write aside, then rename: a folder of its final name is whole. What a kill, or Ctrl-C, leaves aside is gone on with."""
+    _clear_abandoned(folder.parent)
+    aside = folder.with_name(f".{folder.name}.partial")
+    report(f"{'going on with' if aside.is_dir() else 'preparing'} {config.source} (kept in {folder})")
+    try:
+        aside.mkdir(exist_ok=True)
+        _fill(aside, config, tokenizer, report, progress)
+        for path in (*aside.iterdir(), aside):
+            _sync(path)
+        aside.rename(folder)
+        _sync(folder.parent)
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) and (aside / PROGRESS).exists()):
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _fill(folder: Path, config: DataConfig, tokenizer: Tokenizer, report: Report, progress: bool) -> None:
+    tokenizer.save(folder / TOKENIZER)
+    skipped, found = _tokenised(folder, config, tokenizer, config.val_fraction, progress)
+    hashes = found.hashes
     if len(hashes) < 2:
-        found = "one document only" if hashes else "no text in it"
+        amount = "one document only" if hashes else "no text in it"
         left_out = f" ({skipped.count:,} left out; the first: {skipped.first})" if skipped.count else ""
         raise DataError(
-            f"data.source={config.source!r}: {found}{left_out}; at least two different documents are needed, "
+            f"data.source={config.source!r}: {amount}{left_out}; at least two different documents are needed, "
             "one to train on and one to hold out"
         )
     if not min(hashes) < config.val_fraction <= max(hashes):
         # so few documents that one side got none: the lowest hash is held out, or the highest trained on
         fraction = sorted(hashes)[1] if min(hashes) >= config.val_fraction else max(hashes)
-        skipped, _ = _tokenise(folder, config, tokenizer, fraction, progress)
-    if skipped.count:
-        report(f"left out {skipped.count:,} documents that could not be read; the first: {skipped.first}")
-
-
-def _tokenise(
-    folder: Path, config: DataConfig, tokenizer: Tokenizer, val_fraction: float, progress: bool
-) -> tuple[Skipped, set[float]]:
-    """Fill the folder. Returns what was left out, and of the documents' hashes the two lowest and the highest."""
-    for file in folder.iterdir():
-        file.unlink()
-    skipped = Skipped()
-    extremes: set[float] = set()
-    with ExitStack() as stack:
-        advance = stack.enter_context(_bar(config)) if progress else None
-        writers = {
-            name: stack.enter_context(ShardWriter(folder, name, tokenizer.size, tokenizer.end_of_text)) for name in SPLITS
-        }
-        for batch in _in_batches(documents(config, skipped)):
-            for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True):
-                data = document.text.encode()
-                place = document_hash(data)
-                extremes = _extremes(extremes | {place})
-                writers["val" if place < val_fraction else "train"].append(ids, len(data))
-                if advance:
-                    advance(len(data))
-        splits = {name: writer.finish() for name, writer in writers.items()}
-    tokenizer.save(folder / TOKENIZER)
+        skipped, found = _tokenised(folder, config, tokenizer, fraction, progress)
     Meta(
-        dtype=writers["train"].dtype.name,
+        dtype=token_dtype(tokenizer.size).name,
         vocab_size=tokenizer.size,
         end_of_text=tokenizer.end_of_text,
         tokenizer_sha256=file_sha256(folder / TOKENIZER),
         skipped=skipped.count,
-        splits=splits,
+        splits=found.splits,
     ).write(folder)
-    return skipped, extremes
+    if skipped.count:
+        report(f"left out {skipped.count:,} documents that could not be read; the first: {skipped.first}")
 
 
-def _extremes(hashes: set[float]) -> set[float]:
-    ordered = sorted(hashes)
-    return {*ordered[:2], *ordered[-1:]}
+def _tokenised(
+    folder: Path, config: DataConfig, tokenizer: Tokenizer, val_fraction: float, progress: bool
+) -> tuple[Skipped, Tokenised]:
+    skipped = Skipped()
+
+    def found() -> Iterator[Document]:
+        skipped.count = 0
+        return documents(config, skipped)
+
+    with _bar(config) if progress else nullcontext(lambda num_bytes: None) as advance:
+        return skipped, tokenise(folder, found, tokenizer, val_fraction, config.workers or cores(), advance)
 
 
-def _in_batches(found: Iterator[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in found:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _checked(folder: Path, tokenizer: Tokenizer) -> Meta:
+    meta = Meta.read(folder)
+    if file_sha256(folder / TOKENIZER) != meta.tokenizer_sha256:
+        raise DataError(f"{folder / TOKENIZER}: not the one the tokens were made with; delete {folder} to prepare it again")
+    if hashlib.sha256(tokenizer.to_json().encode()).hexdigest() != meta.tokenizer_sha256:
+        raise DataError(f"{folder}: made with another tokenizer; delete it to prepare it again")
+    return meta
 
 
 def _check_size(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -192,25 +238,13 @@ def _check_size(tokenizer: Tokenizer, vocab_size: int) -> None:
 @contextmanager
 def _bar(config: DataConfig) -> Iterator[Callable[[int], None]]:
     """Bytes of text done, of all if that is known beforehand; gives the function that moves it."""
-    files = [] if config.source.startswith(HUGGING_FACE) else source_files(config)
+    files = source_files(config)
     is_compressed = any(file.suffix.lower() in PARQUET_SUFFIXES for file in files)
     total = None if is_compressed or not files else sum(file.stat().st_size for file in files)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task("tokenising", total=total)
         yield lambda num_bytes: bar.advance(task, num_bytes)
-
-
-def _publish(aside: Path, folder: Path) -> None:
-    """Synced, then renamed. Another process may have been first; theirs is as good."""
-    for path in (*aside.iterdir(), aside):
-        _sync(path)
-    try:
-        aside.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:
@@ -221,12 +255,12 @@ def _sync(path: Path) -> None:
         os.close(number)
 
 
-def _clear_abandoned(folder: Path) -> None:
-    """Remove what a preparation of the same corpus left when it was killed outright, a day ago or more."""
-    for aside in folder.parent.glob(f".{folder.name}.*.partial"):
+def _clear_abandoned(cache: Path) -> None:
+    """Remove what preparations and downloads that were killed a week ago or more have left."""
+    for aside in (*cache.glob(".*.partial"), *cache.glob("downloads/.*.partial")):
         try:
             newest = max(path.stat().st_mtime for path in (aside, *aside.iterdir()))
-        except OSError:  # its owner has just published or removed it
+        except OSError:  # its owner has just published or removed it, or it is a file
             continue
         if time.time() - newest > ABANDONED_SECONDS:
             shutil.rmtree(aside, ignore_errors=True)

@@ -4,14 +4,15 @@ import glob
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from moebius.config import DataConfig
+from moebius.data.remote import downloaded, is_remote
 from moebius.data.rows import LINE_SUFFIXES, PARQUET_SUFFIXES, hugging_face_rows, json_lines, parquet_rows
 from moebius.data.text_files import text_pieces
-from moebius.errors import DataError, StorageError
+from moebius.errors import ConfigError, DataError, StorageError
 
 STDLIB = "python-stdlib"
 HUGGING_FACE = "hf:"
@@ -36,8 +37,18 @@ class Skipped:
         self.first = self.first or reason
 
 
+def mixture(config: DataConfig) -> dict[DataConfig, float]:
+    """A configuration for each source that has a weight above 0, and that weight. Raises ConfigError."""
+    sources = [source.strip() for source in config.source.split(",")]
+    if not all(sources) or len(set(sources)) < len(sources):
+        raise ConfigError(f"data.source={config.source!r}: a source is empty, or named twice (commas separate sources)")
+    weights = config.weights if isinstance(config.weights, tuple) else (config.weights,) * len(sources)
+    weighted = zip(sources, weights, strict=True)
+    return {replace(config, source=source, weights=1.0): weight for source, weight in weighted if weight}
+
+
 def documents(config: DataConfig, skipped: Skipped | None = None) -> Iterator[Document]:
-    """Every non-empty document of the source.
+    """Every non-empty document of the source (one; `mixture` takes several apart).
 
     Raises DataError naming the file and place of what cannot be read (or counts it in `skipped`, as data.errors says),
     StorageError for a file that may not be opened.
@@ -49,7 +60,7 @@ def documents(config: DataConfig, skipped: Skipped | None = None) -> Iterator[Do
             raise DataError(f"{reason}; fix it or --data.errors skip")
         skipped.add(reason)
 
-    if config.source.startswith(HUGGING_FACE):
+    if _is_on_hub(config):
         found = hugging_face_rows(config.source, config.text_field, refuse)
     elif config.source == STDLIB:
         # A few tests of the standard library are files in other encodings, on purpose. They belong to Python: the user
@@ -61,13 +72,16 @@ def documents(config: DataConfig, skipped: Skipped | None = None) -> Iterator[Do
 
 
 def source_files(config: DataConfig) -> list[Path]:
-    """The local files of the source, in the order in which they are read; none for a data set on the Hugging Face hub.
+    """The local files of the source, in the order in which they are read; of a URL, their copies in the cache, downloaded now
+    if need be; none for a data set on the Hugging Face hub.
 
     A folder stands for all files below it whatever their suffix, so that one of source code works, except hidden ones
     (.git, .venv) and, when they are read, binary ones; links to folders are not followed. Files that are named or matched
-    by a glob are all read. Raises DataError if there are none.
+    by a glob are all read. Raises DataError if there are none, StorageError, ConfigError for a URL of an unknown kind.
     """
-    if config.source.startswith(HUGGING_FACE):
+    if is_remote(config.source):
+        return downloaded(config.source, Path(os.path.expanduser(config.cache)))  # noqa: PTH111
+    if _is_on_hub(config):
         folder = Path(config.source.removeprefix(HUGGING_FACE))
         return _below(folder) if folder.is_dir() else []
     if config.source == STDLIB:
@@ -81,10 +95,16 @@ def source_files(config: DataConfig) -> list[Path]:
         if not files:
             raise DataError(f"data.source={config.source!r}: no files in this folder (hidden ones are not read)")
         return files
+    if path.exists():
+        raise DataError(f"data.source={config.source!r}: neither a file nor a folder (a device or a pipe)")
     files = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207  (Path.glob is never absolute)
     if not any(file.is_file() for file in files):
         raise DataError(f"data.source={config.source!r}: no such file, folder or glob")
     return sorted((file for file in files if file.is_file()), key=lambda file: file.as_posix())
+
+
+def _is_on_hub(config: DataConfig) -> bool:
+    return config.source.startswith(HUGGING_FACE) and not is_remote(config.source)
 
 
 def _below(root: Path, leave_out: tuple[str, ...] = ()) -> list[Path]:
@@ -100,7 +120,7 @@ def _below(root: Path, leave_out: tuple[str, ...] = ()) -> list[Path]:
 
 
 def _read(files: list[Path], config: DataConfig, refuse: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-    is_folder = os.path.isdir(os.path.expanduser(config.source))  # noqa: PTH111, PTH112
+    is_folder = os.path.isdir(os.path.expanduser(config.source)) or is_remote(config.source)  # noqa: PTH111, PTH112
     for file in files:
         try:
             if file.suffix.lower() in LINE_SUFFIXES:

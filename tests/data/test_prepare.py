@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moebius.config import DataConfig
 from moebius.data import Corpus, TokenStream, prepare, verify
-from moebius.data.prepare import cache_key, document_hash
+from moebius.data.prepare import cache_key, tokenizer_key
 from moebius.data.shards import ShardWriter
+from moebius.data.tokenise import document_hash
 from moebius.errors import ConfigError, DataError, StorageError
 
 # of Python 3.11 on x86-64 Linux; a change of these moves documents between the splits of every corpus
@@ -36,6 +38,10 @@ def configure(source: Path, /, **settings) -> DataConfig:
         **{"source": str(source), "tokenizer": "bytes", "cache": str(source.parents[1] / "cache"), "val_fraction": 0.1}
         | settings
     )
+
+
+def key_of(config: DataConfig, vocab_size: int) -> str:
+    return cache_key(config, tokenizer_key(config, vocab_size))
 
 
 def texts(corpus: Corpus, stream: TokenStream) -> list[str]:
@@ -116,7 +122,7 @@ def test_one_text_file_can_be_the_whole_source(tmp_path):
 def test_a_second_call_tokenises_nothing(source, monkeypatch):
     said: list[str] = []
     first = prepare(configure(source), 257, report=said.append)
-    monkeypatch.setattr(preparation, "_tokenise", None)
+    monkeypatch.setattr(preparation, "tokenise", None)
     second = prepare(configure(source), 257, report=said.append)
     assert second.folder == first.folder
     assert (second.train.read(0, 50) == first.train.read(0, 50)).all()
@@ -125,7 +131,7 @@ def test_a_second_call_tokenises_nothing(source, monkeypatch):
 
 def test_the_key_follows_whatever_the_result_depends_on(source, tmp_path):
     def key(vocab_size: int = 300, **settings) -> str:
-        return cache_key(configure(source, **{"tokenizer": "bpe"} | settings), vocab_size)
+        return key_of(configure(source, **{"tokenizer": "bpe"} | settings), vocab_size)
 
     prepared = prepare(configure(source), 257)
     given = tmp_path / "given.json"
@@ -137,14 +143,14 @@ def test_the_key_follows_whatever_the_result_depends_on(source, tmp_path):
     os.utime(source, (1, 1))
     keys.append(key())
     assert len(set(keys)) == len(keys)
-    assert key(cache="elsewhere") == key(document_masking=False) == key()
+    assert key(cache="elsewhere") == key(document_masking=False) == key(workers=3) == key()
 
 
 def test_the_vocabulary_in_effect_is_what_counts(source):
-    keys = {cache_key(configure(source, tokenizer="bpe", vocab_size=300), size) for size in (300, 400)}
-    keys.add(cache_key(configure(source, tokenizer="bpe"), 300))
+    keys = {key_of(configure(source, tokenizer="bpe", vocab_size=300), size) for size in (300, 400)}
+    keys.add(key_of(configure(source, tokenizer="bpe"), 300))
     assert len(keys) == 1
-    assert cache_key(configure(source), 300) == cache_key(configure(source), 400)
+    assert key_of(configure(source), 300) == key_of(configure(source), 400)
 
 
 def test_a_tokenizer_larger_than_the_model(source):
@@ -179,10 +185,10 @@ def test_what_was_left_out_is_reported_and_remembered(source):
 def test_an_interruption_leaves_no_folder(source, monkeypatch, error, raised):
     original = ShardWriter.append
 
-    def fail_later(self, ids, num_bytes):
+    def fail_later(self, ids, num_bytes, begins):
         if self.split.documents == 50:
             raise error
-        original(self, ids, num_bytes)
+        original(self, ids, num_bytes, begins)
 
     with monkeypatch.context() as patched:
         patched.setattr(ShardWriter, "append", fail_later)
@@ -245,37 +251,100 @@ def test_processes_that_prepare_at_once_do_not_disturb_each_other(source):
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     (folder,) = {folders.get(timeout=5) for _ in processes}
-    assert debris(Path(config.cache)) == [Path(folder).name]
-
-
-def test_the_loser_of_a_race_uses_what_the_winner_made(source, monkeypatch):
-    config = configure(source)
-    original = preparation._publish
-
-    def late(aside, folder):
-        monkeypatch.setattr(preparation, "_publish", original)
-        prepare(config, 257)  # another process is faster
-        original(aside, folder)
-
-    monkeypatch.setattr(preparation, "_publish", late)
-    corpus = prepare(config, 257)
-    verify(corpus.folder)
-    assert debris(Path(config.cache)) == [corpus.folder.name]
+    corpus, tokenizer = sorted(debris(Path(config.cache)))
+    assert (corpus, tokenizer.partition("-")[0]) == (Path(folder).name, "tokenizer")
 
 
 def test_abandoned_folders_are_cleared_and_living_ones_left(source):
     config = configure(source)
     cache = Path(config.cache)
-    key = cache_key(config, 257)
     for name in ("old", "new"):
-        (cache / f".{key}.{name}.partial").mkdir(parents=True)
-        (cache / f".{key}.{name}.partial" / "train-00000.bin").write_bytes(b"")
-    old = cache / f".{key}.old.partial"
-    two_days_ago = time.time() - 2 * 24 * 3600
+        (cache / f".{name}.partial").mkdir(parents=True)
+        (cache / f".{name}.partial" / "train-00000.bin").write_bytes(b"")
+    old = cache / ".old.partial"
+    eight_days_ago = time.time() - 8 * 24 * 3600
     for path in (old / "train-00000.bin", old):
-        os.utime(path, (two_days_ago, two_days_ago))
+        os.utime(path, (eight_days_ago, eight_days_ago))
     prepare(config, 257)
-    assert sorted(debris(cache)) == [f".{key}.new.partial", key]
+    assert sorted(debris(cache)) == [".new.partial", key_of(config, 257)]
+
+
+def test_a_damaged_tokenizer_is_named(source):
+    config = configure(source, tokenizer="bpe")
+    prepare(config, 300)
+    (file,) = Path(config.cache).glob("tokenizer-*.json")
+    file.write_text(file.read_text().replace("a", "b", 1))
+    with pytest.raises(DataError, match=r"tokenizer-.*\.json: damaged, its checksum differs"):
+        prepare(config, 300)
+
+
+def test_a_read_only_cache_is_read_and_not_written(source, monkeypatch):
+    config = configure(source, tokenizer="bpe")
+    prepare(config, 300)
+    monkeypatch.setattr(preparation, "alone", None)  # nothing is locked, and so nothing written, where all is there
+    assert len(prepare(config, 300).train) > 0
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(source, monkeypatch):
+    config = configure(source)
+    original = Path.open
+
+    def on_a_full_disk(self, mode="r", *arguments, **named):
+        return original(Path("/dev/full") if mode == "wb" else self, mode, *arguments, **named)
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(StorageError, match=r"No space left on device; set --data\.cache") as caught,
+    ):
+        patched.setattr(Path, "open", on_a_full_disk)
+        prepare(config, 257)
+    assert caught.value.exit_code == 6
+    assert debris(Path(config.cache)) == []
+
+
+def mixed(source: Path, **settings) -> DataConfig:
+    """Three sources of 200, 300 and 100 documents, some of them in two."""
+    files = [source]
+    for name, first, count in (("b", 100, 300), ("c", 1000, 100)):
+        files.append(source.with_name(f"{name}.jsonl"))
+        rows = (json.dumps({"text": f"document {n} é " * 5}) + "\n" for n in range(first, first + count))
+        files[-1].write_text("".join(rows))
+    return configure(source, source=", ".join(map(str, files)), weights=(5, 3, 2), **settings)
+
+
+def test_several_sources_are_one_corpus_with_one_tokenizer(source):
+    config = mixed(source, tokenizer="bpe")
+    corpus = prepare(config, 300)
+    assert [part.weight for part in corpus.train.parts] == [5, 3, 2]
+    assert corpus.train.num_documents + corpus.val.num_documents == 600
+    assert "3 sources" in corpus.summary()
+    train, val = set(texts(corpus, corpus.train)), set(texts(corpus, corpus.val))
+    assert not train & val  # documents 100 to 199 are in two sources
+    (tokenizer,) = Path(config.cache).glob("tokenizer-*.json")
+    assert {(folder / "tokenizer.json").read_text() for folder in corpus.folders} == {tokenizer.read_text()}
+    each = [part.num_bytes / (part.stop - part.start) for part in corpus.val.parts]
+    assert corpus.val_bytes_per_token == pytest.approx(0.5 * each[0] + 0.3 * each[1] + 0.2 * each[2])
+
+
+def test_a_source_is_found_again_in_another_mixture(source, monkeypatch):
+    config = mixed(source)
+    folders = prepare(config, 257).folders
+    monkeypatch.setattr(preparation, "tokenise", None)
+    assert prepare(replace(config, weights=(0, 1, 4)), 257).folders == folders[1:]
+    assert prepare(configure(source), 257).folders == folders[:1]
+
+
+@pytest.mark.parametrize("bad", ["{source},{source}", "{source},", ","])
+def test_sources_that_are_no_list(source, bad):
+    with pytest.raises(ConfigError, match="a source is empty, or named twice"):
+        prepare(configure(source, source=bad.format(source=source)), 257)
+
+
+@pytest.mark.parametrize("weights", [(1, 2), (1, -1, 1), (0, 0, 0), -1, 0])
+def test_weights_that_are_none(source, weights):
+    with pytest.raises(ConfigError, match=r"data\.weights=.*: 3 \(one a source\) are wanted, at least 0, not all 0") as caught:
+        configure(source, source="a,b,c", weights=weights)
+    assert "\n" not in str(caught.value)
 
 
 def test_progress_goes_to_stderr(source, capsys):

@@ -59,6 +59,22 @@ def test_a_parquet_string_that_is_not_utf8(tmp_path):
     assert [document.text for document in read(file, errors="skip")] == [", o"]
 
 
+def test_long_cells_are_read_few_at_a_time(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.parquet", {"text": [f"{n}" * 10_000 for n in range(40)]}, use_dictionary=False)
+    expected = read(file)
+    monkeypatch.setattr("moebius.data.rows.PARQUET_BYTES", 100_000)
+    sizes = []
+
+    def iter_batches(self, batch_size, columns):
+        sizes.append(batch_size)
+        return original(self, batch_size, columns=columns)
+
+    original = pyarrow.parquet.ParquetFile.iter_batches
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", iter_batches)
+    assert read(file) == expected
+    assert 1 < sizes[0] < 10
+
+
 @pytest.fixture
 def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -82,3 +98,21 @@ def test_hugging_face_on_a_local_folder_of_parquet(tmp_path, offline):
 def test_a_hub_that_cannot_be_reached_is_one_line(offline):
     assert refusal("hf:nobody/of-this-name").startswith("data.source='hf:nobody/of-this-name': ")
     assert "hf:NAME or hf:NAME:SUBSET" in refusal("hf:")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    def no_network(self, name, timeout):
+        raise ConnectionError(f"https://huggingface.co/{name}?token=secret: no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", no_network)
+    monkeypatch.setattr("datasets.load_dataset", None)
+    assert refusal("hf:a/b") == "data.source='hf:a/b': ConnectionError: https://huggingface.co/a/b no network"
+
+
+def test_a_data_set_with_a_script_is_refused(tmp_path, offline):
+    folder = tmp_path / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert refusal(f"hf:{folder}").startswith("data.source=")
+    assert refusal(f"hf:{folder}/scripted.py").startswith("data.source=")
+    assert not (tmp_path / "ran").exists()

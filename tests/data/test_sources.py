@@ -1,5 +1,6 @@
 """Sources: what is read, in what order, and the one line each bad input gets."""
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def test_missing_sources(tmp_path):
     assert "no files in this folder" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["pipe", "dangling", "loop", "/dev/zero"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    expected = "no such file" if name in ("dangling", "loop") else "neither a file nor a folder (a device or a pipe)"
+    assert expected in refusal(tmp_path / name)
+    (tmp_path / "a.txt").write_text("a")
+    assert texts(tmp_path) == ["a"]
+
+
+def test_a_file_that_vanishes_between_listing_and_reading(folder):
+    found = documents(DataConfig(source=str(folder)))
+    assert next(found).text == "y"
+    (folder / "a" / "z.rs").unlink()
+    with pytest.raises(StorageError, match=r"z\.rs: No such file or directory"):
+        next(found)
+
+
 def test_line_ends_and_byte_marks_of_text_are_kept(folder):
     (folder / "crlf.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
     assert texts(folder / "crlf.txt") == ["\ufeffa\r\nb\rc\n"]
@@ -96,6 +116,7 @@ def test_bad_json_lines(tmp_path):
     start = '{"text": "fine"}\n'
     for line, expected in {
         '{"text" "x"}': f"{file}:2: column 9 is not JSON",
+        "\0" * 5: f"{file}:2: column 1 is not JSON",
         "[" * 100_000: f"{file}:2: not JSON that can be read",
         '{"text": ' + "1" * 5000 + "}": f"{file}:2: not JSON that can be read",
         '{"body": "x", "id": 1}': f"{file}:2: no field 'text' (--data.text_field); there are: body, id",

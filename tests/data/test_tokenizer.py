@@ -1,12 +1,14 @@
 """Tokenizers: lossless, deterministic, and no text can spell the end of a document."""
 
 import json
+import os
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from moebius.config import DataConfig
 from moebius.data import tokenizer as tokenizer_module
@@ -36,8 +38,8 @@ def test_any_text_comes_back(kind):
     samples += ["", " ", "  \n\t ", "\r\n", "\0", "\ufeffx", "a" * 5000, *SENTENCES[:3]]
     samples = [text for text in samples if not any(0xD800 <= ord(character) < 0xE000 for character in text)]
     for text, ids in zip(samples, found.encode_batch(samples), strict=True):
-        assert found.decode(ids) == text
-        assert ids == found.encode(text)
+        assert found.decode(ids.tolist()) == text
+        assert ids.tolist() == found.encode(text)
         assert all(0 <= number < found.size for number in ids)
 
 
@@ -47,7 +49,7 @@ def test_text_that_spells_the_end_of_text_does_not_become_it(kind, tmp_path):
     found.save(tmp_path / "tokenizer.json")
     for each in (found, Tokenizer.load(tmp_path / "tokenizer.json")):
         for text in (END_OF_TEXT, f"a{END_OF_TEXT}b", f" {END_OF_TEXT}\n"):
-            assert each.end_of_text not in each.encode(text) + each.encode_batch([text])[0]
+            assert each.end_of_text not in each.encode(text) + each.encode_batch([text])[0].tolist()
             assert each.decode(each.encode(text)) == text
         assert each.decode([each.end_of_text]) == END_OF_TEXT
 
@@ -83,6 +85,67 @@ def test_the_same_text_gives_the_same_bytes_in_another_process():
     assert subprocess.run(command, capture_output=True, check=True).stdout.decode() == tokenizer().to_json()
 
 
+def by_gpt2_words() -> Tokenizer:
+    """A tokenizer as it may be given: the library's own words, and so no cache."""
+    inner = tokenizers.Tokenizer.from_str(tokenizer().to_json())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return Tokenizer(inner, "given")
+
+
+def test_only_our_own_words_are_cached(tmp_path):
+    assert tokenizer()._words is not None
+    assert tokenizer("bytes")._words is not None
+    assert by_gpt2_words()._words is None
+    contents = json.loads(tokenizer().to_json())
+    for change in ({"normalizer": {"type": "Lowercase"}}, {"model": contents["model"] | {"dropout": 0.5}}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(contents | change))
+        assert Tokenizer.load(tmp_path / "tokenizer.json")._words is None
+
+
+@pytest.mark.parametrize("limit", [0, 3, 2**18])
+def test_words_from_the_cache_have_the_librarys_ids(monkeypatch, limit):
+    """Each text again and again, with what the cache forgot in between."""
+    monkeypatch.setattr("moebius.data.words.CACHED_WORDS", limit)
+    monkeypatch.setattr("moebius.data.words.LONGEST_CACHED", 5)
+    found = tokenizer()
+    generator = random.Random(1)
+    texts = [text for text in map(random_text, [generator] * 300) if not any(0xD800 <= ord(c) < 0xE000 for c in text)]
+    texts += [
+        "it's '' 'll ''ll 's's",
+        "a \u3000 b\u00a0c\x1c d \u2028\n",
+        "12 345\t6 \n\n  x",
+        "\x85 \x1f",
+        *SENTENCES,
+        *SENTENCES,
+    ]
+    for first in range(0, len(texts), 50):
+        batch = texts[first : first + 50]
+        assert [ids.tolist() for ids in found.encode_batch(batch)] == [found.encode(text) for text in batch]
+
+
+@pytest.mark.parametrize("make", [tokenizer, by_gpt2_words])
+def test_pieces_of_a_long_text_have_its_ids(monkeypatch, make):
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(tokenizer_module, "CUT_SEARCHED", 300)
+    found = make()
+    generator = random.Random(2)
+    parts = ["word", " ", "  ", "\n", "\n\n    ", "\t", "é", "日本語", "'ll", "''", "!?", "123", " 7", "\u3000", "\r\n", "."]
+    for _ in range(30):
+        text = "".join(generator.choices(parts, k=2000))
+        pieces = list(found.pieces(text))
+        assert len(pieces) > 5
+        assert "".join(pieces) == text
+        assert max(map(len, pieces)) <= 500
+        assert [number for piece in pieces for number in found.encode(piece)] == found.encode(text)
+
+
+def test_an_endless_word_is_cut_all_the_same(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 500)
+    found = tokenizer()
+    assert [len(piece) for piece in found.pieces("a" * 1200)] == [500, 500, 200]
+    assert list(found.pieces("")) == [""]
+
+
 def test_a_saved_tokenizer_is_the_same(tmp_path):
     found = tokenizer()
     found.save(tmp_path / "tokenizer.json")
@@ -115,8 +178,17 @@ def test_bad_tokenizer_files(tmp_path):
     for data, expected in {b"{": "not a tokenizer.json", b"{}": "not a tokenizer.json", b"\xff": "byte offset 0"}.items():
         path.write_bytes(data)
         assert expected in bad(path)
+    contents = json.loads(tokenizer().to_json())
+    contents["model"]["vocab"]["a"] = 3_000_000_000  # the library would count up to it
+    path.write_text(json.dumps(contents))
+    assert "id 3000000000 in the vocabulary; 16,777,216 ids are the most" in bad(path)
     path.write_text(tokenizer().to_json().replace(END_OF_TEXT, "<stop>"))
     assert "no end-of-text token; add <|endoftext|>" in bad(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "tokenizer.json")
+    assert "no such tokenizer file" in bad(tmp_path / "tokenizer.json")
 
 
 def test_an_end_that_text_could_spell_is_refused(tmp_path):
@@ -131,15 +203,15 @@ def test_the_sample_is_bounded_and_spread_over_the_text(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "SAMPLE_CHARACTERS", 1000)
     monkeypatch.setattr(tokenizer_module, "SAMPLE_PIECE", 10)
     texts = [f"{number:010d}" * 3 for number in range(1000)]
-    sample = tokenizer_module._sample(texts)
+    sample = tokenizer_module.sample(texts)
     assert 500 <= sum(map(len, sample)) <= 1000
     numbers = [int(piece) for piece in sample]
     assert numbers[0] < 20
     assert numbers[-1] > 980
-    assert sample == tokenizer_module._sample(iter(texts))
+    assert sample == tokenizer_module.sample(iter(texts))
 
 
 def test_reading_for_the_sample_is_bounded(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "SAMPLE_READ_CHARACTERS", 100)
     endless = iter(lambda: "ten chars.", None)
-    assert tokenizer_module._sample(endless) == ["ten chars."] * 10
+    assert tokenizer_module.sample(endless) == ["ten chars."] * 10
