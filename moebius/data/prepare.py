@@ -34,13 +34,14 @@ Report = Callable[[str], None]
 @dataclass(frozen=True)
 class Corpus:
     """Prepared sources: a folder for each, and all of them as one stream a side. skipped: documents left out because they
-    could not be read."""
+    could not be read. identity: of the tokens, whatever the folders are called."""
 
     folders: list[Path]
     tokenizer: Tokenizer
     train: TokenStream
     val: TokenStream
     skipped: int
+    identity: str
 
     @property
     def folder(self) -> Path:
@@ -94,7 +95,8 @@ def prepare(config: DataConfig, vocab_size: int, report: Report | None = None, p
     metas = [_checked(folder, tokenizer) for folder in folders]
     weights = list(sources.values())
     train, val = (TokenStream.joined([open_split(folder, side) for folder in folders], weights) for side in ("train", "val"))
-    return Corpus(folders, tokenizer, train, val, sum(meta.skipped for meta in metas))
+    contents = [shard.sha256 for meta in metas for split in meta.splits.values() for shard in split.shards]
+    return Corpus(folders, tokenizer, train, val, sum(meta.skipped for meta in metas), _digest([contents, weights]))
 
 
 def cache_key(config: DataConfig, tokenizer: str) -> str:

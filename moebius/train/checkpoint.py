@@ -23,7 +23,7 @@ from torch import Tensor
 
 from moebius.errors import CheckpointError, StorageError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = ".safetensors"

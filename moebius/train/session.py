@@ -65,7 +65,7 @@ def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> Tra
         say(line)
     if config.train.common_start:
         tie_experts(model)
-    return TrainState.new(model, config)
+    return TrainState.new(model, config, corpus.identity)
 
 
 def choose_device(name: str) -> torch.device:

@@ -23,7 +23,8 @@ class TrainState:
     """The model, its optimizers, its alarms and how far they are. Learning rate and data follow from `step` and `batch` alone.
 
     batch: index of the next global batch; ahead of `step` by what roll-backs left out. skipped: steps in a row, up to now,
-    that were skipped. aux_levels: per layer with experts, how often an alarm has doubled its balance loss.
+    that were skipped. aux_levels: per layer with experts, how often an alarm has doubled its balance loss. corpus: the identity
+    of the text that `batch` counts in.
     """
 
     model: Transformer
@@ -35,11 +36,12 @@ class TrainState:
     tokens: int = 0
     skipped: int = 0
     rollbacks: int = 0
+    corpus: str = ""
 
     @classmethod
-    def new(cls, model: Transformer, config: Config) -> "TrainState":
+    def new(cls, model: Transformer, config: Config, corpus: str = "") -> "TrainState":
         levels = [0] * len(routed_layers(model))
-        return cls(model, build_optimizers(model, config.train), Alarms(config.observe), levels)
+        return cls(model, build_optimizers(model, config.train), Alarms(config.observe), levels, corpus=corpus)
 
     def captured(self) -> tuple[checkpoint.Groups, dict[str, Any]]:
         """The tensors of a checkpoint, those that training goes on to change, and its JSON. Random generators are in it."""
@@ -48,12 +50,16 @@ class TrainState:
             "optimizer": named_state(self.optimizers, self.model),
             "random": checkpoint.random_state(),
         }
-        values = {name: getattr(self, name) for name in _NUMBERS} | {"alarms": self.alarms.state()}
+        values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")} | {"alarms": self.alarms.state()}
         return tensors, deepcopy(values)
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint. Raises CheckpointError if it is damaged or of another model."""
         tensors, state = checkpoint.load(folder)
+        if state["corpus"] != self.corpus:
+            raise CheckpointError(
+                f"{folder}: trained on another text than data.source now gives; its files have changed, or their order"
+            )
         load_model(self.model, tensors["model"], folder)
         load_named_state(self.optimizers, self.model, tensors["optimizer"])
         checkpoint.set_random_state(tensors["random"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moebius.config import Config
-from moebius.errors import Interrupted, NumericError
+from moebius.errors import CheckpointError, Interrupted, NumericError
 from moebius.observe.balance import NOTHING
 from moebius.observe.json_lines import read_lines
 from moebius.observe.terminal import Terminal
@@ -161,6 +161,18 @@ def test_a_finished_run_can_be_made_longer(small):
     longer = resume(with_train(small, steps=15), session.run, silent)
     go(longer)
     assert [line["step"] for line in metrics(longer)] == list(range(1, 16))
+
+
+def test_a_run_does_not_go_on_with_another_text(small):
+    text = Path(small.data.source)
+    before = text.read_text()
+    session = start(small, "small", silent)
+    go(session)
+    text.write_text(before.replace("square of 7", "square of 8"))
+    with pytest.raises(CheckpointError, match=r"step-00000012: trained on another text than data\.source now gives"):
+        resume(session.config, session.run, silent)
+    text.write_text(before)
+    assert resume(session.config, session.run, silent).state.step == 12
 
 
 def break_gradients_of(steps: set[int], session: Session) -> None:
