@@ -6,9 +6,10 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from moebius.errors import ConfigError, MoebiusError, StorageError
+from moebius.errors import ConfigError, MoebiusError, NumericError, StorageError
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,100 @@ def data(config_source: str, flags: list[str]) -> None:
 
     corpus = prepare(config.data, config.model.vocab_size, report=print, progress=sys.stderr.isatty())
     print(f"{corpus.summary()}\n{corpus.folder}")
+
+
+def profile(config_source: str, flags: list[str], seconds: float, as_json: bool, chart: str, verify: int) -> None:
+    """Show where a training step's time goes, and what is wrong with it."""
+    from moebius.settings import read_config
+
+    config = read_config(config_source, flags)
+    _check_profile(seconds, chart, verify)
+    from moebius.profile import report
+    from moebius.profile.findings import describe, findings
+    from moebius.profile.profile import profile as profile_step
+    from moebius.profile.profile import verify as verify_finding
+    from moebius.train.session import choose_device
+
+    found, steps = profile_step(config, choose_device(config.train.device), seconds)
+    wrong = findings(found, steps)
+    if chart:
+        report.chart(found, Path(chart))
+    if not as_json:
+        print("\n".join([*report.table(found), "", *describe(found, wrong)]), flush=True)
+    verified = []
+    for finding in wrong[:verify]:
+        verified.append(verify_finding(steps, finding))
+        if not as_json:
+            print(verified[-1], flush=True)
+    if as_json:
+        print(report.as_json(found, wrong, verified))
+
+
+def _check_profile(seconds: float, chart: str, verify: int) -> None:
+    """Before anything is measured."""
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"--seconds {seconds:g}: a number greater than 0 is wanted")
+    if verify < 0:
+        raise ConfigError(f"--verify {verify}: how many findings' changes to make, at least 0")
+    if chart and Path(chart).suffix != ".png":
+        raise ConfigError(f"--chart {chart}: a file that ends with .png is wanted")
+    if chart and not Path(chart).absolute().parent.is_dir():
+        raise StorageError(f"--chart {chart}: {Path(chart).absolute().parent} is not a directory")
+
+
+def plan(config_source: str, flags: list[str], gpus: int, gpu: str, imbalance: float, as_json: bool) -> None:
+    """Show what a run would need on given GPUs and how long a step would take, without making a model."""
+    from moebius.settings import read_config
+
+    config = read_config(config_source, flags)
+    from moebius.profile import plan as planning
+    from moebius.profile.devices import device_named
+
+    found = planning.plan(config, device_named(gpu), gpus, imbalance)
+    print(planning.as_json(found) if as_json else "\n".join(planning.lines(found)))
+
+
+def ablate(
+    config_source: str, flags: list[str], over: list[str], twin: bool, iso_active: bool, as_json: bool, **plan: Any
+) -> None:
+    """Compare variants of a configuration: speed, memory and, with --learn, what they learn."""
+    from moebius.settings import read_config
+
+    config = read_config(config_source, flags)
+    from moebius.profile import ablate_report
+    from moebius.profile.ablate import Plan
+    from moebius.profile.ablate import ablate as ablate_variants
+    from moebius.profile.variants import variants
+
+    def say(line: str) -> None:
+        if sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+
+    found = ablate_variants(variants(config, over, twin, iso_active), Plan(**plan), say)
+    print(ablate_report.as_json(found) if as_json else "\n".join(ablate_report.lines(found)))
+    if not found.sound:
+        raise MoebiusError("no variant could be run; the table says why")
+
+
+def doctor(flags: list[str], as_json: bool) -> None:
+    """Show what this machine has and will use, and test that it trains."""
+    from moebius.config import Config
+    from moebius.settings import override, parse_flags
+
+    config = override(Config(), parse_flags(flags))
+    from moebius.profile import doctor as examination
+    from moebius.train.session import choose_device
+
+    def say(line: str) -> None:
+        if not as_json:
+            print(line, flush=True)
+
+    diagnosis = examination.examine(config, choose_device(config.train.device), say)
+    if as_json:
+        print(examination.as_json(diagnosis))
+    if diagnosis.failed:
+        raise NumericError(diagnosis.verdict())
+    say(diagnosis.verdict())
 
 
 def generate(run_path: str, prompt: str, max_tokens: int, temperature: float, seed: int, device_name: str) -> None:
@@ -137,7 +232,9 @@ def _run(arguments: list[str]) -> None:
         values["config_source"], flags = _split_config(arguments[1:])
     if options.function is resume and arguments[1] != options.run_path:
         raise ConfigError("RUN stands before the settings: `moebius resume RUN [--section.key value ...]`")
-    if options.function in (train, resume, data):
+    if options.function in (profile, ablate, plan):
+        values["config_source"], flags = _split_config(flags)
+    if options.function in (train, resume, data, profile, ablate, plan, doctor):
         values["flags"] = flags
     elif flags:
         raise ConfigError(f"{flags[0]!r}: not understood; `moebius {options.command} --help` lists what is")
@@ -169,6 +266,32 @@ def _parser() -> argparse.ArgumentParser:
         )
     resumed = command("resume", resume, "go on with a run where it stopped; --train.*, --parallel.* and --observe.* may change")
     resumed.add_argument("run_path", metavar="RUN", help="the run's directory")
+    profiled = command("profile", profile, "show where a training step's time goes, and what is wrong with it")
+    profiled.usage = "moebius profile [CONFIG] [--section.key value ...] [options]"
+    profiled.add_argument("--seconds", type=float, default=15.0, help="time to measure for (default: %(default)s)")
+    profiled.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of the table")
+    profiled.add_argument("--chart", default="", metavar="PNG", help="also draw the components")
+    profiled.add_argument(
+        "--verify",
+        type=int,
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="N",
+        help="make the first N changes (1) and measure again",
+    )
+    _add_ablate(command("ablate", ablate, "compare variants of a configuration: speed, memory, what they learn"))
+    examined = command("doctor", doctor, "show what this machine has and will use, and test that it trains: a minute")
+    examined.usage = "moebius doctor [--section.key value ...] [--json]"
+    examined.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of lines")
+    planned = command("plan", plan, "what a run would need on given GPUs, and how long a step would take: nothing is run")
+    planned.usage = "moebius plan [CONFIG] [--section.key value ...] [options]"
+    planned.add_argument("--gpus", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
+    planned.add_argument("--gpu", default="here", help="here (default), h100, h200, a100, b200, l40s or rtx4090")
+    planned.add_argument(
+        "--imbalance", type=float, default=1.0, metavar="F", help="the busiest expert's load over an even one (default: 1)"
+    )
+    planned.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of the text")
     generated = command("generate", generate, "continue a prompt with a trained model")
     generated.add_argument("run_path", metavar="RUN", help="the run's directory")
     generated.add_argument("--prompt", default="", help="text to continue (default: none)")
@@ -178,6 +301,26 @@ def _parser() -> argparse.ArgumentParser:
     generated.add_argument("--device", dest="device_name", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     parser.epilog = "Every command takes --help, and --debug to show a traceback."
     return parser
+
+
+def _add_ablate(ablated: argparse.ArgumentParser) -> None:
+    ablated.usage = "moebius ablate [CONFIG] --over section.key=V1,V2 [--section.key value ...] [options]"
+    ablated.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="FIELD=V1,V2",
+        help="values of a field of model, data, train or parallel; several --over: all combinations. A value that holds "
+        "commas stands in brackets: model.num_experts=4,[2,4,4,8]",
+    )
+    ablated.add_argument("--twin", action="store_true", help="also the dense model with the same active parameters")
+    ablated.add_argument("--iso-active", action="store_true", help="resize experts to the given active parameters")
+    ablated.add_argument("--learn", type=int, default=0, metavar="STEPS", help="train each for STEPS and evaluate on the way")
+    ablated.add_argument("--learn-seconds", type=float, default=0.0, metavar="S", help="train each for S seconds instead")
+    ablated.add_argument("--seeds", type=int, default=1, help="to learn with (default: %(default)s)")
+    ablated.add_argument("--seconds", type=float, default=30.0, help="to measure speed for, in all (default: %(default)s)")
+    ablated.add_argument("--rounds", type=int, default=0, help="turns each variant has (default: 3 to 8, as many as fit)")
+    ablated.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of the tables")
 
 
 class _Parser(argparse.ArgumentParser):

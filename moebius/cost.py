@@ -1,4 +1,4 @@
-"""What a configuration costs, counted from the configuration alone: parameters, FLOPs, memory. No torch here.
+"""What a configuration costs, counted from the configuration alone: parameters, FLOPs. No torch here.
 
 A product of a (T, I) with an (I, O) matrix counts 2 * T * I * O FLOPs; a training step is three forward passes (backward
 counts twice). Causal attention counts half of the S * S scores. Norms, rotations and other elementwise work count nothing.
@@ -7,7 +7,7 @@ counts twice). Causal attention counts half of the S * S scores. Norms, rotation
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moebius.config import MTP_OFFSETS, Config, ModelConfig
+from moebius.config import MTP_OFFSETS, ModelConfig
 
 
 def parameters(model: ModelConfig) -> dict[str, int]:
@@ -73,36 +73,7 @@ def training_flops_per_token(model: ModelConfig, seq_len: int, experts_per_token
     return 3 * sum(forward_flops_per_token(model, seq_len, experts_per_token).values())
 
 
-def memory(config: Config, item: int, devices: int = 1) -> dict[str, float]:
-    """Bytes on one device, estimated: weights, gradients and optimizer state in float32, and what backward needs.
-
-    item: bytes of a number in a matrix product. The activations are an upper estimate for uncompiled blocks;
-    `activation_checkpointing` keeps only each block's input.
-    """
-    model, train = config.model, config.train
-    count = sum(parameters(model).values())
-    tokens = (train.micro_batch_size or train.batch_size) * train.seq_len // devices
-    D, N, G, H = model.dim, model.num_heads, model.num_kv_heads, model.head_width
-    attention = tokens * (4 * 2 * D + item * (2 * D + 3 * N * H + 3 * G * H))
-    blocks = 0.0
-    for experts, width in zip(model.experts_per_layer, model.expert_widths, strict=True):
-        routed_rows = tokens * model.experts_per_token(experts)
-        tensors = model.matrices_per_mlp + 1  # up, gate, their activation and its product
-        block = attention + item * tensors * (tokens * model.base_width + (routed_rows * width if experts else 0))
-        block += item * 3 * routed_rows * D
-        blocks += 4 * tokens * D if config.parallel.activation_checkpointing == "full" else block
-    passes = 1 + (len(MTP_OFFSETS) if model.use_mtp else 0)
-    logits = passes * tokens * model.vocab_size * (item + 4) + tokens * model.vocab_size * 4
-    return {
-        "weights": 4.0 * count,
-        "gradients": 4.0 * count,
-        "optimizer": 4.0 * (2 * count - (_hidden_weights(model) if train.optimizer == "muon" else 0)),
-        "activations": blocks,
-        "logits": float(logits),
-    }
-
-
-def _hidden_weights(model: ModelConfig) -> int:
+def hidden_weights(model: ModelConfig) -> int:
     """Parameters of the matrices that Muon keeps one moment of, where AdamW keeps two."""
     layers = _layers(model)
     layers += layers[-1:] if model.use_mtp else []

@@ -20,7 +20,7 @@ ROWS: list[set[str]] = [
     {"fields"},
     {"rules"},
     {"config"},
-    {"presets", "settings", "cost"},
+    {"presets", "settings", "cost", "memory"},
     {"data"},
     {"kernels"},
     {"model"},
@@ -32,7 +32,7 @@ ROWS: list[set[str]] = [
     {"cli"},
 ]
 ANYWHERE = {"__init__.py", "__main__.py"}  # of the package itself
-WITHOUT_TORCH = ["errors.py", "fields.py", "rules.py", "config.py", "presets.py", "settings.py", "cost.py"]
+WITHOUT_TORCH = ["errors.py", "fields.py", "rules.py", "config.py", "presets.py", "settings.py", "cost.py", "memory.py"]
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
 
 

@@ -99,6 +99,14 @@ def prepare(config: DataConfig, vocab_size: int, report: Report | None = None, p
     return Corpus(folders, tokenizer, train, val, sum(meta.skipped for meta in metas), _digest([contents, weights]))
 
 
+def is_prepared(config: DataConfig, vocab_size: int) -> bool:
+    """Whether `prepare` would find everything in the cache. Raises DataError, StorageError for a source that is not there."""
+    cache = Path(os.path.expanduser(config.cache))  # noqa: PTH111  (as in `prepare`)
+    key = tokenizer_key(config, vocab_size)
+    is_trained = config.tokenizer != "bpe" or any(cache.glob(f"tokenizer-{key}-*.json"))
+    return is_trained and all((cache / cache_key(each, key)).is_dir() for each in mixture(config))
+
+
 def cache_key(config: DataConfig, tokenizer: str) -> str:
     """Of everything the shards of one source depend on: settings, each file's name, size and time, the tokenizer's key.
 

@@ -51,6 +51,8 @@ def _choose_experts(parallel: ParallelConfig, device: torch.device, dtype: torch
     if device.type == "cuda" and dtype != torch.bfloat16:
         instead = "; grouped was asked for" if asked == "grouped" else ""
         return loop, f"loop (torch's grouped product wants bfloat16 on a GPU{instead})"
+    if asked == "grouped" and dtype != torch.bfloat16 and is_compiled(parallel, device):
+        return loop, "loop (torch compiles its grouped product for bfloat16 alone; grouped was asked for)"
     if device.type == "cpu" and asked == "auto":
         return loop, "loop (a CPU runs it 1.2 times as fast as grouped, docs/log.md)"
     return grouped, "grouped (asked for)" if asked == "grouped" else "grouped (one product per matrix, no host synchronisation)"

@@ -5,6 +5,8 @@ import torch
 from moebius import cost
 from moebius.config import Config
 from moebius.data import Corpus
+from moebius.memory import memory
+from moebius.model.backends import is_compiled
 from moebius.observe.terminal import table
 from moebius.train.step import matmul_dtype
 
@@ -17,12 +19,12 @@ def summary(config: Config, corpus: Corpus, device: torch.device, choices: list[
     total_flops = 3 * sum(flops.values())
     shares = ", ".join(f"{name} {value / sum(flops.values()):.0%}" for name, value in flops.items() if value)
     dtype = matmul_dtype(train, device)
-    memory = cost.memory(config, dtype.itemsize)
+    needed = memory(config, dtype.itemsize, is_compiled(config.parallel, device))
     rows = [
         ("parameters", f"{_short(sum(counts.values()))} total, {_active(config)} active per token"),
         ("", ", ".join(f"{name} {_short(count)}" for name, count in counts.items() if count)),
         ("FLOPs per token", f"{_short(total_flops)} forward and backward: {shares}"),
-        ("memory", f"about {sum(memory.values()) / 1e9:.1f} GB: {_gigabytes(memory)}"),
+        ("memory", f"about {needed.peak / 1e9:.1f} GB: {_gigabytes(needed.parts())}"),
         ("experts", _experts(config)),
         ("balance", _balance(config)),
         ("rotary", _rotary(config)),

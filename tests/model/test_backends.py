@@ -29,10 +29,14 @@ DOCUMENTS = torch.tensor([[0, 0, 1]])
         ("loop", "cuda", torch.bfloat16, loop, "asked for"),
         ("auto", "cuda", torch.float32, loop, "wants bfloat16"),
         ("grouped", "cuda", torch.float32, loop, "grouped was asked for"),
+        ("grouped, compiled", "cpu", torch.float32, loop, "grouped was asked for"),
+        ("grouped, compiled", "cpu", torch.bfloat16, grouped, "asked for"),
     ],
 )
 def test_experts(asked, device, dtype, expected, reason):
-    backends = choose_backends(ParallelConfig(expert_backend=asked), device, dtype)
+    name, _, compiled = asked.partition(", ")
+    parallel = ParallelConfig(expert_backend=name, compile="on" if compiled else "off")
+    backends = choose_backends(parallel, device, dtype)
     assert backends.run_experts is expected
     line = backends.reasons[0]
     assert line.startswith(f"experts: {expected.__name__} (") and reason in line and "\n" not in line

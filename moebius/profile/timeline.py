@@ -1,0 +1,167 @@
+"""A step's time, cut without gaps into pieces that each belong to one component, forward and backward.
+
+A piece begins where a component is entered or left, at a mark. In eager code marks stand where calls begin and end, and in the
+backward pass where their gradients pass: an identity on a tensor, whose backward is a mark too. In compiled code they stand
+before each kernel (kernels.py). All pieces together are the step, by construction: on a CPU a piece lasts from its mark to the
+next, on a GPU it is what was launched in between (gpu.py).
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from moebius.profile.gpu import DeviceClock
+
+REST = "everything_else"
+WHOLE = {"mtp", "base_mlp"}  # what happens inside is theirs, whatever it is
+
+
+class Piece(NamedTuple):
+    """To whom a stretch of the step belongs. direction: forward (loading and updating too), backward, or waiting: a GPU had
+    nothing to do before the component's next work."""
+
+    component: str
+    direction: str
+
+
+class Place(NamedTuple):
+    """Where in the model a mark is: whose the time is, and the WHOLE component around it, if any."""
+
+    component: str = REST
+    whole: str = ""
+
+
+class Timeline:
+    """Collects marks between `begin` and `end`. At other times a mark costs a Python call."""
+
+    def __init__(self, device: torch.device):
+        self._clock = DeviceClock(device) if device.type == "cuda" else HostClock()
+        self._inside: list[Place] = []
+        self._whole = ""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether marks are collected."""
+        return _running is self
+
+    def begin(self) -> None:
+        """Steps begin."""
+        global _running
+        _running = self
+        self._inside.clear()
+        self._clock.start()
+        self.mark(Place())
+
+    def end(self) -> dict[Piece, float]:
+        """Seconds of each piece since `begin`; those of several components, of a fused kernel, evenly split. Waits for
+        the device."""
+        global _running
+        _running = None
+        seconds: dict[Piece, float] = defaultdict(float)
+        for components, direction, took in self._clock.stop():
+            for component in components:
+                seconds[Piece(component, direction)] += took / len(components)
+        return seconds
+
+    def mark(self, place: Place) -> None:
+        """From here on time is the component's."""
+        self._whole = place.whole
+        self.record((place.component,))
+
+    def record(self, components: tuple[str, ...]) -> None:
+        """From here on time is these components', or that of the WHOLE one around them."""
+        if not self.is_on:
+            return
+        is_backward = torch._C._current_graph_task_id() != -1
+        self._clock.mark((self._whole,) if self._whole else components, "backward" if is_backward else "forward")
+
+    def around(self, component: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time the component's. What it calls may be other components', which comes off its own."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if not self.is_on:
+                return function(*args, **kwargs)
+            return self._leave(function(*self._enter(component, args), **kwargs))
+
+        return timed
+
+    def _enter(self, component: str, args: Any) -> Any:
+        """The arguments of a call, the first that has a gradient marked."""
+        outside = self._now()
+        whole = outside.whole or (component if component in WHOLE else "")
+        self._inside.append(Place(whole or component, whole))
+        return self._marked(args, self._now(), outside)
+
+    def _leave(self, result: Any) -> Any:
+        """The result of the call, marked likewise."""
+        inside = self._inside.pop()
+        return self._marked(result, self._now(), inside)
+
+    def _now(self) -> Place:
+        return self._inside[-1] if self._inside else Place()
+
+    def _marked(self, values: Any, forward: Place, backward: Place) -> Any:
+        marked, is_found = _replace_first(values, lambda tensor: _Mark.apply(tensor, self, forward, backward))
+        if not is_found:
+            self.mark(forward)
+        return marked
+
+
+class HostClock:
+    """Times between marks, of a device that has done its work when a call returns."""
+
+    def start(self) -> None:
+        """Forget the last marks."""
+        self._marks: list[tuple[tuple[str, ...], str, float]] = []
+
+    def mark(self, components: tuple[str, ...], direction: str) -> None:
+        """What follows is theirs."""
+        self._marks.append((components, direction, time.perf_counter()))
+
+    def stop(self) -> list[tuple[tuple[str, ...], str, float]]:
+        """Components, direction and seconds of each piece."""
+        ends = [start for _, _, start in self._marks[1:]] + [time.perf_counter()]
+        return [
+            (components, direction, end - start) for (components, direction, start), end in zip(self._marks, ends, strict=True)
+        ]
+
+
+_running: Timeline | None = None  # generated code has no other way to it
+
+
+def passed(*components: str) -> None:
+    """Compiled code is about to start a kernel of these components."""
+    if _running is not None:
+        _running.record(components)
+
+
+class _Mark(torch.autograd.Function):
+    """The identity: a mark when it is passed, and another when its gradient is."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, timeline: Timeline, forward: Place, backward: Place) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.timeline, ctx.backward_place = timeline, backward
+        timeline.mark(forward)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.timeline.mark(ctx.backward_place)
+        return grad, None, None, None
+
+
+def _replace_first(values: Any, replace: Callable[[Tensor], Any]) -> tuple[Any, bool]:
+    """The first tensor with a gradient replaced, in a tensor or a tuple (of tuples), and whether there was one."""
+    if isinstance(values, Tensor):
+        return (replace(values), True) if values.requires_grad else (values, False)
+    if isinstance(values, tuple):
+        items = list(values)
+        for index, item in enumerate(items):
+            items[index], is_found = _replace_first(item, replace)
+            if is_found:
+                return (type(values)(*items) if hasattr(values, "_fields") else tuple(items)), True
+    return values, False
