@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # a model may write what this terminal cannot show
     try:
         _run([argument for argument in arguments if argument != "--debug"])
-    except (MoebiusError, OSError, KeyboardInterrupt) as error:
-        if debug:
+    except (MoebiusError, OSError, KeyboardInterrupt, RuntimeError) as error:
+        if debug or (isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError"):  # torch's
             raise
         code, message = _explain(error)
         print(f"moebius: {message}", file=sys.stderr)
@@ -287,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     planned = command("plan", plan, "what a run would need on given GPUs, and how long a step would take: nothing is run")
     planned.usage = "moebius plan [CONFIG] [--section.key value ...] [options]"
     planned.add_argument("--gpus", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
-    planned.add_argument("--gpu", default="here", help="here (default), h100, h200, a100, b200, l40s or rtx4090")
+    planned.add_argument("--gpu", default="here", help="here (default), b200, h200, h100, a100, l40s, rtx-4090 and others")
     planned.add_argument(
         "--imbalance", type=float, default=1.0, metavar="F", help="the busiest expert's load over an even one (default: 1)"
     )
@@ -353,6 +353,11 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return StorageError.exit_code, f"{place}{error.strerror or error}"
+    if isinstance(error, RuntimeError):
+        return ConfigError.exit_code, (
+            "the GPU's memory is full; give a smaller --train.micro_batch_size, --parallel.loss_chunks 8 or "
+            "--parallel.activation_checkpointing selective; `moebius plan` tells what fits"
+        )
     return 130, "interrupted"
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from moebius.errors import ConfigError
 from moebius.fields import above, at_least, between, check_fields, nearest
+from moebius.hardware import ParallelConfig
 from moebius.rules import ObserveConfig
 
 WIDTH_MULTIPLE = 64  # hidden widths are rounded to it: tensor cores want whole tiles
@@ -356,23 +357,6 @@ class TrainConfig:
     def accumulation_steps(self) -> int:
         """Forward and backward passes per optimizer step."""
         return self.batch_size // (self.micro_batch_size or self.batch_size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """How the model is laid out on the hardware. Nothing here changes what is computed."""
-
-    expert_backend: Literal["auto", "loop", "grouped"] = "auto"
-    """How the experts are run; the summary says what auto chose and why."""
-    attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
-    """sdpa runs anywhere; flex (compiled, GPU) skips the blocks that document masking hides."""
-    activation_checkpointing: Literal["none", "full", "selective"] = "none"
-    """Recompute in backward: nothing, whole blocks, or all but the results of matrix products and attention."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile each block; auto: on a GPU."""
-
-    def __post_init__(self) -> None:
-        check_fields("parallel", self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,7 @@ def memory(config: Config, item: int, compiled: bool, share: Share | None = None
         case "selective":
             kept = [_products(model, layer, item, share.imbalance) for layer in range(model.num_layers)]
     again = 0.0 if kept is blocks else max(blocks)  # one block's, computed once more
-    head = tokens * ((WIDE + item) * model.dim + _logits(model.vocab_size, item, compiled))
+    head = tokens * (WIDE + item) * model.dim + _logits(config, tokens, item, compiled)
     mtp = len(MTP_OFFSETS) * (head + tokens * _mlps(model, model.num_layers - 1, item, compiled, share.imbalance))
     largest = max(expert_weights(model)[layer] * share.experts for layer in range(model.num_layers))
     return Memory(
@@ -145,9 +145,14 @@ def _backward(model: ModelConfig, layer: int, item: int, imbalance: float) -> fl
     return item * (rows * (model.dim + 2 * model.expert_widths[layer]) + 2 * model.base_width) + 2 * WIDE * model.dim
 
 
-def _logits(vocab_size: int, item: int, compiled: bool) -> float:
-    """Bytes a token: compiled, the gradient takes the logits' place; else there are float32 ones and their gradient too."""
-    return vocab_size * (item if compiled else 2 * item + 2 * WIDE)
+def _logits(config: Config, tokens: int, item: int, compiled: bool) -> float:
+    """Compiled, the gradient takes the logits' place; else there are float32 ones and their gradient too. Of a loss in parts
+    there are one part's, and the gradients of the head's weight and input instead."""
+    vocab_size, chunks = config.model.vocab_size, config.parallel.loss_chunks
+    logits = vocab_size * tokens / chunks * (item if compiled else 2 * item + 2 * WIDE)
+    if chunks == 1:
+        return logits
+    return 2 * logits + (WIDE + item) * vocab_size * config.model.dim + 2 * item * tokens * config.model.dim
 
 
 def _casts(config: Config, item: int, share: Share) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from moebius import cli
 from moebius.config import Config
@@ -448,3 +449,20 @@ def test_debug_shows_the_traceback():
     assert "Traceback" in done.stderr and done.returncode
     done = subprocess.run([sys.executable, "-m", "moebius", "train", "tiyn"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_a_full_gpu_is_one_line(monkeypatch, moebius):
+    def too_much(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity of ...")
+
+    monkeypatch.setattr("moebius.profile.profile.profile", too_much)
+    refused(moebius("profile", "tiny"), 2, "memory is full", "--train.micro_batch_size")
+
+
+def test_a_mistake_of_ours_is_not_made_into_a_line(monkeypatch, moebius):
+    def wrong(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("moebius.profile.profile.profile", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        moebius("profile", "tiny")

@@ -18,7 +18,7 @@ LONGEST = 400
 ROWS: list[set[str]] = [
     {"errors"},
     {"fields"},
-    {"rules"},
+    {"rules", "hardware"},
     {"config"},
     {"presets", "settings", "cost", "memory"},
     {"data"},
@@ -32,7 +32,7 @@ ROWS: list[set[str]] = [
     {"cli"},
 ]
 ANYWHERE = {"__init__.py", "__main__.py"}  # of the package itself
-WITHOUT_TORCH = ["errors.py", "fields.py", "rules.py", "config.py", "presets.py", "settings.py", "cost.py", "memory.py"]
+WITHOUT_TORCH = [f"{name}.py" for row in ROWS[:5] for name in sorted(row)]
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
 
 

@@ -87,6 +87,13 @@ def test_half_a_micro_batch_halves_what_backward_keeps():
     assert memory(config, 2, True).activations < whole.activations < memory(config, 4, False).activations
 
 
+def test_a_loss_in_parts_keeps_fewer_logits():
+    config = config_of(vocab_size=5_000)
+    config = replace(config, train=replace(config.train, seq_len=1024))
+    whole, parts = (memory(replace(config, parallel=ParallelConfig(loss_chunks=chunks)), 2, True).logits for chunks in (1, 16))
+    assert parts < whole / 2
+
+
 def test_recomputation_keeps_less():
     config = config_of()
     kept = {

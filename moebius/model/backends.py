@@ -1,7 +1,8 @@
 """Every hardware choice of the model in one place, with the reason said aloud."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from moebius.config import ParallelConfig
 from moebius.model.attention import AttentionFunction, attend_expanded, attend_native, dense_mask
-from moebius.model.experts import ExpertsFunction, grouped, loop
+from moebius.model.experts import ExpertsFunction, grouped, loop, triton
 
 # document_BS -> what `attend` takes as its mask; None stands for one document
 MaskFunction = Callable[[Tensor | None], Any]
@@ -17,12 +18,13 @@ MaskFunction = Callable[[Tensor | None], Any]
 
 @dataclass(frozen=True)
 class Backends:
-    """The functions a model runs with, and one line for each saying what was chosen and why."""
+    """What a model runs with, and one line for each choice saying what it was and why."""
 
     run_experts: ExpertsFunction
     attend: AttentionFunction
     mask: MaskFunction
     reasons: tuple[str, ...]
+    loss_chunks: int = 1
 
 
 def choose_backends(
@@ -30,13 +32,17 @@ def choose_backends(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     document_masking: bool = True,
+    dim: int = 0,
 ) -> Backends:
-    """What runs best on the device, or what the configuration names. dtype: of the matrix products."""
+    """What runs best on the device, or what the configuration names. dtype: of the matrix products; dim: of the model, which
+    only `triton` asks for."""
     parallel = parallel or ParallelConfig()
     device = torch.device(device)
-    run_experts, experts_reason = _choose_experts(parallel, device, dtype)
+    run_experts, experts_reason = _choose_experts(parallel, device, dtype, dim)
     attend, mask, attention_reason = _choose_attention(parallel, device, document_masking)
-    return Backends(run_experts, attend, mask, (f"experts: {experts_reason}", f"attention: {attention_reason}"))
+    return Backends(
+        run_experts, attend, mask, (f"experts: {experts_reason}", f"attention: {attention_reason}"), parallel.loss_chunks
+    )
 
 
 def is_compiled(parallel: ParallelConfig, device: torch.device) -> bool:
@@ -44,8 +50,16 @@ def is_compiled(parallel: ParallelConfig, device: torch.device) -> bool:
     return parallel.compile == "on" or (parallel.compile == "auto" and device.type == "cuda")
 
 
-def _choose_experts(parallel: ParallelConfig, device: torch.device, dtype: torch.dtype) -> tuple[ExpertsFunction, str]:
+def _choose_experts(
+    parallel: ParallelConfig, device: torch.device, dtype: torch.dtype, dim: int
+) -> tuple[ExpertsFunction, str]:
     asked = parallel.expert_backend
+    if asked == "triton":
+        obstacle = _obstacle_to_triton(device, dim)
+        if obstacle is None:
+            return triton, "triton (asked for)"
+        run, reason = _choose_experts(replace(parallel, expert_backend="auto"), device, dtype, dim)
+        return run, f"{reason.removesuffix(')')}; triton was asked for, but {obstacle})"
     if asked == "loop":
         return loop, "loop (asked for)"
     if device.type == "cuda" and dtype != torch.bfloat16:
@@ -56,6 +70,16 @@ def _choose_experts(parallel: ParallelConfig, device: torch.device, dtype: torch
     if device.type == "cpu" and asked == "auto":
         return loop, "loop (a CPU runs it 1.2 times as fast as grouped, docs/log.md)"
     return grouped, "grouped (asked for)" if asked == "grouped" else "grouped (one product per matrix, no host synchronisation)"
+
+
+def _obstacle_to_triton(device: torch.device, dim: int) -> str | None:
+    if device.type != "cuda":
+        return "needs a GPU"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] != 9:
+        return "its kernels are for Hopper GPUs"
+    if dim % 8:
+        return f"wants model.dim a multiple of 8, not {dim}"
+    return "is not installed" if find_spec("triton") is None else None
 
 
 def _choose_attention(

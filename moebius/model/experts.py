@@ -75,6 +75,13 @@ def grouped(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
     return combine(y_RD, routing.gate_TK, order)
 
 
+def triton(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
+    """Our own kernels (moebius/kernels): gathered once, activation and gate in the products' epilogues, no atomics."""
+    from moebius.kernels.experts import run_experts
+
+    return run_experts(x_TD, routing.gate_TK, routing.expert_TK, *weights)
+
+
 class ExpertOrder(NamedTuple):
     """The rows of all assignments, sorted by expert; those without an expert come last."""
 

@@ -11,8 +11,9 @@ from moebius.config import MTP_OFFSETS, ModelConfig
 from moebius.model.attention import Attention
 from moebius.model.backends import Backends, choose_backends
 from moebius.model.experts import Experts
+from moebius.model.head import head_cross_entropy
 from moebius.model.init import initialise
-from moebius.model.loss import Balancing, Loss, cross_entropy, documents, shifted_targets, total_loss
+from moebius.model.loss import Balancing, Loss, documents, shifted_targets, total_loss
 from moebius.model.moe import MoE
 from moebius.model.mtp import MultiTokenPrediction
 from moebius.model.rope import Rotation, rotation
@@ -82,8 +83,7 @@ class Transformer(nn.Module):
 
     def head_loss(self, hidden_BSD: Tensor, target_BS: Tensor, bias_V: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of the LM head's logits, with a bias on them."""
-        # inside the product: added to its result, a float32 bias makes float32 logits and gradients of them, 5 GB at 16k tokens
-        return cross_entropy(F.linear(self.norm(hidden_BSD), self.lm_head.weight, bias_V), target_BS)
+        return head_cross_entropy(self.norm(hidden_BSD), self.lm_head.weight, target_BS, bias_V, self.backends.loss_chunks)
 
     def embed(self, tokens_BS: Tensor) -> Tensor:
         """Unit variance, unless the embedding is also the head: see moebius/model/init.py."""

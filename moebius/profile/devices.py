@@ -1,9 +1,37 @@
-"""GPUs that a run can be planned for, on paper."""
+"""GPUs: what their data sheets say, and what of it a run can be planned with on paper."""
 
 import difflib
 from dataclasses import dataclass, replace
 
 from moebius.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A data sheet. FLOP/s in bfloat16 without sparsity, bytes/s of memory, bytes of it; bytes/s that one GPU sends while it
+    receives as much, to others in its machine and to other machines."""
+
+    title: str
+    flops: float
+    bytes: float
+    memory: float
+    link: float
+    network: float
+
+
+SHEETS = (  # the first whose title is in a GPU's name is its own
+    Sheet("B200", 2250e12, 8.0e12, 191e9, 900e9, 50e9),
+    Sheet("H200", 989e12, 4.8e12, 149.9e9, 450e9, 50e9),
+    Sheet("H100 PCIe", 756e12, 2.0e12, 84.9e9, 64e9, 25e9),
+    Sheet("H100 NVL", 835e12, 3.9e12, 100e9, 300e9, 50e9),
+    Sheet("H100", 989e12, 3.35e12, 84.9e9, 450e9, 50e9),
+    Sheet("A100-SXM4-40GB", 312e12, 1.56e12, 42.4e9, 300e9, 25e9),
+    Sheet("A100-PCIE-40GB", 312e12, 1.56e12, 42.4e9, 32e9, 25e9),
+    Sheet("A100", 312e12, 2.04e12, 84.9e9, 300e9, 25e9),
+    Sheet("L40S", 362e12, 0.86e12, 47.6e9, 32e9, 25e9),
+    Sheet("RTX 4090", 165e12, 1.01e12, 25.2e9, 32e9, 12e9),
+)
+PRODUCTS, COPIES, LINKS = 0.785, 0.896, 0.8  # shares of the sheet that an H100 was measured to reach; of links, assumed
 
 
 @dataclass(frozen=True)
@@ -18,23 +46,25 @@ class Device:
     memory: float
     link: float
     network: float
-    per_machine: int
     source: str
+    per_machine: int = 8
 
 
-MEASURED = "measured"
-SHEET = "data sheet, at the share of it that an H100 was measured to reach: 78% of its products, 90% of its memory"
-DEVICES = {
-    device.name: device
-    for device in (
-        Device("h100", 776e12, 3.0e12, 84.9e9, 360e9, 45e9, 8, f"{MEASURED}; links from the data sheet, at 80%"),
-        Device("h200", 776e12, 4.3e12, 149.9e9, 360e9, 45e9, 8, SHEET),
-        Device("a100", 243e12, 1.84e12, 84.9e9, 240e9, 22e9, 8, SHEET),
-        Device("b200", 1755e12, 7.2e12, 191e9, 720e9, 45e9, 8, SHEET),
-        Device("l40s", 282e12, 0.78e12, 47.6e9, 25e9, 22e9, 8, SHEET),
-        Device("rtx4090", 129e12, 0.91e12, 25.2e9, 20e9, 11e9, 4, SHEET),
+def _from_sheet(sheet: Sheet) -> Device:
+    name = sheet.title.lower().replace(" ", "-")
+    rates = (PRODUCTS * sheet.flops, COPIES * sheet.bytes, sheet.memory, LINKS * sheet.link, LINKS * sheet.network)
+    source = (
+        "measured" if sheet.title == "H100" else "its data sheet, at the shares that an H100 was measured to reach of its own"
     )
-}
+    return Device(name, *rates, source)
+
+
+DEVICES = {device.name: device for device in map(_from_sheet, SHEETS)}
+
+
+def sheet_of(name: str) -> Sheet | None:
+    """By a GPU's name as its driver says it."""
+    return next((sheet for sheet in SHEETS if sheet.title in name), None)
 
 
 def device_named(name: str) -> Device:
@@ -53,11 +83,12 @@ def _here() -> Device:
     import torch
 
     if not torch.cuda.is_available():
-        return replace(DEVICES["h100"], source=f"no GPU is here, so an H100: {DEVICES['h100'].source}")
+        return replace(DEVICES["h100"], source="measured; no GPU is here")
     from moebius.profile.ceilings import ceilings
 
     device = torch.device("cuda")
-    title, found = torch.cuda.get_device_name(device), ceilings(device, torch.bfloat16)
-    known = next((each for each in DEVICES.values() if each.name in title.lower().replace(" ", "")), DEVICES["h100"])
+    name, found = torch.cuda.get_device_name(device), ceilings(device, torch.bfloat16)
+    sheet = sheet_of(name)
+    known = _from_sheet(sheet) if sheet else DEVICES["h100"]
     total = float(torch.cuda.get_device_properties(device).total_memory)
-    return replace(known, name=title, flops=found.flops, bytes=found.bytes, memory=total, source="measured here; links assumed")
+    return replace(known, name=name, flops=found.flops, bytes=found.bytes, memory=total, source="measured here")

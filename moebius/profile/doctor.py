@@ -13,7 +13,8 @@ from moebius.model.backends import is_compiled
 from moebius.observe.terminal import table
 from moebius.profile.agreement import Offer, offers
 from moebius.profile.ceilings import Ceilings, ceilings
-from moebius.profile.machine import Machine, known_for, machine, pitfalls
+from moebius.profile.devices import sheet_of
+from moebius.profile.machine import Machine, machine, pitfalls
 from moebius.profile.selftest import Check, self_test
 from moebius.train.step import matmul_dtype
 
@@ -85,11 +86,11 @@ def _compilation(config: Config, device: torch.device, found: Machine) -> str:
 
 def _ceilings(limits: Ceilings, dtype: torch.dtype, gpu: str) -> str:
     measured = f"{limits.flops / 1e9:,.0f} GFLOP/s of {_name(dtype)} products, {limits.bytes / 1e9:,.0f} GB/s of copies"
-    known = known_for(gpu)
-    if known is None:
+    sheet = sheet_of(gpu)
+    if sheet is None:
         return measured
-    flops = f"{known[0] / 1e9:,.0f} GFLOP/s ({limits.flops / known[0]:.0%}) and " if dtype == torch.bfloat16 else ""
-    return f"{measured}; the data sheet says {flops}{known[1] / 1e9:,.0f} GB/s ({limits.bytes / known[1]:.0%})"
+    flops = f"{sheet.flops / 1e9:,.0f} GFLOP/s ({limits.flops / sheet.flops:.0%}) and " if dtype == torch.bfloat16 else ""
+    return f"{measured}; the data sheet says {flops}{sheet.bytes / 1e9:,.0f} GB/s ({limits.bytes / sheet.bytes:.0%})"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -25,6 +25,8 @@ EXPERT_TILE = 128
 ROW_TILE = 128
 WORTH_SAYING = 0.02  # of the step
 ROUTED = ("dispatch", "expert_gemms", "activation", "combine")
+LOSS_CHUNKS = 8
+LOGITS = 0.1  # of the peak
 DROPPED = 0.05  # of the assignments
 BLOCK = {"norms", "attention_projections", "rotary", "attention_core", "router", "base_mlp", *ROUTED}
 KEPT = {"attention_projections", "attention_core", "expert_gemms", "base_mlp"}  # by selective checkpointing
@@ -32,14 +34,15 @@ KEPT = {"attention_projections", "attention_core", "expert_gemms", "base_mlp"}  
 
 @dataclass(frozen=True)
 class Finding:
-    """flags: the change, to be pasted; seconds: what the step should take with it. harm is to what the model learns, a choice
-    is not wrong, but has a price."""
+    """flags: the change, to be pasted; seconds: what the step should take with it, and the bytes it should save. harm is to
+    what the model learns, a choice is not wrong, but has a price."""
 
     title: str
     evidence: str
     flags: tuple[str, ...]
     seconds: float
     kind: Literal["harm", "waste", "choice"] = "waste"
+    bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def findings(profile: Profile, steps: Steps) -> list[Finding]:
         with suppress(ConfigError):  # the change does not go with the rest of the configuration
             found += rule(_Case(profile, steps))
     longest = (1 - WORTH_SAYING) * profile.measured.seconds
-    worth = [each for each in found if each.kind == "harm" or each.seconds < longest]
+    worth = [each for each in found if each.kind == "harm" or each.bytes or each.seconds < longest]
     return sorted(worth, key=lambda each: (("harm", "waste", "choice").index(each.kind), each.seconds))
 
 
@@ -112,7 +115,8 @@ def describe(profile: Profile, found: list[Finding]) -> list[str]:
         text += [
             f"{number:>3}. {each.title}: {each.evidence}",
             f"     {' '.join(each.flags)}",
-            f"     predicted {step / each.seconds:.2f}x as fast: {step * 1e3:.1f} -> {each.seconds * 1e3:.1f} ms",
+            f"     predicted {step / each.seconds:.2f}x as fast: {step * 1e3:.1f} -> {each.seconds * 1e3:.1f} ms"
+            + (f", and {each.bytes / 1e9:.1f} GB less" if each.bytes else ""),
         ]
     return text
 
@@ -235,6 +239,26 @@ def _vocabulary(case: _Case) -> Iterator[Finding]:
         f"--model.vocab_size={padded}",
         lm_head=ratio,
     )
+
+
+def _logits(case: _Case) -> Iterator[Finding]:
+    """What all logits of a micro-batch at once take of a GPU's memory, and what the loss part by part takes of time: tried."""
+    config, peak = case.profile.config, case.profile.measured.gpu.peak_bytes
+    if config.parallel.loss_chunks > 1 or not peak:
+        return
+    in_parts = replace(config, parallel=replace(config.parallel, loss_chunks=LOSS_CHUNKS))
+    all_at_once, part = (memory(each, case.profile.item, case.steps.is_compiled).peak for each in (config, in_parts))
+    if all_at_once - part < LOGITS * peak:
+        return
+    ratio = trials.ratio(trials.head(case.steps, LOSS_CHUNKS), trials.head(case.steps, 1), case.steps.device)
+    found = case.finding(
+        "all logits at once, a choice",
+        f"they are about {(all_at_once - part) / peak:.0%} of the {peak / 1e9:.1f} GB that a step needs; "
+        f"in {LOSS_CHUNKS} parts the loss was measured to take {ratio:.2f} of its time",
+        f"--parallel.loss_chunks={LOSS_CHUNKS}",
+        lm_head=ratio,
+    )
+    yield replace(found, kind="choice", bytes=all_at_once - part)
 
 
 def _recomputation(case: _Case) -> Iterator[Finding]:
@@ -364,5 +388,6 @@ RULES: tuple[Callable[[_Case], Iterator[Finding]], ...] = (
     _waiting_device,
     _data_bound,
     _recomputation,
+    _logits,
     _small_batch,
 )

@@ -33,6 +33,7 @@ OWNERS = {
     ("moe", "_join"): "combine",
     ("mtp", ""): "mtp",
     ("transformer", "head_loss"): "lm_head",
+    ("head", ""): "lm_head",
     ("loss", "cross_entropy"): "lm_head",
 }
 # what costs nothing by itself, or comes with any component: it decides only where there is nothing else

@@ -17,19 +17,6 @@ from moebius.config import Config
 from moebius.data.workers import cores
 from moebius.train.step import matmul_dtype
 
-# bfloat16 FLOP/s without sparsity and bytes/s of memory, from NVIDIA's data sheets; the first name that fits counts
-KNOWN_FOR = {
-    "B200": (2250e12, 8.0e12),
-    "H200": (989e12, 4.8e12),
-    "H100 PCIe": (756e12, 2.0e12),
-    "H100 NVL": (835e12, 3.9e12),
-    "H100": (989e12, 3.35e12),
-    "A100-SXM4-40GB": (312e12, 1.56e12),
-    "A100-PCIE-40GB": (312e12, 1.56e12),
-    "A100": (312e12, 2.04e12),
-    "L40S": (362e12, 0.86e12),
-    "RTX 4090": (165e12, 1.01e12),
-}
 LITTLE_DISK, LITTLE_SHARED = 10e9, 1e9
 SHARED_MEMORY = Path("/dev/shm")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -173,11 +160,6 @@ def _of_rest(found: Machine) -> list[str]:
     if missing := [name for name, version in found.packages.get("packages", {}).items() if not version]:
         lines.append(f"missing: {', '.join(missing)}; pip install {' '.join(missing)}")
     return lines
-
-
-def known_for(name: str) -> tuple[float, float] | None:
-    """FLOP/s and bytes/s of the data sheet, for a GPU whose name says which it is."""
-    return next((figures for known, figures in KNOWN_FOR.items() if known in name), None)
 
 
 def _gpu(index: int) -> Gpu:

@@ -32,11 +32,12 @@ DOCUMENT_TOKENS = 800  # on average, where documents are kept apart: a source fi
 
 @dataclass(frozen=True)
 class Measured:
-    """A step: seconds of each round as it is, and of each piece of one that is cut; experts that a token had, one number a
-    layer and the MTP layer's last; what it made of a GPU."""
+    """A step: seconds of each round as it is, and of each piece; how many times as long it was while it was cut into them;
+    experts that a token had, one number a layer and the MTP layer's last; what it made of a GPU."""
 
     rounds: list[float]
     pieces: dict[Piece, float]
+    slowdown: float
     experts_per_token: list[float]
     gpu: Usage
 
@@ -129,7 +130,19 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
     every = {piece for each in pieces for piece in each}
     medians = {piece: statistics.median(each.get(piece, 0.0) for each in pieces) for piece in every}
     gpu = usage(partial(steps.run, 1)) if device.type == "cuda" else Usage()
-    return Measured(plain, medians, _experts_per_token(steps), gpu), steps
+    seconds = statistics.median(plain)
+    slowdown = sum(medians.values()) / seconds
+    return Measured(plain, _without_slowdown(medians, seconds), slowdown, _experts_per_token(steps), gpu), steps
+
+
+def _without_slowdown(pieces: dict[Piece, float], seconds: float) -> dict[Piece, float]:
+    """Cutting a step keeps the host busy. Where that makes a GPU wait longer, the time that it waits is brought back to what
+    there is of it in the step as it is; what it runs takes as long either way."""
+    waiting = sum(took for piece, took in pieces.items() if piece.direction == "waiting")
+    if not waiting:
+        return pieces
+    factor = min(1.0, max(0.0, seconds - (sum(pieces.values()) - waiting)) / waiting)
+    return {piece: took * (factor if piece.direction == "waiting" else 1.0) for piece, took in pieces.items()}
 
 
 def _experts_per_token(steps: Steps) -> list[float]:

@@ -103,7 +103,7 @@ def table(profile: Profile) -> list[str]:
         f"step       {measured.seconds * scale:.2f} {unit} ({low:.2f} to {high:.2f}) for {tokens:,} tokens: "
         f"{profile.tokens_per_second:,.0f} tokens/s, MFU {profile.mfu:.1%}{memory}",
         f"floor      {floor * scale:.2f} {unit}, {floor / measured.seconds:.0%} of the step; all times are in {unit}",
-        f"covered    the components add up to {measured.covered:.1%} of the step{waiting}",
+        f"covered    the components add up to {measured.covered:.1%} of the step{waiting}; {_slowdown(measured.slowdown)}",
         f"text       {profile.text}",
         f"ceilings   {_short(profile.ceilings.flops)}FLOP/s, {_short(profile.ceilings.bytes)}B/s, measured on {profile.device}",
     ]
@@ -123,12 +123,17 @@ def as_json(profile: Profile, findings: Sequence[Any], verified: Sequence[Any] =
         "gpu": asdict(measured.gpu),
         "text": profile.text,
         "covered": measured.covered,
+        "slowdown": measured.slowdown,
         "experts_per_token": measured.experts_per_token,
         "findings": [asdict(finding) for finding in findings],
         "verified": [{"finding": each.finding.title, "before": each.before, "after": each.after} for each in verified],
         "components": [asdict(row) | {"efficiency": row.efficiency} for row in profile.rows],
     }
     return json.dumps(values, indent=1)
+
+
+def _slowdown(slowdown: float) -> str:
+    return f"while it was cut it took {slowdown:.3f} times as long"
 
 
 def chart(profile: Profile, file: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moebius.model.experts import ExpertWeights
+from moebius.model.head import head_cross_entropy
 from moebius.model.router import Routing
 from moebius.profile.measure import Steps
 from moebius.train.step import matmul_dtype
@@ -28,6 +29,16 @@ def attention(steps: Steps, heads: int, kv_heads: int, width: int) -> Work:
     attend = torch.compile(steps.backends.attend) if steps.is_compiled else steps.backends.attend
     q, k, v = (_random(steps, len(tokens_BL), n, S, width) for n in (heads, kv_heads, kv_heads))
     return lambda: attend(q, k, v, mask).sum().backward()
+
+
+def head(steps: Steps, chunks: int) -> Work:
+    """The LM head and its loss on one micro-batch's tokens."""
+    model, S = steps.config.model, steps.config.train.seq_len
+    hidden_BSD = _random(steps, steps.micro_batch, S, model.dim)
+    weight_VD = _random(steps, model.vocab_size, model.dim)
+    target_BS = torch.randint(model.vocab_size, (steps.micro_batch, S), device=steps.device)
+    run = torch.compile(head_cross_entropy) if steps.is_compiled else head_cross_entropy
+    return lambda: run(hidden_BSD, weight_VD, target_BS, None, chunks).backward()
 
 
 def product(steps: Steps, rows: int, columns: int) -> Work:

@@ -58,7 +58,8 @@ def cut(config: Config, corpus: Corpus) -> Batches:
 
 def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> TrainState:
     """The seeded model, laid out on the device, with its optimizers; says what was chosen."""
-    backends = choose_backends(config.parallel, device, matmul_dtype(config.train, device), config.data.document_masking)
+    dtype = matmul_dtype(config.train, device)
+    backends = choose_backends(config.parallel, device, dtype, config.data.document_masking, config.model.dim)
     model = seeded(config.train.seed, config.model, backends).to(device)
     choices = [*backends.reasons, *lay_out(model, config.parallel, device)]
     for line in summary(config, corpus, device, choices):

@@ -9,7 +9,7 @@ import torch
 from moebius.config import ParallelConfig
 from moebius.model.attention import attend_expanded, attend_native, dense_mask
 from moebius.model.backends import choose_backends, is_compiled
-from moebius.model.experts import grouped, loop
+from moebius.model.experts import grouped, loop, triton
 from moebius.model.transformer import seeded
 from tests.model.tiny import random_tokens, tiny
 
@@ -29,6 +29,7 @@ DOCUMENTS = torch.tensor([[0, 0, 1]])
         ("loop", "cuda", torch.bfloat16, loop, "asked for"),
         ("auto", "cuda", torch.float32, loop, "wants bfloat16"),
         ("grouped", "cuda", torch.float32, loop, "grouped was asked for"),
+        ("triton", "cpu", torch.float32, loop, "needs a GPU"),
         ("grouped, compiled", "cpu", torch.float32, loop, "grouped was asked for"),
         ("grouped, compiled", "cpu", torch.bfloat16, grouped, "asked for"),
     ],
@@ -40,6 +41,25 @@ def test_experts(asked, device, dtype, expected, reason):
     assert backends.run_experts is expected
     line = backends.reasons[0]
     assert line.startswith(f"experts: {expected.__name__} (") and reason in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("dim", "installed", "capability", "expected", "reason"),
+    [
+        (896, True, (9, 0), triton, "asked for"),
+        (896, True, (8, 0), grouped, "Hopper"),
+        (900, True, (9, 0), grouped, "model.dim a multiple of 8, not 900"),
+        (896, False, (9, 0), grouped, "not installed"),
+    ],
+)
+def test_triton_runs_or_its_obstacle_is_named(monkeypatch, dim, installed, capability, expected, reason):
+    monkeypatch.setattr("moebius.model.backends.find_spec", lambda name: name if installed else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    backends = choose_backends(ParallelConfig(expert_backend="triton"), "cuda", torch.bfloat16, dim=dim)
+    assert backends.run_experts is expected
+    line = backends.reasons[0]
+    assert line.startswith(f"experts: {expected.__name__} (") and reason in line and line.endswith(")") and "\n" not in line
 
 
 @pytest.mark.parametrize(

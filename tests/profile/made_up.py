@@ -28,7 +28,7 @@ def made_up(config: Config, waiting: float = 0.0, **measured: Any) -> Profile:
     seconds = sum(pieces.values())
     used = [float(config.model.experts_per_token(count)) for count in config.model.experts_per_layer]
     used += [3 * used[-1]] if config.model.use_mtp else []
-    found = replace(Measured([seconds, 1.02 * seconds, 0.99 * seconds], pieces, used, Usage()), **measured)
+    found = replace(Measured([seconds, 1.02 * seconds, 0.99 * seconds], pieces, 1.0, used, Usage()), **measured)
     return Profile(config, "a made-up device", "random", 2, False, LIMITS, found, rows_of(expected, found, LIMITS))
 
 

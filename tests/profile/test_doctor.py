@@ -20,7 +20,7 @@ from moebius.profile import doctor, selftest, small_run
 from moebius.profile.agreement import Failed, offers
 from moebius.profile.ceilings import Ceilings
 from moebius.profile.collective import collective
-from moebius.profile.machine import Gpu, Machine, known_for, machine, pitfalls
+from moebius.profile.machine import Gpu, Machine, machine, pitfalls
 from moebius.profile.small_run import SmallRun
 from moebius.train import checkpoint
 from moebius.train.session import cut
@@ -297,9 +297,3 @@ def test_this_machine():
     assert found.torch == torch.__version__ and found.cores >= 1 and found.memory > 1e8
     assert min(found.free_disk.values()) > 0
     assert all("\n" not in value for _, value in found.rows())
-
-
-def test_known_devices():
-    assert known_for("NVIDIA H100 80GB HBM3") == (989e12, 3.35e12)
-    assert known_for("NVIDIA H100 PCIe") == (756e12, 2.0e12)
-    assert known_for("Radeon") is None

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from moebius.memory import memory
 from moebius.model.attention import attend_expanded, attend_native
 from moebius.model.experts import grouped, loop
 from moebius.profile import trials
@@ -46,7 +47,7 @@ def titles(found: list[Finding]) -> list[str]:
 def half(monkeypatch):
     """Every other shape that is tried takes half the time."""
     monkeypatch.setattr(trials, "ratio", lambda *_: 0.5)
-    for name in ("attention", "product", "experts"):
+    for name in ("attention", "product", "experts", "head"):
         monkeypatch.setattr(trials, name, lambda *_: None)
 
 
@@ -148,6 +149,17 @@ def test_a_device_that_waits(same):
     assert found.title == "the device waits for the host"
     assert "30%" in found.evidence and "7 times" in found.evidence
     assert found.seconds == pytest.approx(0.7 * profile.measured.seconds)
+
+
+def test_logits_that_fill_the_memory(half):
+    config = small_config(*PLAIN, "--model.vocab_size=65536")
+    profile = made_up(config, gpu=Usage(memory(config, 2, compiled=False).peak))
+    found = next(each for each in found_in(profile) if "logits" in each.title)
+    assert found.kind == "choice" and found.flags == ("--parallel.loss_chunks=8",)
+    assert 0.5 * profile.measured.gpu.peak_bytes < found.bytes < profile.measured.gpu.peak_bytes
+    assert any("GB less" in line for line in describe(profile, [found]))
+    in_parts = changed(config, found)
+    assert not any("logits" in title for title in titles(found_in(made_up(in_parts, gpu=profile.measured.gpu))))
 
 
 def test_recomputation_with_memory_to_spare(same):

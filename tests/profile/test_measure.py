@@ -10,8 +10,9 @@ from moebius.cli import main
 from moebius.data import prepare
 from moebius.model.experts import grouped
 from moebius.profile.findings import Finding, findings
-from moebius.profile.measure import load_text, measure
+from moebius.profile.measure import _without_slowdown, load_text, measure
 from moebius.profile.profile import profile, verify
+from moebius.profile.timeline import Piece
 
 CPU = torch.device("cpu")
 
@@ -28,6 +29,16 @@ def test_the_pieces_are_the_step(small):
     assert all(measured.of(name, "backward") > 0 for name in ("attention_core", "router", "base_mlp", "mtp", "lm_head"))
     assert measured.experts_per_token == [1.0, 1.0, 3.0]
     assert steps.state.step == steps.state.batch > 3
+
+
+def test_waiting_for_a_slowed_host_is_taken_back():
+    pieces = {Piece("router", "forward"): 3.0, Piece("router", "waiting"): 4.0, Piece("data", "waiting"): 1.0}
+    found = _without_slowdown(pieces, 5.0)
+    assert found == {Piece("router", "forward"): 3.0, Piece("router", "waiting"): 1.6, Piece("data", "waiting"): 0.4}
+    assert _without_slowdown(pieces, 9.0) == pieces  # a step that was no slower
+    assert sum(_without_slowdown(pieces, 2.0).values()) == 3.0  # what ran is never made shorter
+    only = {Piece("router", "forward"): 3.0}
+    assert _without_slowdown(only, 2.0) == only  # a CPU's
 
 
 def test_text_is_the_run_s_own_where_it_is_prepared(small):

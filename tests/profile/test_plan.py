@@ -82,10 +82,10 @@ def test_what_does_not_fit_otherwise_is_computed_again():
 
 
 def test_a_run_that_fits_nowhere_says_what_would_do():
-    with pytest.raises(ConfigError, match=r"1 x rtx4090: at least [\d.]+ GB are needed on each.*--gpus \d+ would do"):
-        plan_of("standard", "--model.num_experts=64", gpu="rtx4090")
+    with pytest.raises(ConfigError, match=r"1 x rtx-4090: at least [\d.]+ GB are needed on each.*--gpus \d+ would do"):
+        plan_of("standard", "--model.num_experts=64", gpu="rtx-4090")
     with pytest.raises(ConfigError, match="or a smaller model would do"):
-        plan_of("dense", "--train.seq_len=4194304", "--train.batch_size=1", "--train.micro_batch_size=1", gpu="rtx4090")
+        plan_of("dense", "--train.seq_len=4194304", "--train.batch_size=1", "--train.micro_batch_size=1", gpu="rtx-4090")
 
 
 def test_replicas_send_gradients_and_shards_send_weights_too():

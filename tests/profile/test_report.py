@@ -21,7 +21,7 @@ def test_the_table_names_every_component_and_covers_the_step():
     text = "\n".join(table(profile))
     for row in profile.rows:
         assert row.component.replace("_", " ") in text
-    assert "covered    the components add up to 100.0% of the step, 20.0% of it waiting for the host" in text
+    assert "covered    the components add up to 100.0% of the step, 20.0% of it waiting for the host; while" in text
     assert "waiting" in text.splitlines()[0]
     assert "waiting" not in "\n".join(table(made_up(small_config())))
 

@@ -1,0 +1,187 @@
+"""The backward products for the rows: down's, with the activation's derivative after it, and up's and gate's.
+
+The activation is recomputed from the pre-activations, and the down projection's output is never stored: a gate's gradient is
+the row's product of the activation with its own gradient (SonicMoE, 2025).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from moebius.kernels.activation import Between, activate_backward, keep_scale
+from moebius.kernels.forward import store_tokens
+from moebius.kernels.launch import cdiv, launch, power_of_2
+from moebius.kernels.order import Order
+from moebius.kernels.rows import sum_gate_gradients
+from moebius.kernels.tiles import (
+    Tile,
+    block_descriptor,
+    count_row_tiles,
+    find_row_tile,
+    num_programs,
+    ragged_descriptor,
+    store_rows,
+)
+
+PASS_ROWS, PASS_COLUMNS = 4, 512  # of _activation_backward's blocks
+
+
+def down_backward(
+    grad_RD: Tensor, w_down_EFD: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order, between: Between, tile: Tile
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of the pre-activations, the gated activation, for w_down's gradient, and the gradient of gate_TK.
+
+    grad_RD: of each row's token. With tile.split in two kernels, the product and then a pass over its rows; else the pass is
+    the product's epilogue.
+    """
+    run = _down_backward_split if tile.split else _down_backward_fused
+    return run(grad_RD, w_down_EFD, pre_PRF, gate_TK, order, between, tile)
+
+
+def up_backward(pre_grad_PRF: Tensor, w_gate_EDF: Tensor | None, w_up_EDF: Tensor, order: Order, tile: Tile) -> Tensor:
+    """x's gradient: by token where a token has one slot, else by row, for `combine`."""
+    matrices = (w_up_EDF,) if w_gate_EDF is None else (w_up_EDF, w_gate_EDF)
+    return _times_transposed(tuple(pre_grad_PRF), matrices, order, order.row_TK.shape[1] == 1, tile)
+
+
+def _down_backward_fused(
+    grad_RD: Tensor, w_down_EFD: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order, between: Between, tile: Tile
+) -> tuple[Tensor, Tensor, Tensor]:
+    E, F, D = w_down_EFD.shape
+    pre_grad_PRF, hidden_RF = torch.empty_like(pre_PRF), torch.empty_like(pre_PRF[0])
+    partial_NR = torch.empty(cdiv(F, tile.n), len(grad_RD), dtype=torch.float32, device=grad_RD.device)
+    given = [block_descriptor(pre_PRF[plane], tile.m, tile.n) for plane in (0, -1)]
+    made = [ragged_descriptor(made_RF, tile.m, tile.n) for made_RF in (pre_grad_PRF[0], pre_grad_PRF[-1], hidden_RF)]
+    launch(
+        _down_backward, (num_programs(grad_RD.device, tile),), block_descriptor(grad_RD, tile.m, tile.k),
+        block_descriptor(w_down_EFD, tile.n, tile.k), *given, *made, gate_TK, partial_NR, order.assignment_R, order.start,
+        between.seed, len(grad_RD), D, F, E, power_of_2(E), between.activation, between.dropout, tile.m, tile.n, tile.k,
+        **tile.options(),
+    )  # fmt: skip
+    return pre_grad_PRF, hidden_RF, sum_gate_gradients(partial_NR, order, E)
+
+
+def _down_backward_split(
+    grad_RD: Tensor, w_down_EFD: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order, between: Between, tile: Tile
+) -> tuple[Tensor, Tensor, Tensor]:
+    E, F, _ = w_down_EFD.shape
+    # its gradient so far; the pass over it leaves the activation itself in its place
+    hidden_RF = _times_transposed((grad_RD,), (w_down_EFD,), order, False, tile)
+    pre_grad_PRF = torch.empty_like(pre_PRF)
+    gate_grad_TK = torch.empty(gate_TK.shape, dtype=torch.float32, device=gate_TK.device)
+    launch(
+        _activation_backward, (cdiv(len(grad_RD), PASS_ROWS),), hidden_RF, pre_PRF[0], pre_PRF[-1], pre_grad_PRF[0],
+        pre_grad_PRF[-1], gate_TK, gate_grad_TK, order.assignment_R, order.start, between.seed, len(grad_RD), F, E,
+        between.activation, between.dropout, PASS_ROWS, PASS_COLUMNS,
+    )  # fmt: skip
+    return pre_grad_PRF, hidden_RF, gate_grad_TK
+
+
+def _times_transposed(
+    given: tuple[Tensor, ...], weights: tuple[Tensor, ...], order: Order, to_tokens: bool, tile: Tile
+) -> Tensor:
+    """The sum over one or two pairs of given_RK @ weights_ENK.T by expert; out_RN, or out_TN for tokens of one slot."""
+    E, N, K = weights[0].shape
+    out = given[0].new_empty(len(given[0]), N)
+    launch(
+        _product, (num_programs(out.device, tile),),
+        *(block_descriptor(given[which], tile.m, tile.k) for which in (0, -1)),
+        *(block_descriptor(weights[which], tile.n, tile.k) for which in (0, -1)), ragged_descriptor(out, tile.m, tile.n), out,
+        order.assignment_R, order.start, N, K, E, power_of_2(E + 1), len(given) == 2, to_tokens, tile.m, tile.n, tile.k,
+        **tile.options(),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _down_backward(
+    grad, w_down, pre_up, pre_gate, up_grad, gate_grad, hidden, gate_ptr, partial_ptr, assignment_ptr, start_ptr, seed_ptr,
+    R, D, F, E: tl.constexpr, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    columns = tl.cdiv(F, BN)
+    tiles = count_row_tiles(start_ptr, E, WIDTH, BM) * columns
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        expert, row, end = find_row_tile(tile // columns, start_ptr, E, WIDTH, BM)
+        column = tile % columns * BN
+        rows, column_range = row + tl.arange(0, BM), column + tl.arange(0, BN)
+        assignment = tl.load(assignment_ptr + rows, mask=rows < end, other=0)
+        scale = tl.load(gate_ptr + assignment).to(tl.float32)[:, None]
+        block = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, D, BK):
+            block = tl.dot(grad.load([row, k]), w_down.load([expert * F + column, k]).T, block, input_precision="ieee")
+        if DROPOUT > 0:
+            keep = keep_scale(seed_ptr, rows, column_range, F, DROPOUT)
+            block *= keep
+        up = pre_up.load([row, column]).to(tl.float32)
+        gate = pre_gate.load([row, column]).to(tl.float32) if ACTIVATION == "swiglu" else up
+        activation, up_block, gate_block = activate_backward(block, up, gate, ACTIVATION)
+        part = tl.sum(block * activation, axis=1)  # beyond F the activation is that of zero, which is zero
+        tl.store(partial_ptr + tile % columns * tl.cast(R, tl.int64) + rows, part, mask=rows < end)
+        dtype: tl.constexpr = hidden.dtype
+        store_rows(up_grad, end, row, column, (up_block * scale).to(dtype))
+        if ACTIVATION == "swiglu":
+            store_rows(gate_grad, end, row, column, (gate_block * scale).to(dtype))
+        if DROPOUT > 0:
+            activation *= keep
+        store_rows(hidden, end, row, column, (activation * scale).to(dtype))
+
+
+@triton.jit
+def _activation_backward(
+    grad_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr, gate_grad_ptr, assignment_ptr, start_ptr,
+    seed_ptr, R, F, E, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """The gated activation takes its gradient's place."""
+    rows = tl.program_id(0) * BR + tl.arange(0, BR)
+    taken = rows < tl.load(start_ptr + E)
+    assignment = tl.load(assignment_ptr + rows, mask=rows < R, other=0)
+    scale = tl.load(gate_ptr + assignment, mask=taken, other=0.0).to(tl.float32)[:, None]
+    total = tl.zeros((BR, BF), tl.float32)
+    for first in range(0, F, BF):
+        columns = first + tl.arange(0, BF)
+        inside = taken[:, None] & (columns < F)[None, :]
+        place = rows[:, None].to(tl.int64) * F + columns[None, :]
+        grad = tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(pre_gate_ptr + place, mask=inside, other=0.0).to(tl.float32) if ACTIVATION == "swiglu" else up
+        if DROPOUT > 0:
+            keep = keep_scale(seed_ptr, rows, columns, F, DROPOUT)
+            grad *= keep
+        activation, up_grad, gate_grad = activate_backward(grad, up, gate, ACTIVATION)
+        total += grad * activation
+        if DROPOUT > 0:
+            activation *= keep
+        dtype: tl.constexpr = grad_ptr.dtype.element_ty
+        tl.store(grad_ptr + place, (activation * scale).to(dtype), mask=inside)
+        tl.store(up_grad_ptr + place, (up_grad * scale).to(dtype), mask=inside)
+        if ACTIVATION == "swiglu":
+            tl.store(pre_gate_grad_ptr + place, (gate_grad * scale).to(dtype), mask=inside)
+    tl.store(gate_grad_ptr + assignment, tl.sum(total, axis=1), mask=rows < R)
+
+
+@triton.jit
+def _product(
+    left, left2, right, right2, out, out_ptr, assignment_ptr, start_ptr, N, K, E: tl.constexpr, WIDTH: tl.constexpr,
+    TWO: tl.constexpr, TO_TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    columns = tl.cdiv(N, BN)
+    IDS: tl.constexpr = E + 1 if TO_TOKENS else E
+    tiles = count_row_tiles(start_ptr, IDS, WIDTH, BM) * columns
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        expert, row, end = find_row_tile(tile // columns, start_ptr, IDS, WIDTH, BM)
+        column = tile % columns * BN
+        block = tl.zeros((BM, BN), tl.float32)
+        steps = tl.where(expert < E, K, 0)
+        for k in range(0, steps, BK):
+            block = tl.dot(left.load([row, k]), right.load([expert * N + column, k]).T, block, input_precision="ieee")
+        if TWO:  # a loop of its own: two products in one leave nothing to run while the other's sum is waited for
+            for k in range(0, steps, BK):
+                block = tl.dot(left2.load([row, k]), right2.load([expert * N + column, k]).T, block, input_precision="ieee")
+        if TO_TOKENS:
+            rows = row + tl.arange(0, BM)
+            token = tl.load(assignment_ptr + rows, mask=rows < end, other=0)
+            store_tokens(out_ptr, token, rows < end, column, block, N, BN)
+        else:
+            store_rows(out, end, row, column, block.to(out.dtype))

@@ -1,0 +1,107 @@
+"""The forward products: up and gate with the activation as their epilogue; down with the router's gate as its own."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from moebius.kernels.activation import Between, activate, keep_scale
+from moebius.kernels.launch import launch, power_of_2
+from moebius.kernels.order import Order
+from moebius.kernels.tiles import (
+    Tile,
+    block_descriptor,
+    count_row_tiles,
+    find_row_tile,
+    num_programs,
+    ragged_descriptor,
+    store_rows,
+)
+
+
+def up(
+    x_RD: Tensor, w_gate_EDF: Tensor | None, w_up_EDF: Tensor, order: Order, between: Between, tile: Tile
+) -> tuple[Tensor, Tensor]:
+    """The pre-activations pre_PRF, up's and with SwiGLU the gate's plane, and the activation hidden_RF."""
+    E, D, F = w_up_EDF.shape
+    has_gate = w_gate_EDF is not None
+    pre_PRF = x_RD.new_empty(2 if has_gate else 1, len(x_RD), F)
+    hidden_RF = x_RD.new_empty(len(x_RD), F)
+    weights = [block_descriptor(w, tile.k, tile.n) for w in (w_up_EDF, w_gate_EDF if has_gate else w_up_EDF)]
+    planes = [ragged_descriptor(pre_RF, tile.m, tile.n) for pre_RF in (pre_PRF[0], pre_PRF[-1])]
+    launch(
+        _up, (num_programs(x_RD.device, tile),), block_descriptor(x_RD, tile.m, tile.k), *weights, *planes,
+        ragged_descriptor(hidden_RF, tile.m, tile.n), order.start, between.seed, D, F, E, power_of_2(E), between.activation,
+        between.dropout, tile.m, tile.n, tile.k, **tile.options(),
+    )  # fmt: skip
+    return pre_PRF, hidden_RF
+
+
+def down(hidden_RF: Tensor, w_down_EFD: Tensor, gate_TK: Tensor, order: Order, tile: Tile) -> Tensor:
+    """Gated rows: out_TD where a token has one slot, which its row is stored to; else y_RD, for `combine`."""
+    E, F, D = w_down_EFD.shape
+    out = hidden_RF.new_empty(len(hidden_RF), D)
+    launch(
+        _down, (num_programs(out.device, tile),), block_descriptor(hidden_RF, tile.m, tile.k),
+        block_descriptor(w_down_EFD, tile.k, tile.n), ragged_descriptor(out, tile.m, tile.n), out, gate_TK, order.assignment_R,
+        order.start, D, F, E, power_of_2(E + 1), order.row_TK.shape[1] == 1, tile.m, tile.n, tile.k, **tile.options(),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _up(
+    x, w_up, w_gate, pre_up, pre_gate, hidden, start_ptr, seed_ptr, D, F, E: tl.constexpr, WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    columns = tl.cdiv(F, BN)
+    tiles = count_row_tiles(start_ptr, E, WIDTH, BM) * columns
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        expert, row, end = find_row_tile(tile // columns, start_ptr, E, WIDTH, BM)
+        column = tile % columns * BN
+        up_block = tl.zeros((BM, BN), tl.float32)
+        gate_block = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, D, BK):
+            x_block = x.load([row, k])
+            up_block = tl.dot(x_block, w_up.load([expert * D + k, column]), up_block, input_precision="ieee")
+            if ACTIVATION == "swiglu":
+                gate_block = tl.dot(x_block, w_gate.load([expert * D + k, column]), gate_block, input_precision="ieee")
+        dtype: tl.constexpr = hidden.dtype
+        store_rows(pre_up, end, row, column, up_block.to(dtype))
+        if ACTIVATION == "swiglu":
+            store_rows(pre_gate, end, row, column, gate_block.to(dtype))
+        hidden_block = activate(up_block, gate_block, ACTIVATION)
+        if DROPOUT > 0:
+            hidden_block *= keep_scale(seed_ptr, row + tl.arange(0, BM), column + tl.arange(0, BN), F, DROPOUT)
+        store_rows(hidden, end, row, column, hidden_block.to(dtype))
+
+
+@triton.jit
+def _down(
+    hidden, w_down, out, out_ptr, gate_ptr, assignment_ptr, start_ptr, D, F, E: tl.constexpr, WIDTH: tl.constexpr,
+    ONE_SLOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    columns = tl.cdiv(D, BN)
+    # with one slot the tokens without an expert, the last id's rows, are written too: zeros, the sum over no steps
+    IDS: tl.constexpr = E + 1 if ONE_SLOT else E
+    tiles = count_row_tiles(start_ptr, IDS, WIDTH, BM) * columns
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        expert, row, end = find_row_tile(tile // columns, start_ptr, IDS, WIDTH, BM)
+        column = tile % columns * BN
+        y_block = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, tl.where(expert < E, F, 0), BK):
+            y_block = tl.dot(hidden.load([row, k]), w_down.load([expert * F + k, column]), y_block, input_precision="ieee")
+        rows = row + tl.arange(0, BM)
+        assignment = tl.load(assignment_ptr + rows, mask=rows < end, other=0)
+        y_block *= tl.load(gate_ptr + assignment)[:, None].to(tl.float32)
+        if ONE_SLOT:
+            store_tokens(out_ptr, assignment, rows < end, column, y_block, D, BN)
+        else:
+            store_rows(out, end, row, column, y_block.to(out.dtype))
+
+
+@triton.jit
+def store_tokens(out_ptr, token, wanted, column, block, D, BN: tl.constexpr):
+    """Each row to its token's."""
+    columns = column + tl.arange(0, BN)
+    place = out_ptr + token[:, None].to(tl.int64) * D + columns[None, :]
+    tl.store(place, block.to(out_ptr.dtype.element_ty), mask=wanted[:, None] & (columns < D)[None, :])
