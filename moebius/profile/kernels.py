@@ -41,6 +41,8 @@ PLAIN = re.compile(
     r"reshape|view|permute|transpose|slice|select|(un)?squeeze|expand|full|iota|scalar_tensor|empty|getitem|as_strided|split"
     r"|convert_element_type|_to_copy|clone|add"
 )
+# a kernel that is one of these by itself; what its inputs came from is among its operations, too
+PRODUCT = re.compile(r"(^|_|[^a-z])(add|b|baddb)?mm\b|attention")
 FRAME = re.compile(r'File "([^"]+)", line \d+, in (\w+)')
 PACKAGE = str(Path(__file__).parents[1])
 
@@ -74,6 +76,8 @@ def marked_kernels() -> Iterator[None]:
 
 def owners(operations: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """The components of a kernel's operations, each given by its name and its trace of source lines."""
+    operations = list(operations)
+    operations = [each for each in operations if PRODUCT.search(each[0])] or operations
     names = {operation: _owner(*operation) for operation in operations}
     telling = {owner for (target, _), owner in names.items() if owner != REST and not PLAIN.search(_name(target))}
     return tuple(sorted(telling or set(names.values()) - {REST} or {REST}))

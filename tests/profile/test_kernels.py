@@ -42,6 +42,15 @@ def trace(*frames: str) -> str:
         ([("aten.mul", trace("rope:rotate")), ("aten.topk", trace("router:forward"))], ("rotary", "router")),
         ([("aten.mul", trace("rope:rotate")), ("aten.add", trace("router:forward"))], ("rotary",)),
         ([("aten.add", trace("router:forward"))], ("router",)),
+        # a product is its own, whatever its input came from
+        ([("aten.mm.default", trace("attention:forward")), ("aten.rms_norm", trace("head:head"))], ("attention_projections",)),
+        ([("aten.addmm", trace("head:head")), ("aten.mul", trace("rope:rotate"))], ("lm_head",)),
+        (
+            [("aten._grouped_mm.default", trace("experts:compute")), ("aten.index", trace("experts:dispatch"))],
+            ("expert_gemms",),
+        ),
+        ([("flex_attention", trace("flex:attend_flex")), ("aten.mul", trace("rope:rotate"))], ("attention_core",)),
+        ([("aten.comma.default", trace("rope:rotate")), ("aten.topk", trace("router:forward"))], ("rotary", "router")),
     ],
 )
 def test_owners(operations, expected):
