@@ -12,13 +12,13 @@ from moebius.config import Config, ModelConfig, ParallelConfig
 from moebius.model.attention import Attention, attend_expanded, attend_native
 from moebius.model.backends import choose_backends
 from moebius.model.experts import ExpertsFunction, ExpertWeights, dispatch, sort_by_expert
+from moebius.model.float8 import padding
 from moebius.model.mlp import activate
 from moebius.model.rope import rotation
 from moebius.model.router import Routing, softmax_topk
-from moebius.profile.agreement import offers
+from moebius.profile.doctor.agreement import offers
 from moebius.train.step import autocast, matmul_dtype
 
-ALIGNMENT = 16
 SLICE = 64  # tokens that go through the experts one by one; the time of all is extrapolated
 
 
@@ -139,7 +139,7 @@ def padded_rows(num_tokens: int, num_experts: int) -> int:
     """Rows added where each expert's tokens are filled up to a multiple of 16; routing at random."""
     expert_T = torch.randint(num_experts, (num_tokens,), generator=torch.Generator().manual_seed(0))
     counts_E = expert_T.bincount(minlength=num_experts)
-    return int((-counts_E % ALIGNMENT).sum())
+    return int(padding(counts_E).sum())
 
 
 class _Contender(NamedTuple):

@@ -177,7 +177,8 @@ def indexing(size: Size) -> Iterator[str]:
 def padding(size: Size) -> Iterator[str]:
     """Counted, not timed: nothing here depends on the device."""
     yield from _title(
-        "Padding to 16 for FP8", "rows added to random routing; Moebius's grouped products take any number of rows"
+        "Padding to 16 for FP8",
+        "rows that `train.expert_dtype float8` adds to random routing; Moebius's other products take any number of rows",
     )
     cases = [(2048, 4), (2048, 64), (32_768, 3), (32_768, 4), (32_768, 64), (32_768, 256)]
     rows = [(tokens, count, padded_rows(tokens, count)) for tokens, count in cases]

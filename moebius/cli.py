@@ -116,8 +116,8 @@ def plan(config_source: str, flags: list[str], gpus: int, gpu: str, imbalance: f
     from moebius.settings import read_config
 
     config = read_config(config_source, flags)
-    from moebius.profile import plan as planning
     from moebius.profile.devices import device_named
+    from moebius.profile.plan import recommend as planning
 
     found = planning.plan(config, device_named(gpu), gpus, imbalance)
     print(planning.as_json(found) if as_json else "\n".join(planning.lines(found)))
@@ -130,17 +130,17 @@ def ablate(
     from moebius.settings import read_config
 
     config = read_config(config_source, flags)
-    from moebius.profile import ablate_report
-    from moebius.profile.ablate import Plan
-    from moebius.profile.ablate import ablate as ablate_variants
-    from moebius.profile.variants import variants
+    from moebius.profile.ablate import report
+    from moebius.profile.ablate.run import Plan
+    from moebius.profile.ablate.run import ablate as ablate_variants
+    from moebius.profile.ablate.variants import variants
 
     def say(line: str) -> None:
         if sys.stderr.isatty():
             print(line, file=sys.stderr, flush=True)
 
     found = ablate_variants(variants(config, over, twin, iso_active), Plan(**plan), say)
-    print(ablate_report.as_json(found) if as_json else "\n".join(ablate_report.lines(found)))
+    print(report.as_json(found) if as_json else "\n".join(report.lines(found)))
     if not found.sound:
         raise MoebiusError("no variant could be run; the table says why")
 
@@ -151,7 +151,7 @@ def doctor(flags: list[str], as_json: bool) -> None:
     from moebius.settings import override, parse_flags
 
     config = override(Config(), parse_flags(flags))
-    from moebius.profile import doctor as examination
+    from moebius.profile.doctor import examine as examination
     from moebius.train.session import choose_device
 
     def say(line: str) -> None:

@@ -324,6 +324,8 @@ class TrainConfig:
     """auto, cpu, cuda or cuda:N."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of matrix products (autocast); weights stay float32. auto: bfloat16 on a GPU, else float32."""
+    expert_dtype: Literal["auto", "float8"] = "auto"
+    """Of the experts' products. auto: dtype; float8: e4m3 (a Hopper GPU's, elsewhere emulated), weight gradients bfloat16."""
 
     def __post_init__(self) -> None:
         check_fields("train", self)
@@ -371,6 +373,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields("config", self)
+        if self.train.expert_dtype == "float8" and any(self.model.experts_per_layer) and self.model.dim % 16:
+            raise ConfigError(f"train.expert_dtype='float8': its products want model.dim ({self.model.dim}) a multiple of 16")
         if self.data.vocab_size > self.model.vocab_size:
             raise ConfigError(
                 f"data.vocab_size={self.data.vocab_size}: at most model.vocab_size ({self.model.vocab_size}); "

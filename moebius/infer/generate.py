@@ -20,7 +20,8 @@ def load_trained(run: RunDirectory, device: torch.device, report: Callable[[str]
     folder = checkpoint.latest(run.checkpoints, report)
     tensors, _ = checkpoint.load(folder)
     # not compiled: a text grows by a token each time, and every length would be compiled anew
-    backends = choose_backends(ParallelConfig(compile="off"), device, matmul_dtype(config.train, device))
+    dtype, expert_dtype = matmul_dtype(config.train, device), config.train.expert_dtype
+    backends = choose_backends(ParallelConfig(compile="off"), device, dtype, expert_dtype=expert_dtype)
     model = Transformer(config.model, backends).to(device)
     load_model(model, tensors["model"], folder)
     return model.eval()

@@ -11,6 +11,7 @@ from torch import Tensor
 from moebius.config import ParallelConfig
 from moebius.model.attention import AttentionFunction, attend_expanded, attend_native, dense_mask
 from moebius.model.experts import ExpertsFunction, grouped, loop, triton
+from moebius.model.float8 import float8, is_emulated
 
 # document_BS -> what `attend` takes as its mask; None stands for one document
 MaskFunction = Callable[[Tensor | None], Any]
@@ -33,12 +34,15 @@ def choose_backends(
     dtype: torch.dtype = torch.float32,
     document_masking: bool = True,
     dim: int = 0,
+    expert_dtype: str = "auto",
 ) -> Backends:
     """What runs best on the device, or what the configuration names. dtype: of the matrix products; dim: of the model, which
-    only `triton` asks for."""
+    only `triton` asks for; expert_dtype: float8 leaves the experts one backend."""
     parallel = parallel or ParallelConfig()
     device = torch.device(device)
-    run_experts, experts_reason = _choose_experts(parallel, device, dtype, dim)
+    run_experts, experts_reason = (
+        _choose_float8(parallel, device) if expert_dtype == "float8" else _choose_experts(parallel, device, dtype, dim)
+    )
     attend, mask, attention_reason = _choose_attention(parallel, device, document_masking)
     return Backends(
         run_experts, attend, mask, (f"experts: {experts_reason}", f"attention: {attention_reason}"), parallel.loss_chunks
@@ -70,6 +74,13 @@ def _choose_experts(
     if device.type == "cpu" and asked == "auto":
         return loop, "loop (a CPU runs it 1.2 times as fast as grouped, docs/log.md)"
     return grouped, "grouped (asked for)" if asked == "grouped" else "grouped (one product per matrix, no host synchronisation)"
+
+
+def _choose_float8(parallel: ParallelConfig, device: torch.device) -> tuple[ExpertsFunction, str]:
+    instead = "" if parallel.expert_backend == "auto" else f"; {parallel.expert_backend} was asked for"
+    if is_emulated(device):
+        return float8, f"float8 (emulated, and slow: its products need a Hopper GPU{instead})"
+    return float8, f"float8 (train.expert_dtype; weight gradients in bfloat16{instead})"
 
 
 def _obstacle_to_triton(device: torch.device, dim: int) -> str | None:

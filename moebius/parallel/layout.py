@@ -78,6 +78,7 @@ _EXPENSIVE = {  # matrix products and attention: dear to compute, small to keep;
     "aten.addmm",
     "aten.bmm",
     "aten._grouped_mm",
+    "moebius.float8_product",
     "aten._scaled_dot_product_flash_attention",
     "aten._scaled_dot_product_flash_attention_for_cpu",
     "aten._scaled_dot_product_efficient_attention",

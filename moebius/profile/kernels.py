@@ -28,6 +28,8 @@ OWNERS = {
     ("experts", "dispatch"): "dispatch",
     ("experts", "combine"): "combine",
     ("experts", ""): "expert_gemms",
+    ("float8", "aligned"): "dispatch",
+    ("float8", ""): "expert_gemms",
     ("mlp", "activate"): "activation",
     ("mlp", "forward"): "base_mlp",
     ("moe", "_join"): "combine",

@@ -65,9 +65,8 @@ class Steps:
 
     def __init__(self, config: Config, device: torch.device, timeline: Timeline | None = None):
         self.config, self.device, self.timeline = config, device, timeline
-        self.backends = choose_backends(
-            config.parallel, device, matmul_dtype(config.train, device), config.data.document_masking, config.model.dim
-        )
+        dtype, masking, dim = matmul_dtype(config.train, device), config.data.document_masking, config.model.dim
+        self.backends = choose_backends(config.parallel, device, dtype, masking, dim, config.train.expert_dtype)
         model = seeded(config.train.seed, config.model, self.backends).to(device)
         self.choices = [*self.backends.reasons, *lay_out(model, config.parallel, device)]
         self.state = TrainState.new(model, config)

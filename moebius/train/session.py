@@ -59,7 +59,8 @@ def cut(config: Config, corpus: Corpus) -> Batches:
 def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> TrainState:
     """The seeded model, laid out on the device, with its optimizers; says what was chosen."""
     dtype = matmul_dtype(config.train, device)
-    backends = choose_backends(config.parallel, device, dtype, config.data.document_masking, config.model.dim)
+    masking, dim = config.data.document_masking, config.model.dim
+    backends = choose_backends(config.parallel, device, dtype, masking, dim, config.train.expert_dtype)
     model = seeded(config.train.seed, config.model, backends).to(device)
     choices = [*backends.reasons, *lay_out(model, config.parallel, device)]
     for line in summary(config, corpus, device, choices):

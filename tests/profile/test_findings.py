@@ -138,9 +138,14 @@ def test_an_uneven_load_is_tried_against_an_even_one(half):
 
 
 def test_padding_of_few_rows(same):
-    flags = ("--model.num_experts=64", "--train.micro_batch_size=2")
-    found = found_in(made_up(small_config(*PLAIN, *flags)))
-    assert next(each.flags for each in found if "padding" in each.title) == ("--train.micro_batch_size=4",)
+    flags = (*PLAIN, "--model.num_experts=64", "--train.micro_batch_size=2")
+    for expert_dtype in ("auto", "float8"):
+        found = found_in(made_up(small_config(*flags, f"--train.expert_dtype={expert_dtype}")))
+        padding = next(each for each in found if "padding" in each.title)
+        assert padding.flags == ("--train.micro_batch_size=4",)
+        assert ("FP8" in padding.evidence) == (expert_dtype == "float8")
+    # 4 rows an expert: 8 more on average in a group of 16
+    assert padding.evidence.endswith("about 200.0% more rows")
 
 
 def test_a_device_that_waits(same):

@@ -81,7 +81,7 @@ def run(*arguments: str) -> int | str | None:
 def test_the_command(small, tmp_path, capsys):
     flags = [f"--data.cache={small.data.cache}", f"--data.source={small.data.source}", "--train.batch_size=2"]
     flags += ["--train.seq_len=32", "--model.num_layers=1", "--model.dim=32", "--model.num_heads=2", "--model.num_kv_heads=1"]
-    flags += ["--model.base_expansion=64", "--seconds=0.2"]
+    flags += ["--model.base_expansion=64", "--model.router_top_k=1", "--seconds=0.2"]
     picture = tmp_path / "chart.png"
     assert run(*flags, "--json", "--verify", "--chart", str(picture)) == 0
     values = json.loads(capsys.readouterr().out)

@@ -3,8 +3,8 @@
 import pytest
 
 from moebius.config import Config, TrainConfig
-from moebius.profile.comparison import Outcome, Point, break_even, common_end, difference, speed, value_at
-from moebius.profile.variants import Variant
+from moebius.profile.ablate.comparison import Outcome, Point, break_even, common_end, difference, speed, value_at
+from moebius.profile.ablate.variants import Variant
 
 DENSE = [(10.0, 5.0), (20.0, 4.0), (30.0, 3.5), (40.0, 3.0)]
 

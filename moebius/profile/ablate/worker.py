@@ -32,11 +32,11 @@ class Worker:
     """A configuration in a process of its own, to be ended by whoever made it."""
 
     def __init__(self, config: Config):
-        root = str(Path(__file__).parents[2])
+        root = str(Path(__file__).parents[3])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._errors = TemporaryFile()  # noqa: SIM115  (closed by `end`)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from moebius.profile.worker import serve; serve()"],
+            [sys.executable, "-c", "from moebius.profile.ablate.worker import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -95,7 +95,7 @@ def serve() -> None:
         reply: Reply
         try:
             if contender is None:
-                from moebius.profile.contender import Contender
+                from moebius.profile.ablate.contender import Contender
 
                 contender = Contender(override(Config(), tomllib.loads(request["config"])))
             reply = getattr(contender, request["task"])(**request["arguments"])

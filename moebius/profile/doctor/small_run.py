@@ -12,7 +12,7 @@ from moebius.data import prepare
 from moebius.errors import CheckpointError
 from moebius.observe.json_lines import read_lines
 from moebius.observe.terminal import Terminal
-from moebius.profile.agreement import Failed
+from moebius.profile.doctor.agreement import Failed
 from moebius.train import checkpoint
 from moebius.train.loop import Session, train
 from moebius.train.run_directory import RunDirectory

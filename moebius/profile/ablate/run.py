@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from moebius.errors import ConfigError, MoebiusError
-from moebius.profile.comparison import Outcome, Point
-from moebius.profile.variants import Variant
-from moebius.profile.worker import Worker, WorkerFailed
+from moebius.profile.ablate.comparison import Outcome, Point
+from moebius.profile.ablate.variants import Variant
+from moebius.profile.ablate.worker import Worker, WorkerFailed
 
 Say = Callable[[str], None]
 

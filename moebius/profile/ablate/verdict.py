@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from moebius.cost import active_parameters
-from moebius.profile.ablate import Ablation
-from moebius.profile.comparison import Axis, Outcome, Spread, break_even, common_end, difference, speed
+from moebius.profile.ablate.comparison import Axis, Outcome, Spread, break_even, common_end, difference, speed
+from moebius.profile.ablate.run import Ablation
 
 SAME_COMPUTE = 0.02  # difference in active parameters up to which two variants count as of equal compute
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from moebius.profile.agreement import Failed
+from moebius.profile.doctor.agreement import Failed
 
 SECONDS = 120  # that it may take, processes and NCCL started
 
@@ -16,8 +16,8 @@ SECONDS = 120  # that it may take, processes and NCCL started
 def collective(folder: Path, kind: str = "nccl", world: int = 0) -> str:
     """A sum over the devices, each with a process of its own, in which rank r adds r + 1; and how fast."""
     world = world or torch.cuda.device_count()
-    code = "import sys; from moebius.profile.collective import member; member(*sys.argv[1:])"
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    code = "import sys; from moebius.profile.doctor.collective import member; member(*sys.argv[1:])"
+    path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     arguments = [kind, str(folder / "rendezvous"), str(world)]
     members = [
         subprocess.Popen(

@@ -10,8 +10,8 @@ from moebius.cost import active_parameters, parameters
 from moebius.errors import ConfigError
 from moebius.memory import Memory
 from moebius.profile.devices import Device
-from moebius.profile.estimate import experts_per_token
-from moebius.profile.layouts import FILLED, Layout, Planned, layouts, planned
+from moebius.profile.plan.estimate import experts_per_token
+from moebius.profile.plan.layouts import FILLED, Layout, Planned, layouts, planned
 
 SAME = 1.02  # a plainer layout that takes at most this much longer is preferred
 SHOWN = 6

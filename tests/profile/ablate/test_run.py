@@ -14,11 +14,11 @@ import pytest
 from moebius.cli import main
 from moebius.config import Config
 from moebius.errors import ConfigError
-from moebius.profile import ablate as ablating
-from moebius.profile.ablate import Plan, ablate
-from moebius.profile.ablate_report import as_json, lines
-from moebius.profile.variants import variants
-from moebius.profile.worker import Worker, WorkerFailed
+from moebius.profile.ablate import run as ablating
+from moebius.profile.ablate.report import as_json, lines
+from moebius.profile.ablate.run import Plan, ablate
+from moebius.profile.ablate.variants import variants
+from moebius.profile.ablate.worker import Worker, WorkerFailed
 from moebius.settings import to_toml
 
 
@@ -103,7 +103,7 @@ def test_a_worker_ends_with_its_owner(few, tmp_path):
     (tmp_path / "config.toml").write_text(to_toml(few))
     code = """if True:
         import os, sys
-        from moebius.profile.worker import Worker
+        from moebius.profile.ablate.worker import Worker
         from moebius.settings import read_config
         worker = Worker(read_config(sys.argv[1], []))
         worker.ask("start")

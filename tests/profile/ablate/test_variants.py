@@ -8,7 +8,7 @@ from moebius.config import Config, ModelConfig
 from moebius.cost import active_parameters
 from moebius.errors import ConfigError
 from moebius.presets import PRESETS, dense_twin, preset
-from moebius.profile.variants import Variant, variants
+from moebius.profile.ablate.variants import Variant, variants
 
 D = 128
 GIVEN = Config(

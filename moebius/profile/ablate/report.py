@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from moebius.cost import active_parameters, parameters
-from moebius.profile.ablate import Ablation
-from moebius.profile.comparison import Axis, Outcome, Spread, break_even, common_end, difference, speed
-from moebius.profile.verdict import active_change, comparable, notes, verdict
+from moebius.profile.ablate.comparison import Axis, Outcome, Spread, break_even, common_end, difference, speed
+from moebius.profile.ablate.run import Ablation
+from moebius.profile.ablate.verdict import active_change, comparable, notes, verdict
 
 
 def lines(ablation: Ablation) -> list[str]:

@@ -10,9 +10,9 @@ from moebius.config import Config
 from moebius.errors import ConfigError
 from moebius.memory import Share
 from moebius.profile.devices import DEVICES, device_named
-from moebius.profile.estimate import experts_per_token, step_seconds
-from moebius.profile.layouts import Layout, layouts, planned
-from moebius.profile.plan import Plan, as_json, lines, plan
+from moebius.profile.plan.estimate import experts_per_token, step_seconds
+from moebius.profile.plan.layouts import Layout, layouts, planned
+from moebius.profile.plan.recommend import Plan, as_json, lines, plan
 from moebius.settings import read_config
 
 H100 = DEVICES["h100"]

@@ -11,11 +11,11 @@ import torch
 from moebius.config import Config
 from moebius.model.backends import is_compiled
 from moebius.observe.terminal import table
-from moebius.profile.agreement import Offer, offers
 from moebius.profile.ceilings import Ceilings, ceilings
 from moebius.profile.devices import sheet_of
-from moebius.profile.machine import Machine, machine, pitfalls
-from moebius.profile.selftest import Check, self_test
+from moebius.profile.doctor.agreement import Offer, offers
+from moebius.profile.doctor.machine import Machine, machine, pitfalls
+from moebius.profile.doctor.selftest import Check, self_test
 from moebius.train.step import matmul_dtype
 
 Say = Callable[[str], None]

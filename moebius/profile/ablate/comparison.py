@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from moebius.profile.variants import Variant
+from moebius.profile.ablate.variants import Variant
 
 Curve = Sequence[tuple[float, float]]  # (tokens or seconds, loss), by the first
 Axis = Literal["tokens", "seconds"]

@@ -16,12 +16,13 @@ from moebius.data.batches import Batches
 from moebius.model import backends
 from moebius.model.attention import attend_expanded
 from moebius.model.experts import grouped
-from moebius.profile import doctor, selftest, small_run
-from moebius.profile.agreement import Failed, offers
 from moebius.profile.ceilings import Ceilings
-from moebius.profile.collective import collective
-from moebius.profile.machine import Gpu, Machine, machine, pitfalls
-from moebius.profile.small_run import SmallRun
+from moebius.profile.doctor import examine as doctor
+from moebius.profile.doctor import selftest, small_run
+from moebius.profile.doctor.agreement import Failed, offers
+from moebius.profile.doctor.collective import collective
+from moebius.profile.doctor.machine import Gpu, Machine, machine, pitfalls
+from moebius.profile.doctor.small_run import SmallRun
 from moebius.train import checkpoint
 from moebius.train.session import cut
 

@@ -43,7 +43,8 @@ def offers(config: Config, device: torch.device) -> list[Offer]:
 
 def _offer(kind: str, name: str, config: Config, device: torch.device) -> Offer:
     def said(parallel: ParallelConfig) -> str:
-        reasons = choose_backends(parallel, device, matmul_dtype(config.train, device), config.data.document_masking).reasons
+        dtype, masking, train = matmul_dtype(config.train, device), config.data.document_masking, config.train
+        reasons = choose_backends(parallel, device, dtype, masking, expert_dtype=train.expert_dtype).reasons
         return next(line.removeprefix(f"{kind}: ") for line in reasons if line.startswith(kind))
 
     used = said(config.parallel)

@@ -14,7 +14,7 @@ from moebius.config import Config, ModelConfig
 from moebius.cost import parameters, training_flops_per_token
 from moebius.memory import WIDE, Memory, Share, memory
 from moebius.profile.devices import Device
-from moebius.profile.estimate import ITEM, experts_per_token, step_seconds
+from moebius.profile.plan.estimate import ITEM, experts_per_token, step_seconds
 
 Recomputing = Literal["none", "full", "selective"]
 

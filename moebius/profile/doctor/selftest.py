@@ -14,9 +14,9 @@ import torch
 
 from moebius.config import Config
 from moebius.errors import Interrupted
-from moebius.profile.agreement import attention_agrees, experts_agree, offers
-from moebius.profile.collective import collective
-from moebius.profile.small_run import SmallRun
+from moebius.profile.doctor.agreement import attention_agrees, experts_agree, offers
+from moebius.profile.doctor.collective import collective
+from moebius.profile.doctor.small_run import SmallRun
 from moebius.train.step import matmul_dtype
 
 REPORT = "report it with this output"

@@ -1,0 +1,1 @@
+"""Variants of a configuration, compared: speed, memory, what they learn."""

@@ -1,0 +1,1 @@
+"""Runs on GPUs that need not be there: memory, time, traffic, layout."""
