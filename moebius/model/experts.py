@@ -31,6 +31,7 @@ class ExpertWeights(NamedTuple):
 
 
 ExpertsFunction = Callable[[Tensor, Routing, ExpertWeights], Tensor]
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]  # x_RD, w_EDF, end_E -> each row by its expert's matrix
 
 
 class Experts(nn.Module):
@@ -71,7 +72,7 @@ def grouped(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
     """Sorted by expert, one grouped matrix product per matrix: no loop, no host synchronisation, no atomics."""
     order = sort_by_expert(routing.expert_TK, weights.w_up_EDF.shape[0])
     x_RD = dispatch(x_TD, order)
-    y_RD = compute(x_RD, order, weights)
+    y_RD = compute(x_RD, order, weights, _grouped_product)
     return combine(y_RD, routing.gate_TK, order)
 
 
@@ -108,13 +109,17 @@ def dispatch(x_TD: Tensor, order: ExpertOrder) -> Tensor:
     return torch.where(order.taken_R1, x_RD, 0.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def compute(x_RD: Tensor, order: ExpertOrder, weights: ExpertWeights) -> Tensor:
+def compute(x_RD: Tensor, order: ExpertOrder, weights: ExpertWeights, product: Product) -> Tensor:
     """y_RD: each row through its expert; zero for rows without one."""
-    up_RF = F.grouped_mm(x_RD, weights.w_up_EDF, offs=order.end_E)
-    gate_RF = F.grouped_mm(x_RD, weights.w_gate_EDF, offs=order.end_E) if weights.w_gate_EDF is not None else None
+    up_RF = product(x_RD, weights.w_up_EDF, order.end_E)
+    gate_RF = product(x_RD, weights.w_gate_EDF, order.end_E) if weights.w_gate_EDF is not None else None
     hidden_RF = F.dropout(activate(up_RF, gate_RF, weights.activation), weights.dropout)
-    y_RD = F.grouped_mm(hidden_RF, weights.w_down_EFD, offs=order.end_E)
+    y_RD = product(hidden_RF, weights.w_down_EFD, order.end_E)
     return torch.where(order.taken_R1, y_RD, 0.0)
+
+
+def _grouped_product(x_RD: Tensor, w_EDF: Tensor, end_E: Tensor) -> Tensor:
+    return F.grouped_mm(x_RD, w_EDF, offs=end_E)
 
 
 def combine(y_RD: Tensor, gate_TK: Tensor, order: ExpertOrder) -> Tensor:
