@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebius.kernels import backward, forward, hopper, tune
+from moebius.kernels import backward, forward, tune
 from moebius.kernels.activation import Between
 from moebius.kernels.order import sort_by_expert
 from moebius.kernels.rows import combine, gather
@@ -238,14 +238,14 @@ def kernel_table(layer: Layer, only: list[str] | None) -> None:
     order = sort_by_expert(layer.routing.expert_TK, case.num_experts)
     between = Between("swiglu", 0.0, order.start)
     x_RD, grad_RD = gather(x_TD, order), gather(grad_TD, order)
-    pre, hidden = forward.up(x_RD, w_gate, w_up, order, between, tune.CANDIDATES["up"][0])
+    pre, hidden = forward.up(x_RD, w_gate, w_up, order, between, tune.CANDIDATES["swiglu"][0])
     tile = tune.CANDIDATES["down_backward"][0]
     pre_grad, gated, _ = backward.down_backward(grad_RD, w_down, pre, gate_TK, order, between, tile)
     wide, narrow = torch.cat([w_gate[0], w_up[0]], dim=1), w_down[0]
     flat = pre.view(len(x_RD), -1)
     # matrices of D x F, by a tile, by cuBLAS
     products: dict[str, tuple[int, Callable[[Tile], object], Callable[[], object]]] = {
-        "up": (2, lambda t: forward.up(x_RD, w_gate, w_up, order, between, t), lambda: x_RD @ wide),
+        "swiglu": (2, lambda t: forward.up(x_RD, w_gate, w_up, order, between, t), lambda: x_RD @ wide),
         "down": (1, lambda t: forward.down(hidden, w_down, gate_TK, order, t), lambda: hidden @ narrow),
         "down_backward": (
             1, lambda t: backward.down_backward(grad_RD, w_down, pre, gate_TK, order, between, t), lambda: grad_RD @ narrow.T,
@@ -260,22 +260,20 @@ def kernel_table(layer: Layer, only: list[str] | None) -> None:
         if only is not None and name not in only:
             continue
         runs: dict[str, Callable[[], object]] = {"cuBLAS": peer}
-        for tile in tune.CANDIDATES[name]:
+        for tile in [*tune.CANDIDATES[name], *(tune.CANDIDATES["up"] if name == "swiglu" else [])]:
             with suppress(tune.OutOfResources):
                 run(tile)
                 runs[" ".join(map(str, tile))] = lambda tile=tile, run=run: run(tile)
-        if name == "up" and hopper.runs_on(x_RD):
-            runs["by hand"] = lambda: hopper.up(x_RD, w_gate, w_up, order)
         for label, took in interleaved(runs, 5).items():
             rate = 2e-9 * len(x_RD) * case.dim * case.width * matrices / took
-            print(f"{name:14}{label:28}{took:8.3f} ms{rate:6.0f} TFLOP/s")
+            print(f"{name:14}{label:34}{took:8.3f} ms{rate:6.0f} TFLOP/s")
     rest: dict[str, Callable[[], object]] = {
         "sort": lambda: sort_by_expert(layer.routing.expert_TK, case.num_experts),
         "gather": lambda: gather(x_TD, order),
         "combine": lambda: combine(x_RD, order, case.num_experts),
     }
     for label, took in interleaved({name: captured(run) for name, run in rest.items()}, 5).items():
-        print(f"{label:42}{took:8.3f} ms")
+        print(f"{label:48}{took:8.3f} ms")
 
 
 def captured(run: Callable[[], object]) -> Callable[[], None]:

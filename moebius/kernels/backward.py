@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moebius.kernels import woven
 from moebius.kernels.activation import Between, activate_backward, keep_scale
-from moebius.kernels.forward import store_tokens
 from moebius.kernels.launch import cdiv, launch, power_of_2
 from moebius.kernels.order import Order
+from moebius.kernels.passes import activation_backward
 from moebius.kernels.rows import sum_gate_gradients
 from moebius.kernels.tiles import (
     Tile,
@@ -21,10 +22,9 @@ from moebius.kernels.tiles import (
     find_row_tile,
     num_programs,
     ragged_descriptor,
+    scatter_rows,
     store_rows,
 )
-
-PASS_ROWS, PASS_COLUMNS = 4, 512  # of _activation_backward's blocks
 
 
 def down_backward(
@@ -32,10 +32,9 @@ def down_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of the pre-activations, the gated activation, for w_down's gradient, and the gradient of gate_TK.
 
-    grad_RD: of each row's token. With tile.split in two kernels, the product and then a pass over its rows; else the pass is
-    the product's epilogue.
+    grad_RD: of each row's token. A product, and a pass over what it makes: see Tile.epilogue.
     """
-    run = _down_backward_split if tile.split else _down_backward_fused
+    run = {"fused": _down_backward_fused, "split": _down_backward_split, "woven": woven.down_backward}[tile.epilogue]
     return run(grad_RD, w_down_EFD, pre_PRF, gate_TK, order, between, tile)
 
 
@@ -65,16 +64,8 @@ def _down_backward_fused(
 def _down_backward_split(
     grad_RD: Tensor, w_down_EFD: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order, between: Between, tile: Tile
 ) -> tuple[Tensor, Tensor, Tensor]:
-    E, F, _ = w_down_EFD.shape
-    # its gradient so far; the pass over it leaves the activation itself in its place
-    hidden_RF = _times_transposed((grad_RD,), (w_down_EFD,), order, False, tile)
-    pre_grad_PRF = torch.empty_like(pre_PRF)
-    gate_grad_TK = torch.empty(gate_TK.shape, dtype=torch.float32, device=gate_TK.device)
-    launch(
-        _activation_backward, (cdiv(len(grad_RD), PASS_ROWS),), hidden_RF, pre_PRF[0], pre_PRF[-1], pre_grad_PRF[0],
-        pre_grad_PRF[-1], gate_TK, gate_grad_TK, order.assignment_R, order.start, between.seed, len(grad_RD), F, E,
-        between.activation, between.dropout, PASS_ROWS, PASS_COLUMNS,
-    )  # fmt: skip
+    hidden_RF = _times_transposed((grad_RD,), (w_down_EFD,), order, False, tile)  # its gradient so far
+    pre_grad_PRF, gate_grad_TK = activation_backward(hidden_RF, pre_PRF, gate_TK, order, len(w_down_EFD), between)
     return pre_grad_PRF, hidden_RF, gate_grad_TK
 
 
@@ -129,39 +120,6 @@ def _down_backward(
 
 
 @triton.jit
-def _activation_backward(
-    grad_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr, gate_grad_ptr, assignment_ptr, start_ptr,
-    seed_ptr, R, F, E, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """The gated activation takes its gradient's place."""
-    rows = tl.program_id(0) * BR + tl.arange(0, BR)
-    taken = rows < tl.load(start_ptr + E)
-    assignment = tl.load(assignment_ptr + rows, mask=rows < R, other=0)
-    scale = tl.load(gate_ptr + assignment, mask=taken, other=0.0).to(tl.float32)[:, None]
-    total = tl.zeros((BR, BF), tl.float32)
-    for first in range(0, F, BF):
-        columns = first + tl.arange(0, BF)
-        inside = taken[:, None] & (columns < F)[None, :]
-        place = rows[:, None].to(tl.int64) * F + columns[None, :]
-        grad = tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(up_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        gate = tl.load(pre_gate_ptr + place, mask=inside, other=0.0).to(tl.float32) if ACTIVATION == "swiglu" else up
-        if DROPOUT > 0:
-            keep = keep_scale(seed_ptr, rows, columns, F, DROPOUT)
-            grad *= keep
-        activation, up_grad, gate_grad = activate_backward(grad, up, gate, ACTIVATION)
-        total += grad * activation
-        if DROPOUT > 0:
-            activation *= keep
-        dtype: tl.constexpr = grad_ptr.dtype.element_ty
-        tl.store(grad_ptr + place, (activation * scale).to(dtype), mask=inside)
-        tl.store(up_grad_ptr + place, (up_grad * scale).to(dtype), mask=inside)
-        if ACTIVATION == "swiglu":
-            tl.store(pre_gate_grad_ptr + place, (gate_grad * scale).to(dtype), mask=inside)
-    tl.store(gate_grad_ptr + assignment, tl.sum(total, axis=1), mask=rows < R)
-
-
-@triton.jit
 def _product(
     left, left2, right, right2, out, out_ptr, assignment_ptr, start_ptr, N, K, E: tl.constexpr, WIDTH: tl.constexpr,
     TWO: tl.constexpr, TO_TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -182,6 +140,6 @@ def _product(
         if TO_TOKENS:
             rows = row + tl.arange(0, BM)
             token = tl.load(assignment_ptr + rows, mask=rows < end, other=0)
-            store_tokens(out_ptr, token, rows < end, column, block, N, BN)
+            scatter_rows(out_ptr, token, rows < end, column, block, N, BN)
         else:
             store_rows(out, end, row, column, block.to(out.dtype))

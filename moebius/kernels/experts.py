@@ -11,7 +11,6 @@ from torch import Tensor
 
 from moebius.kernels import backward as backward_kernels
 from moebius.kernels import forward as forward_kernels
-from moebius.kernels import hopper
 from moebius.kernels.activation import Between
 from moebius.kernels.order import TILE_ROWS, Order, sort_by_expert
 from moebius.kernels.rows import combine, gather
@@ -61,13 +60,10 @@ def _forward(
     gate_TK, shape = gate_TK.contiguous(), _shape(w_gate_EDF, w_up_EDF, gate_TK)
     order = sort_by_expert(expert_TK, len(w_up_EDF))
     x_RD = gather(x_TD.contiguous(), order)
-    if w_gate_EDF is not None and dropout == 0 and hopper.runs_on(x_RD):
-        pre_PRF, hidden_RF = hopper.up(x_RD, w_gate_EDF, w_up_EDF, order)
-    else:
-        pre_PRF, hidden_RF = with_best_tile(
-            "up", x_RD, shape,
-            lambda tile: forward_kernels.up(x_RD, w_gate_EDF, w_up_EDF, order, Between(activation, dropout, seed), tile),
-        )  # fmt: skip
+    pre_PRF, hidden_RF = with_best_tile(
+        "swiglu" if w_gate_EDF is not None and dropout == 0 else "up", x_RD, shape,
+        lambda tile: forward_kernels.up(x_RD, w_gate_EDF, w_up_EDF, order, Between(activation, dropout, seed), tile),
+    )  # fmt: skip
     out = with_best_tile("down", x_RD, shape, lambda tile: forward_kernels.down(hidden_RF, w_down_EFD, gate_TK, order, tile))
     out_TD = out if gate_TK.shape[1] == 1 else combine(out, order, len(w_up_EDF))
     return [out_TD, x_RD if gate_TK.shape[1] == 1 else x_RD.new_empty(0), pre_PRF, *order]

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moebius.kernels import hopper, woven
 from moebius.kernels.activation import Between, activate, keep_scale
 from moebius.kernels.launch import launch, power_of_2
 from moebius.kernels.order import Order
@@ -14,6 +15,7 @@ from moebius.kernels.tiles import (
     find_row_tile,
     num_programs,
     ragged_descriptor,
+    scatter_rows,
     store_rows,
 )
 
@@ -21,7 +23,14 @@ from moebius.kernels.tiles import (
 def up(
     x_RD: Tensor, w_gate_EDF: Tensor | None, w_up_EDF: Tensor, order: Order, between: Between, tile: Tile
 ) -> tuple[Tensor, Tensor]:
-    """The pre-activations pre_PRF, up's and with SwiGLU the gate's plane, and the activation hidden_RF."""
+    """The pre-activations pre_PRF, up's and with SwiGLU the gate's plane, and the activation hidden_RF.
+
+    Tile.epilogue: any but "fused" is for SwiGLU without dropout.
+    """
+    if w_gate_EDF is not None and tile.epilogue == "by hand":
+        return hopper.up(x_RD, w_gate_EDF, w_up_EDF, order)
+    if w_gate_EDF is not None and tile.epilogue == "woven":
+        return woven.up(x_RD, w_gate_EDF, w_up_EDF, order, tile)
     E, D, F = w_up_EDF.shape
     has_gate = w_gate_EDF is not None
     pre_PRF = x_RD.new_empty(2 if has_gate else 1, len(x_RD), F)
@@ -94,14 +103,6 @@ def _down(
         assignment = tl.load(assignment_ptr + rows, mask=rows < end, other=0)
         y_block *= tl.load(gate_ptr + assignment)[:, None].to(tl.float32)
         if ONE_SLOT:
-            store_tokens(out_ptr, assignment, rows < end, column, y_block, D, BN)
+            scatter_rows(out_ptr, assignment, rows < end, column, y_block, D, BN)
         else:
             store_rows(out, end, row, column, y_block.to(out.dtype))
-
-
-@triton.jit
-def store_tokens(out_ptr, token, wanted, column, block, D, BN: tl.constexpr):
-    """Each row to its token's."""
-    columns = column + tl.arange(0, BN)
-    place = out_ptr + token[:, None].to(tl.int64) * D + columns[None, :]
-    tl.store(place, block.to(out_ptr.dtype.element_ty), mask=wanted[:, None] & (columns < D)[None, :])

@@ -5,7 +5,7 @@
 
 A producer warp feeds two groups of four warps in turn, each with a tile of 128 x 128 of its own: while one runs its epilogue
 the other has the tensor cores (the ping-pong schedule of CUTLASS). Triton's own pipeline leaves them idle in every epilogue;
-docs/log.md has both times. The same function as `forward.up`, which runs where this does not.
+docs/log.md has both times.
 """
 
 from functools import cache
@@ -32,11 +32,6 @@ _ROWS: gl.constexpr = gl.constexpr(2**30)
 _barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # its name since triton 3.7
 
 
-def runs_on(x: Tensor) -> bool:
-    """Whether `up` can take this input."""
-    return x.dtype == torch.bfloat16 and _is_hopper(x.device)
-
-
 def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order) -> tuple[Tensor, Tensor]:
     """pre_PRF, hidden_RF, as `forward.up`, with SwiGLU and without dropout."""
     _, D, F = w_up_EDF.shape
@@ -49,11 +44,6 @@ def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order) -> tupl
         num_warps=4, maxnreg=REGISTERS,
     )  # fmt: skip
     return pre_PRF, hidden_RF
-
-
-@cache
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @cache

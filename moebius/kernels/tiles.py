@@ -15,7 +15,11 @@ _WRAP = 2**34  # elements: 2**30 such steps are a multiple of 2**64 bytes, an ad
 
 
 class Tile(NamedTuple):
-    """How a kernel cuts its product: tiles of m x n, k at a time, and what runs one. split: its epilogue is a second kernel."""
+    """How a kernel cuts its product: tiles of m x n, k at a time, and what runs one.
+
+    epilogue: "fused" into the product, "split" off into a second kernel, "woven": one kernel whose programs do the one or
+    the other, or "by hand": hopper.py's.
+    """
 
     m: int
     n: int
@@ -23,7 +27,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     per_sm: int = 1
-    split: bool = False
+    epilogue: str = "fused"
 
     def options(self) -> dict[str, int | None]:
         """A multiprocessor's 65,536 registers are shared by the programs that it is to hold."""
@@ -74,6 +78,14 @@ def load_rows(ragged, end, row, column):
 def store_rows(ragged, end, row, column, block):
     """Rows from `row` on, except those from `end` on."""
     ragged.store([_ROWS, end, _ROWS - end + row, column], block.reshape(1, 1, block.shape[0], block.shape[1]))
+
+
+@triton.jit
+def scatter_rows(out_ptr, to_row, wanted, column, block, D, BN: tl.constexpr):
+    """Each wanted row of the block to a row of an (N, D)."""
+    columns = column + tl.arange(0, BN)
+    place = out_ptr + to_row[:, None].to(tl.int64) * D + columns[None, :]
+    tl.store(place, block.to(out_ptr.dtype.element_ty), mask=wanted[:, None] & (columns < D)[None, :])
 
 
 @triton.jit

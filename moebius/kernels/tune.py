@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from moebius.kernels import hopper
 from moebius.kernels.launch import power_of_2
 from moebius.kernels.tiles import Tile
 
@@ -20,8 +21,16 @@ Result = TypeVar("Result")
 # The first of each fits every shape, and is what runs where nothing is measured.
 CANDIDATES = {
     "up": [Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 8, 3)],
+    "swiglu": [
+        Tile(hopper.BM, hopper.BN, hopper.BK, 12, hopper.STAGES, epilogue="by hand"),
+        *(Tile(m, n, 64, 8, 3, epilogue="woven") for m, n in ((256, 128), (128, 256))),
+    ],
     "down": [Tile(256, 128, 64, 8, 3), Tile(256, 128, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3, 2)],
-    "down_backward": [Tile(64, 128, 64, 4, 3, 2), Tile(256, 128, 64, 8, 3, split=True), Tile(128, 256, 64, 8, 3, split=True)],
+    "down_backward": [
+        Tile(64, 128, 64, 4, 3, 2),
+        *(Tile(m, n, 64, 8, 3, epilogue=epilogue) for epilogue in ("woven", "split") for m, n in ((256, 128), (128, 256))),
+        Tile(128, 128, 64, 4, 3, 2, epilogue="woven"),
+    ],
     "up_backward": [Tile(256, 128, 64, 8, 3), Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 4, 3, 2)],
     "weights": [Tile(128, 128, 64, 8, 3)],
 }

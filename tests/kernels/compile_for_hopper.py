@@ -10,6 +10,7 @@ from moebius.kernels import experts, hopper, tune
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED = 227 * 1024
+ALL_FIT = ("swiglu", "down_backward")
 T, E, D, F = 33, 5, 136, 192
 
 
@@ -30,25 +31,27 @@ def main() -> None:
         )
     )  # fmt: skip
     hopper._programs = lambda device: 132
-    fused, *split = tune.CANDIDATES["down_backward"]
-    for k, by_hand, candidate in ((1, True, fused), (2, False, split[0])):
-        hopper.runs_on = lambda x, by_hand=by_hand: by_hand
-        experts.with_best_tile = lambda kind, given, shape, run, candidate=candidate: run(
-            candidate if kind == "down_backward" else tune.CANDIDATES[kind][0]
-        )
-        layer(k)
+    layer(k=1, activation="relu2")
+    for which in range(max(len(tune.CANDIDATES[kind]) for kind in ALL_FIT)):
+        layer(k=1 + which % 2, activation="swiglu", which=which)
     for name, shared in used.items():
         print(name, shared)
 
 
-def layer(k: int) -> None:
+def layer(k: int, activation: str, which: int = 0) -> None:
+    """With that candidate of the kinds all of whose candidates fit, and the first of the others, which need not."""
+    experts.with_best_tile = lambda kind, given, shape, run: run(
+        tune.CANDIDATES[kind][which % len(tune.CANDIDATES[kind]) if kind in ALL_FIT else 0]
+    )
+
     def leaf(*shape: int) -> torch.Tensor:
         return torch.randn(*shape).bfloat16().requires_grad_()
 
-    x_TD, weights = leaf(T, D), (leaf(E, D, F), leaf(E, D, F), leaf(E, F, D))
+    x_TD, w_up_EDF, w_down_EFD = leaf(T, D), leaf(E, D, F), leaf(E, F, D)
+    w_gate_EDF = leaf(E, D, F) if activation == "swiglu" else None
     gate_TK, expert_TK = torch.rand(T, k, requires_grad=True), torch.zeros(T, k, dtype=torch.int64)
-    out_TD = experts.run_experts(x_TD, gate_TK, expert_TK, *weights, "swiglu", 0.0)
-    torch.autograd.grad(out_TD, [x_TD, gate_TK, *weights], torch.ones_like(out_TD))
+    out_TD = experts.run_experts(x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, activation, 0.0)
+    torch.autograd.grad(out_TD, [x_TD, gate_TK, w_up_EDF, w_down_EFD], torch.ones_like(out_TD))
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ def test_it_is_loop_in_float32(case, activation, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", HARD)
-def test_it_is_loop_with_the_activations_gradient_in_a_kernel_of_its_own(case, device, monkeypatch):
-    monkeypatch.setattr(tune, "SMALL", tune.SMALL._replace(split=True))
+@pytest.mark.parametrize("epilogue", ["split", "woven"])
+def test_it_is_loop_with_the_activations_gradient_by_itself(epilogue, case, device, monkeypatch):
+    monkeypatch.setattr(tune, "SMALL", tune.SMALL._replace(epilogue=epilogue))
     compare(CASES[case], "swiglu", device, torch.float32, 1e-5)
 
 
@@ -58,7 +59,7 @@ def test_in_bfloat16_it_is_loop_in_float32(case, activation):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["down", "down_backward", "up_backward"])
+@pytest.mark.parametrize("kind", ["swiglu", "down", "down_backward", "up_backward"])
 @pytest.mark.parametrize("k", [1, 2])
 def test_with_every_tile_it_is_loop(kind, k, monkeypatch):
     """More tiles than programs, and rows past a tile's: what one tile leaves behind must not show in the next."""
@@ -72,10 +73,10 @@ def test_with_every_tile_it_is_loop(kind, k, monkeypatch):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("split", [False, True])
-def test_dropout_is_on_the_hidden_activations_and_the_same_in_backward(split, device, monkeypatch):
+@pytest.mark.parametrize("epilogue", ["fused", "split", "woven"])
+def test_dropout_is_on_the_hidden_activations_and_the_same_in_backward(epilogue, device, monkeypatch):
     """Seen through a down projection that hands the first D of them on."""
-    monkeypatch.setattr(tune, "SMALL", tune.SMALL._replace(split=split))
+    monkeypatch.setattr(tune, "SMALL", tune.SMALL._replace(epilogue=epilogue))
     down_EFD = torch.eye(F, D, device=device).expand(E, F, D).contiguous()
     weights = some_weights("gelu", device=device, dropout=0.3)._replace(w_down_EFD=down_EFD)
     x_TD, expert_TK = torch.randn(200, D, device=device, requires_grad=True), distinct(200, 1).to(device)

@@ -1,11 +1,11 @@
-"""The products written by hand against Triton's own, on the GPU they are written for."""
+"""Up and gate with SwiGLU: each way of running them against the plain one, on a GPU."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is for Linux")
 
-from moebius.kernels import forward, hopper
+from moebius.kernels import forward, tune
 from moebius.kernels.activation import Between
 from moebius.kernels.order import sort_by_expert
 from moebius.kernels.rows import gather
@@ -25,7 +25,8 @@ from moebius.kernels.tiles import Tile
         (4000, 8, 64, 2048, 1024, 0.0),
     ],
 )
-def test_up(T, K, E, D, F, share_without_expert):
+@pytest.mark.parametrize("tile", tune.CANDIDATES["swiglu"])
+def test_every_way_makes_the_same(tile, T, K, E, D, F, share_without_expert):
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("needs a Hopper GPU")
     torch.manual_seed(0)
@@ -38,7 +39,7 @@ def test_up(T, K, E, D, F, share_without_expert):
     between = Between("swiglu", 0.0, order.start)
     expected = forward.up(x_RD, w_gate_EDF, w_up_EDF, order, between, Tile(64, 64, 32, 4, 2))
     for _ in range(3):
-        found = hopper.up(x_RD, w_gate_EDF, w_up_EDF, order)
+        found = forward.up(x_RD, w_gate_EDF, w_up_EDF, order, between, tile)
         for ours, theirs in zip(found, expected, strict=True):
             ours_R, theirs_R = ours[..., :rows, :].float(), theirs[..., :rows, :].float()
             assert ours_R.isfinite().all()

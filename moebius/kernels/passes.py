@@ -1,0 +1,84 @@
+"""Passes over the experts' rows between their products: the activation and its derivative, as kernels of their own read it."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from moebius.kernels.activation import Between, activate, activate_backward, keep_scale
+from moebius.kernels.launch import cdiv, launch
+from moebius.kernels.order import Order
+
+ROWS, COLUMNS = 4, 512  # of a program's blocks
+
+
+def activation_backward(
+    hidden_grad_RF: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order, num_experts: int, between: Between
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the pre-activations and of gate_TK; the gated activation takes the place of its own gradient."""
+    (R, F), pre_grad_PRF = hidden_grad_RF.shape, torch.empty_like(pre_PRF)
+    gate_grad_TK = torch.empty(gate_TK.shape, dtype=torch.float32, device=gate_TK.device)
+    launch(
+        _activation_backward, (cdiv(R, ROWS),), hidden_grad_RF, pre_PRF[0], pre_PRF[-1], pre_grad_PRF[0], pre_grad_PRF[-1],
+        gate_TK, gate_grad_TK, order.assignment_R, order.start, between.seed, R, F, num_experts, between.activation,
+        between.dropout, ROWS, COLUMNS,
+    )  # fmt: skip
+    return pre_grad_PRF, gate_grad_TK
+
+
+@triton.jit
+def _activation_backward(
+    hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr, gate_grad_ptr, assignment_ptr, start_ptr,
+    seed_ptr, R, F, E, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BR + tl.arange(0, BR)
+    pass_backward(
+        rows, rows < tl.load(start_ptr + E), rows < R, hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr,
+        gate_ptr, gate_grad_ptr, assignment_ptr, seed_ptr, F, ACTIVATION, DROPOUT, BR, BF,
+    )  # fmt: skip
+
+
+@triton.jit
+def pass_forward(rows, taken, up_ptr, pre_gate_ptr, hidden_ptr, F, BR: tl.constexpr, BF: tl.constexpr):
+    """hidden of pre-activations, for SwiGLU."""
+    for first in range(0, F, BF):
+        columns = first + tl.arange(0, BF)
+        inside = taken[:, None] & (columns < F)[None, :]
+        place = rows[:, None].to(tl.int64) * F + columns[None, :]
+        up = tl.load(up_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(pre_gate_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        hidden = activate(up, gate, "swiglu")
+        tl.store(hidden_ptr + place, hidden.to(hidden_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def pass_backward(
+    rows, taken, existing, hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr, gate_grad_ptr,
+    assignment_ptr, seed_ptr, F, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """Rows that are taken have an expert; the others' gates have no gradient. What nobody soon reads leaves the cache first."""
+    assignment = tl.load(assignment_ptr + rows, mask=existing, other=0)
+    scale = tl.load(gate_ptr + assignment, mask=taken, other=0.0).to(tl.float32)[:, None]
+    total = tl.zeros((BR, BF), tl.float32)
+    for first in range(0, F, BF):
+        columns = first + tl.arange(0, BF)
+        inside = taken[:, None] & (columns < F)[None, :]
+        place = rows[:, None].to(tl.int64) * F + columns[None, :]
+        grad = tl.load(hidden_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + place, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        gate = up
+        if ACTIVATION == "swiglu":
+            gate = tl.load(pre_gate_ptr + place, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        if DROPOUT > 0:
+            keep = keep_scale(seed_ptr, rows, columns, F, DROPOUT)
+            grad *= keep
+        activation, up_grad, gate_grad = activate_backward(grad, up, gate, ACTIVATION)
+        total += grad * activation
+        if DROPOUT > 0:
+            activation *= keep
+        dtype: tl.constexpr = hidden_ptr.dtype.element_ty
+        tl.store(hidden_ptr + place, (activation * scale).to(dtype), mask=inside, eviction_policy="evict_first")
+        tl.store(up_grad_ptr + place, (up_grad * scale).to(dtype), mask=inside, eviction_policy="evict_first")
+        if ACTIVATION == "swiglu":
+            tl.store(pre_gate_grad_ptr + place, (gate_grad * scale).to(dtype), mask=inside, eviction_policy="evict_first")
+    tl.store(gate_grad_ptr + assignment, tl.sum(total, axis=1), mask=existing)
