@@ -72,12 +72,12 @@ def data(config_source: str, flags: list[str]) -> None:
     print(f"{corpus.summary()}\n{corpus.folder}")
 
 
-def profile(config_source: str, flags: list[str], seconds: float, as_json: bool, chart: str, verify: int) -> None:
+def profile(config_source: str, flags: list[str], seconds: float, as_json: bool, chart: str, html: str, verify: int) -> None:
     """Show where a training step's time goes, and what is wrong with it."""
     from moebius.settings import read_config
 
     config = read_config(config_source, flags)
-    _check_profile(seconds, chart, verify)
+    _check_profile(seconds, chart, html, verify)
     from moebius.profile import report
     from moebius.profile.findings import describe, findings
     from moebius.profile.profile import profile as profile_step
@@ -97,18 +97,23 @@ def profile(config_source: str, flags: list[str], seconds: float, as_json: bool,
             print(verified[-1], flush=True)
     if as_json:
         print(report.as_json(found, wrong, verified))
+    if html:
+        from moebius.profile.page import page
+
+        Path(html).write_text(page(found, wrong, verified), "utf-8")
 
 
-def _check_profile(seconds: float, chart: str, verify: int) -> None:
+def _check_profile(seconds: float, chart: str, html: str, verify: int) -> None:
     """Before anything is measured."""
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds:g}: a number greater than 0 is wanted")
     if verify < 0:
         raise ConfigError(f"--verify {verify}: how many findings' changes to make, at least 0")
-    if chart and Path(chart).suffix != ".png":
-        raise ConfigError(f"--chart {chart}: a file that ends with .png is wanted")
-    if chart and not Path(chart).absolute().parent.is_dir():
-        raise StorageError(f"--chart {chart}: {Path(chart).absolute().parent} is not a directory")
+    for flag, file, suffix in (("chart", chart, ".png"), ("html", html, ".html")):
+        if file and Path(file).suffix != suffix:
+            raise ConfigError(f"--{flag} {file}: a file that ends with {suffix} is wanted")
+        if file and not Path(file).absolute().parent.is_dir():
+            raise StorageError(f"--{flag} {file}: {Path(file).absolute().parent} is not a directory")
 
 
 def plan(config_source: str, flags: list[str], gpus: int, gpu: str, imbalance: float, as_json: bool) -> None:
@@ -271,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     profiled.add_argument("--seconds", type=float, default=15.0, help="time to measure for (default: %(default)s)")
     profiled.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of the table")
     profiled.add_argument("--chart", default="", metavar="PNG", help="also draw the components")
+    profiled.add_argument("--html", default="", metavar="HTML", help="also write a page: the chart, the table, what is wrong")
     profiled.add_argument(
         "--verify",
         type=int,

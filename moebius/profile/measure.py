@@ -119,18 +119,24 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
     steps = Steps(config, device, Timeline(device))
     once = steps.run(1)
     steps.cut(1)
-    per_round = max(1, min(10, int(seconds / 8 / once)))
+    rounds = 16 if device.type == "cuda" else 64  # a GPU's profiler takes its time to start
+    per_round = max(1, min(10, int(seconds / rounds / once)))
     plain: list[float] = []
     pieces: list[dict[Piece, float]] = []
     stop = time.perf_counter() + seconds
-    while len(plain) < 3 or (time.perf_counter() < stop and len(plain) < 50):
+    while len(plain) < 3 or (time.perf_counter() < stop and len(plain) < rounds):
         plain.append(steps.run(per_round))
         pieces.append(steps.cut(per_round))
     every = {piece for each in pieces for piece in each}
-    medians = {piece: statistics.median(each.get(piece, 0.0) for each in pieces) for piece in every}
     gpu = usage(partial(steps.run, 1)) if device.type == "cuda" else Usage()
     seconds = statistics.median(plain)
-    slowdown = sum(medians.values()) / seconds
+    # held against the steps just before: a machine that is slower for a while is that for both
+    shares = {
+        piece: statistics.median(each.get(piece, 0.0) / before for each, before in zip(pieces, plain, strict=True))
+        for piece in every
+    }
+    slowdown = sum(shares.values())
+    medians = {piece: share * seconds for piece, share in shares.items()}
     return Measured(plain, _without_slowdown(medians, seconds), slowdown, _experts_per_token(steps), gpu), steps
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from moebius.config import Config
 from moebius.cost import training_flops_per_token
@@ -83,37 +83,70 @@ def rows_of(expected: dict[str, Component], measured: Measured, ceilings: Ceilin
 
 def table(profile: Profile) -> list[str]:
     """Lines for the terminal."""
-    config, measured = profile.config, profile.measured
-    unit, scale = ("ms", 1e3) if measured.seconds < 10 else ("s", 1.0)
-    waits = bool(measured.waiting)
-    heads = ("params", "FLOPs", "bytes", "floor", "forward", "backward", *(("waiting",) if waits else ()))
-    lines = [f"{'component':<22}{''.join(f'{head:>9}' for head in heads)}  share  of floor"]
-    for row in profile.rows:
-        times = "".join(f"{value * scale:9.2f}" for value in (row.floor, row.forward, row.backward, row.waiting)[: 3 + waits])
-        efficiency = f"{row.efficiency:9.0%}" if row.floor else ""
-        sizes = f"{_short(row.parameters):>9}{_short(row.flops):>9}{_short(row.bytes):>9}"
-        lines.append(f"{row.component.replace('_', ' '):<22}{sizes}{times}{row.share:7.1%}{efficiency}")
-    tokens = config.train.batch_size * config.train.seq_len
+    widths = [*(9 for _ in headings(profile)[1:-2]), 7, 10]
+    lines = []
+    for name, *others in (headings(profile), *(values(profile, row) for row in profile.rows)):
+        lines.append(f"{name:<22}" + "".join(f"{text:>{width}}" for text, width in zip(others, widths, strict=True)).rstrip())
+    return [*lines, "", *(f"{name:<11}{text}" for name, text in summary(profile))]
+
+
+def headings(profile: Profile) -> list[str]:
+    """The columns of a table."""
+    waits = ["waiting"] if profile.measured.waiting else []
+    return ["component", "params", "FLOPs", "bytes", "floor", "forward", "backward", *waits, "share", "of floor"]
+
+
+def values(profile: Profile, row: Row) -> list[str]:
+    """A component's, in words, as headings names them."""
+    _, scale = _unit(profile)
+    seconds = [row.floor, row.forward, row.backward, *([row.waiting] if profile.measured.waiting else [])]
+    sizes = [_short(size) for size in (row.parameters, row.flops, row.bytes)]
+    efficiency = f"{row.efficiency:.0%}" if row.floor else ""
+    return [
+        row.component.replace("_", " "),
+        *sizes,
+        *(f"{each * scale:.2f}" for each in seconds),
+        f"{row.share:.1%}",
+        efficiency,
+    ]
+
+
+def summary(profile: Profile) -> list[tuple[str, str]]:
+    """What is to be said of the whole step: names and texts."""
+    measured, (unit, scale) = profile.measured, _unit(profile)
+    tokens = profile.config.train.batch_size * profile.config.train.seq_len
     low, high = min(measured.rounds) * scale, max(measured.rounds) * scale
     floor = sum(row.floor for row in profile.rows)
     memory = f", {measured.gpu.peak_bytes / 1e9:.1f} GB at most" if measured.gpu.peak_bytes else ""
-    waiting = f", {measured.waiting / measured.seconds:.1%} of it waiting for the host" if waits else ""
-    lines += [
-        "",
-        f"step       {measured.seconds * scale:.2f} {unit} ({low:.2f} to {high:.2f}) for {tokens:,} tokens: "
-        f"{profile.tokens_per_second:,.0f} tokens/s, MFU {profile.mfu:.1%}{memory}",
-        f"floor      {floor * scale:.2f} {unit}, {floor / measured.seconds:.0%} of the step; all times are in {unit}",
-        f"covered    the components add up to {measured.covered:.1%} of the step{waiting}; {_slowdown(measured.slowdown)}",
-        f"text       {profile.text}",
-        f"ceilings   {_short(profile.ceilings.flops)}FLOP/s, {_short(profile.ceilings.bytes)}B/s, measured on {profile.device}",
+    waiting = f", {measured.waiting / measured.seconds:.1%} of it waiting for the host" if measured.waiting else ""
+    return [
+        (
+            "step",
+            f"{measured.seconds * scale:.2f} {unit} ({low:.2f} to {high:.2f}) for {tokens:,} tokens: "
+            f"{profile.tokens_per_second:,.0f} tokens/s, MFU {profile.mfu:.1%}{memory}",
+        ),
+        ("floor", f"{floor * scale:.2f} {unit}, {floor / measured.seconds:.0%} of the step; all times are in {unit}"),
+        (
+            "covered",
+            f"the components add up to {measured.covered:.1%} of the step{waiting}; while it was cut it took "
+            f"{measured.slowdown:.3f} times as long",
+        ),
+        ("text", profile.text),
+        (
+            "ceilings",
+            f"{_short(profile.ceilings.flops)}FLOP/s, {_short(profile.ceilings.bytes)}B/s, measured on {profile.device}",
+        ),
     ]
-    return lines
+
+
+def _unit(profile: Profile) -> tuple[str, float]:
+    return ("ms", 1e3) if profile.measured.seconds < 10 else ("s", 1.0)
 
 
 def as_json(profile: Profile, findings: Sequence[Any], verified: Sequence[Any] = ()) -> str:
     """Everything in the table, in seconds, FLOPs and bytes; seconds before and after each change that was made."""
     measured = profile.measured
-    values: dict[str, Any] = {
+    found: dict[str, Any] = {
         "device": profile.device,
         "ceilings": asdict(profile.ceilings),
         "step_seconds": measured.seconds,
@@ -129,14 +162,10 @@ def as_json(profile: Profile, findings: Sequence[Any], verified: Sequence[Any] =
         "verified": [{"finding": each.finding.title, "before": each.before, "after": each.after} for each in verified],
         "components": [asdict(row) | {"efficiency": row.efficiency} for row in profile.rows],
     }
-    return json.dumps(values, indent=1)
+    return json.dumps(found, indent=1)
 
 
-def _slowdown(slowdown: float) -> str:
-    return f"while it was cut it took {slowdown:.3f} times as long"
-
-
-def chart(profile: Profile, file: Path) -> None:
+def chart(profile: Profile, file: Path | BinaryIO) -> None:
     """A PNG: each component's floor, and what forward and backward take above it. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -160,7 +189,7 @@ def chart(profile: Profile, file: Path) -> None:
     axis.set_title(f"{speed} on {profile.device}", fontsize=10)
     axis.legend(loc="lower right", fontsize=8)
     axis.margins(x=0.1)
-    figure.savefig(file, dpi=130)
+    figure.savefig(file, format="png", dpi=130)
 
 
 def _short(number: float) -> str:

@@ -1,7 +1,7 @@
 """A step's time, cut without gaps into pieces that each belong to one component, forward and backward.
 
 A piece begins where a component is entered or left, at a mark. In eager code marks stand where calls begin and end, and in the
-backward pass where their gradients pass: an identity on a tensor, whose backward is a mark too. In compiled code they stand
+backward pass where their gradients pass: a hook on a tensor. In compiled code they stand
 before each kernel (kernels.py). All pieces together are the step, by construction: on a CPU a piece lasts from its mark to the
 next, on a GPU it is what was launched in between (gpu.py).
 """
@@ -90,25 +90,28 @@ class Timeline:
         return timed
 
     def _enter(self, component: str, args: Any) -> Any:
-        """The arguments of a call, the first that has a gradient marked."""
+        """The arguments of a call. The gradient of the first that has one, from this use of it alone, ends the call's own."""
         outside = self._now()
         whole = outside.whole or (component if component in WHOLE else "")
         self._inside.append(Place(whole or component, whole))
-        return self._marked(args, self._now(), outside)
+        marked = _replace_first(args, lambda tensor: self._marked(tensor.view_as(tensor), outside))
+        self.mark(self._now())
+        return marked
 
     def _leave(self, result: Any) -> Any:
-        """The result of the call, marked likewise."""
+        """The result of a call, with whose gradient the call's backward begins."""
         inside = self._inside.pop()
-        return self._marked(result, self._now(), inside)
+        result = _replace_first(result, lambda tensor: self._marked(tensor, inside))
+        self.mark(self._now())
+        return result
 
     def _now(self) -> Place:
         return self._inside[-1] if self._inside else Place()
 
-    def _marked(self, values: Any, forward: Place, backward: Place) -> Any:
-        marked, is_found = _replace_first(values, lambda tensor: _Mark.apply(tensor, self, forward, backward))
-        if not is_found:
-            self.mark(forward)
-        return marked
+    def _marked(self, x: Tensor, place: Place) -> Tensor:
+        """x, with a mark when its gradient is known."""
+        x.register_hook(lambda _: self.mark(place))
+        return x
 
 
 class HostClock:
@@ -139,29 +142,14 @@ def passed(*components: str) -> None:
         _running.record(components)
 
 
-class _Mark(torch.autograd.Function):
-    """The identity: a mark when it is passed, and another when its gradient is."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, timeline: Timeline, forward: Place, backward: Place) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.timeline, ctx.backward_place = timeline, backward
-        timeline.mark(forward)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.timeline.mark(ctx.backward_place)
-        return grad, None, None, None
-
-
-def _replace_first(values: Any, replace: Callable[[Tensor], Any]) -> tuple[Any, bool]:
-    """The first tensor with a gradient replaced, in a tensor or a tuple (of tuples), and whether there was one."""
+def _replace_first(values: Any, replace: Callable[[Tensor], Tensor]) -> Any:
+    """The first tensor with a gradient replaced, if there is one in a tensor or a tuple (of tuples)."""
     if isinstance(values, Tensor):
-        return (replace(values), True) if values.requires_grad else (values, False)
+        return replace(values) if values.requires_grad else values
     if isinstance(values, tuple):
-        items = list(values)
-        for index, item in enumerate(items):
-            items[index], is_found = _replace_first(item, replace)
-            if is_found:
-                return (type(values)(*items) if hasattr(values, "_fields") else tuple(items)), True
-    return values, False
+        for index, item in enumerate(values):
+            replaced = _replace_first(item, replace)
+            if replaced is not item:
+                items = (*values[:index], replaced, *values[index + 1 :])
+                return type(values)(*items) if hasattr(values, "_fields") else items
+    return values

@@ -83,7 +83,7 @@ def test_the_command(small, tmp_path, capsys):
     flags += ["--train.seq_len=32", "--model.num_layers=1", "--model.dim=32", "--model.num_heads=2", "--model.num_kv_heads=1"]
     flags += ["--model.base_expansion=64", "--model.router_top_k=1", "--seconds=0.2"]
     picture = tmp_path / "chart.png"
-    assert run(*flags, "--json", "--verify", "--chart", str(picture)) == 0
+    assert run(*flags, "--json", "--verify", "--chart", str(picture), "--html", str(tmp_path / "page.html")) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["covered"] > 0.5 and values["components"] and picture.exists()
     assert values["verified"][0]["finding"] == values["findings"][0]["title"]
@@ -101,6 +101,7 @@ def test_the_command(small, tmp_path, capsys):
         (["--model.dims", "3"], 2, "--model.dim"),
         (["--chart", "/nowhere/at/all.png"], 6, "/nowhere/at"),
         (["--chart", "chart.xyz"], 2, ".png"),
+        (["--html", "page"], 2, ".html"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_measured(flags, code, says, capsys):

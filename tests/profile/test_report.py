@@ -5,6 +5,7 @@ import json
 import pytest
 
 from moebius.profile.findings import Finding
+from moebius.profile.page import page
 from moebius.profile.report import as_json, chart, table
 from tests.profile.made_up import TIMES, made_up, small_config
 
@@ -39,3 +40,14 @@ def test_json_has_the_table_in_seconds():
 def test_the_chart_is_a_picture(tmp_path):
     chart(made_up(small_config(), waiting=0.1), tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_has_everything_and_loads_nothing():
+    profile = made_up(small_config(), waiting=0.1)
+    text = page(profile, [Finding("a <title>", "some evidence", ("--model.dim=1",), 0.5 * profile.measured.seconds)])
+    for row in profile.rows:
+        assert f"<td>{row.component.replace('_', ' ')}</td>" in text
+    for expected in ("a &lt;title&gt;", "some evidence", "--model.dim=1", "2.00x", "data:image/png;base64,iVBOR"):
+        assert expected in text
+    assert "http" not in text and "<script" not in text
+    assert "Nothing; it is bound by" in page(profile, [])
