@@ -14,11 +14,12 @@ import torch
 
 from moebius.config import Config
 from moebius.errors import Interrupted
-from moebius.profile.doctor.agreement import attention_agrees, experts_agree, offers
+from moebius.profile.doctor.agreement import FLOAT8, attention_agrees, experts_agree, offers
 from moebius.profile.doctor.collective import collective
 from moebius.profile.doctor.small_run import SmallRun
 from moebius.train.step import matmul_dtype
 
+INSTEAD = {"experts": "--parallel.expert_backend loop", "attention": "--parallel.attention_backend sdpa"}
 REPORT = "report it with this output"
 
 
@@ -75,7 +76,7 @@ def _agreements(config: Config, device: torch.device) -> Iterator[Trial]:
             if offer.state == "unavailable" or (offer.kind == "attention" and dtype != trained):
                 continue
             agree = experts_agree if offer.kind == "experts" else attention_agrees
-            instead = "--parallel.expert_backend loop" if offer.kind == "experts" else "--parallel.attention_backend sdpa"
+            instead = "--train.expert_dtype auto" if offer.name == FLOAT8 else INSTEAD[offer.kind]
             yield Trial(
                 f"{offer.name} {offer.kind}, {_name(dtype)}",
                 partial(agree, offer.name, typed, device),

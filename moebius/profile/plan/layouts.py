@@ -39,7 +39,9 @@ class Layout:
         experts = f", experts over {self.expert_parallel}" if self.expert_parallel > 1 else ""
         again = f", {self.recomputing} recomputation" if self.recomputing != "none" else ""
         passes = f" in {self.passes} passes" if self.passes > 1 else ""
-        return f"{weights if self.gpus > 1 else 'one GPU'}{experts}{again}, {self.sequences * self.passes} sequences{passes}"
+        count = self.sequences * self.passes
+        sequences = f"{count} sequence{'s' if count > 1 else ''}{passes}"
+        return f"{weights if self.gpus > 1 else 'one GPU'}{experts}{again}, {sequences}"
 
 
 @dataclass(frozen=True)

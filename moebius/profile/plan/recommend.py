@@ -68,7 +68,8 @@ def lines(found: Plan) -> list[str]:
         f"on          {gpus}: {_short(device.flops)}FLOP/s, {_short(device.bytes)}B/s, {device.memory / 1e9:.0f} GB each "
         f"({device.source})",
         f"batch       {found.config.train.batch_size} x {found.config.train.seq_len} = {tokens:,} tokens{grown}; on each GPU "
-        f"{layout.sequences} sequences in a pass{largest}, {layout.passes} pass{'es' if layout.passes > 1 else ''} a step",
+        f"{layout.sequences} sequence{'s' if layout.sequences > 1 else ''} in a pass{largest}, {layout.passes} "
+        f"pass{'es' if layout.passes > 1 else ''} a step",
         f"layout      {layout}",
         *(f"            {reason}" for reason in _reasons(found)),
         f"memory      {best.memory.peak / 1e9:.1f} of {device.memory / 1e9:.0f} GB: {_gigabytes(best.memory)}",

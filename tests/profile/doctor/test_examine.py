@@ -78,11 +78,11 @@ def test_a_sound_machine(examined, tmp_path):
     assert code == 0 and not err
     found = outcomes(out)
     assert list(found) == [
-        "loop experts, float32", "grouped experts, float32", "sdpa attention, float32", "training", "resume, bit by bit",
-        "a flipped bit is noticed", "order of the data",
+        "loop experts, float32", "grouped experts, float32", "float8 experts, float32", "sdpa attention, float32", "training",
+        "resume, bit by bit", "a flipped bit is noticed", "order of the data",
     ]  # fmt: skip
     assert set(found.values()) == {"ok"}
-    assert out.splitlines()[-1].startswith("all is well: 7 of 7 checks passed")
+    assert out.splitlines()[-1].startswith("all is well: 8 of 8 checks passed")
     assert f"torch       {torch.__version__}"[:12].strip() in out and torch.__version__ in out
     assert re.search(r"^attention +flex, unavailable: .* needs a GPU", out, re.MULTILINE)
     assert re.search(r"^ceilings +100 GFLOP/s of float32 products, 10 GB/s of copies$", out, re.MULTILINE)
@@ -102,7 +102,7 @@ def test_json(examined):
     found = json.loads(out)
     assert code == 0
     assert found["machine"]["torch"] == torch.__version__ and found["ceilings"] == {"flops": 1e11, "bytes": 1e10}
-    assert [check["passed"] for check in found["checks"]] == [True] * 3
+    assert [check["passed"] for check in found["checks"]] == [True] * 4
     assert {(each["kind"], each["name"]): each["state"] for each in found["backends"]}["experts", "loop"] == "used"
     assert found["verdict"].startswith("all is well")
 
@@ -121,9 +121,10 @@ def test_it_takes_no_preset(examined):
 
 
 @pytest.mark.parametrize(("device", "used", "unavailable"), [("cpu", {"loop", "sdpa"}, {"flex"}), ("cuda", {"flex"}, set())])
-def test_every_backend_is_listed(device, used, unavailable):
+def test_every_backend_is_listed(device, used, unavailable, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     found = {offer.name: offer.state for offer in offers(Config(), torch.device(device))}
-    assert found.keys() >= {"loop", "grouped", "sdpa", "flex"}
+    assert found.keys() >= {"loop", "grouped", "float8", "sdpa", "flex"}
     assert used <= {name for name, state in found.items() if state == "used"}
     assert unavailable <= {name for name, state in found.items() if state == "unavailable"}
     assert list(found.values()).count("used") == 2
@@ -161,11 +162,21 @@ def test_a_wrong_experts_backend_fails(examined, monkeypatch, wrong):
     assert outcomes(out) == {
         "loop experts, float32": "ok",
         "grouped experts, float32": "FAILED",
+        "float8 experts, float32": "ok",
         "sdpa attention, float32": "ok",
     }
     assert err.count("\n") == 1 and "--parallel.expert_backend loop" in err
     if wrong is _raising:
         assert "RuntimeError: no kernel image is available" in out
+
+
+@pytest.mark.usefixtures("without_a_run")
+@pytest.mark.parametrize("wrong", [_gate_gradient_lost, _sentinels_to_the_first, _not_a_number])
+def test_wrong_float8_fails(examined, monkeypatch, wrong):
+    monkeypatch.setattr(backends, "float8", wrong)
+    code, out, err = examined()
+    assert code == 5 and err.count("\n") == 1 and "--train.expert_dtype auto" in err
+    assert outcomes(out)["float8 experts, float32"] == "FAILED"
 
 
 @pytest.mark.usefixtures("without_a_run")
