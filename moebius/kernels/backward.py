@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moebius.kernels import woven
 from moebius.kernels.activation import Between, activate_backward, keep_scale
-from moebius.kernels.launch import cdiv, launch, power_of_2
+from moebius.kernels.launch import cdiv, launch
 from moebius.kernels.order import Order
 from moebius.kernels.passes import activation_backward
 from moebius.kernels.rows import sum_gate_gradients
@@ -22,6 +22,7 @@ from moebius.kernels.tiles import (
     find_row_tile,
     num_programs,
     ragged_descriptor,
+    scan_width,
     scatter_rows,
     store_rows,
 )
@@ -55,7 +56,7 @@ def _down_backward_fused(
     launch(
         _down_backward, (num_programs(grad_RD.device, tile),), block_descriptor(grad_RD, tile.m, tile.k),
         block_descriptor(w_down_EFD, tile.n, tile.k), *given, *made, gate_TK, partial_NR, order.assignment_R, order.start,
-        between.seed, len(grad_RD), D, F, E, power_of_2(E), between.activation, between.dropout, tile.m, tile.n, tile.k,
+        between.seed, len(grad_RD), D, F, E, scan_width(E), between.activation, between.dropout, tile.m, tile.n, tile.k,
         **tile.options(),
     )  # fmt: skip
     return pre_grad_PRF, hidden_RF, sum_gate_gradients(partial_NR, order, E)
@@ -79,7 +80,7 @@ def _times_transposed(
         _product, (num_programs(out.device, tile),),
         *(block_descriptor(given[which], tile.m, tile.k) for which in (0, -1)),
         *(block_descriptor(weights[which], tile.n, tile.k) for which in (0, -1)), ragged_descriptor(out, tile.m, tile.n), out,
-        order.assignment_R, order.start, N, K, E, power_of_2(E + 1), len(given) == 2, to_tokens, tile.m, tile.n, tile.k,
+        order.assignment_R, order.start, N, K, E, scan_width(E + 1), len(given) == 2, to_tokens, tile.m, tile.n, tile.k,
         **tile.options(),
     )  # fmt: skip
     return out
@@ -88,7 +89,7 @@ def _times_transposed(
 @triton.jit
 def _down_backward(
     grad, w_down, pre_up, pre_gate, up_grad, gate_grad, hidden, gate_ptr, partial_ptr, assignment_ptr, start_ptr, seed_ptr,
-    R, D, F, E: tl.constexpr, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BM: tl.constexpr,
+    R, D, F, E, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.cdiv(F, BN)
@@ -121,14 +122,14 @@ def _down_backward(
 
 @triton.jit
 def _product(
-    left, left2, right, right2, out, out_ptr, assignment_ptr, start_ptr, N, K, E: tl.constexpr, WIDTH: tl.constexpr,
+    left, left2, right, right2, out, out_ptr, assignment_ptr, start_ptr, N, K, E, WIDTH: tl.constexpr,
     TWO: tl.constexpr, TO_TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.cdiv(N, BN)
-    IDS: tl.constexpr = E + 1 if TO_TOKENS else E
-    tiles = count_row_tiles(start_ptr, IDS, WIDTH, BM) * columns
+    num_ids = E + 1 if TO_TOKENS else E
+    tiles = count_row_tiles(start_ptr, num_ids, WIDTH, BM) * columns
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        expert, row, end = find_row_tile(tile // columns, start_ptr, IDS, WIDTH, BM)
+        expert, row, end = find_row_tile(tile // columns, start_ptr, num_ids, WIDTH, BM)
         column = tile % columns * BN
         block = tl.zeros((BM, BN), tl.float32)
         steps = tl.where(expert < E, K, 0)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from moebius.kernels import hopper, woven
 from moebius.kernels.activation import Between, activate, keep_scale
-from moebius.kernels.launch import launch, power_of_2
+from moebius.kernels.launch import launch
 from moebius.kernels.order import Order
 from moebius.kernels.tiles import (
     Tile,
@@ -15,6 +15,7 @@ from moebius.kernels.tiles import (
     find_row_tile,
     num_programs,
     ragged_descriptor,
+    scan_width,
     scatter_rows,
     store_rows,
 )
@@ -39,7 +40,7 @@ def up(
     planes = [ragged_descriptor(pre_RF, tile.m, tile.n) for pre_RF in (pre_PRF[0], pre_PRF[-1])]
     launch(
         _up, (num_programs(x_RD.device, tile),), block_descriptor(x_RD, tile.m, tile.k), *weights, *planes,
-        ragged_descriptor(hidden_RF, tile.m, tile.n), order.start, between.seed, D, F, E, power_of_2(E), between.activation,
+        ragged_descriptor(hidden_RF, tile.m, tile.n), order.start, between.seed, D, F, E, scan_width(E), between.activation,
         between.dropout, tile.m, tile.n, tile.k, **tile.options(),
     )  # fmt: skip
     return pre_PRF, hidden_RF
@@ -52,14 +53,14 @@ def down(hidden_RF: Tensor, w_down_EFD: Tensor, gate_TK: Tensor, order: Order, t
     launch(
         _down, (num_programs(out.device, tile),), block_descriptor(hidden_RF, tile.m, tile.k),
         block_descriptor(w_down_EFD, tile.k, tile.n), ragged_descriptor(out, tile.m, tile.n), out, gate_TK, order.assignment_R,
-        order.start, D, F, E, power_of_2(E + 1), order.row_TK.shape[1] == 1, tile.m, tile.n, tile.k, **tile.options(),
+        order.start, D, F, E, scan_width(E + 1), order.row_TK.shape[1] == 1, tile.m, tile.n, tile.k, **tile.options(),
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _up(
-    x, w_up, w_gate, pre_up, pre_gate, hidden, start_ptr, seed_ptr, D, F, E: tl.constexpr, WIDTH: tl.constexpr,
+    x, w_up, w_gate, pre_up, pre_gate, hidden, start_ptr, seed_ptr, D, F, E, WIDTH: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.cdiv(F, BN)
@@ -86,15 +87,15 @@ def _up(
 
 @triton.jit
 def _down(
-    hidden, w_down, out, out_ptr, gate_ptr, assignment_ptr, start_ptr, D, F, E: tl.constexpr, WIDTH: tl.constexpr,
+    hidden, w_down, out, out_ptr, gate_ptr, assignment_ptr, start_ptr, D, F, E, WIDTH: tl.constexpr,
     ONE_SLOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.cdiv(D, BN)
     # with one slot the tokens without an expert, the last id's rows, are written too: zeros, the sum over no steps
-    IDS: tl.constexpr = E + 1 if ONE_SLOT else E
-    tiles = count_row_tiles(start_ptr, IDS, WIDTH, BM) * columns
+    num_ids = E + 1 if ONE_SLOT else E
+    tiles = count_row_tiles(start_ptr, num_ids, WIDTH, BM) * columns
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        expert, row, end = find_row_tile(tile // columns, start_ptr, IDS, WIDTH, BM)
+        expert, row, end = find_row_tile(tile // columns, start_ptr, num_ids, WIDTH, BM)
         column = tile % columns * BN
         y_block = tl.zeros((BM, BN), tl.float32)
         for k in range(0, tl.where(expert < E, F, 0), BK):

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moebius.kernels.launch import Descriptor
+from moebius.kernels.launch import Descriptor, power_of_2
 
 _ROWS: tl.constexpr = tl.constexpr(2**30)
 _WRAP = 2**34  # elements: 2**30 such steps are a multiple of 2**64 bytes, an address that has gone round
@@ -43,6 +43,11 @@ def num_programs(device: torch.device, tile: Tile) -> int:
 @cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def scan_width(num_ids: int) -> int:
+    """Of the scan over all ids for a tile's own; the same for up to 32, so that their kernels are compiled once."""
+    return max(32, power_of_2(num_ids))
 
 
 def block_descriptor(matrix: Tensor, rows: int, columns: int) -> Descriptor:
@@ -89,23 +94,23 @@ def scatter_rows(out_ptr, to_row, wanted, column, block, D, BN: tl.constexpr):
 
 
 @triton.jit
-def count_row_tiles(start_ptr, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr):
-    """How many tiles of BM rows the first EXPERTS experts have."""
+def count_row_tiles(start_ptr, num_ids, WIDTH: tl.constexpr, BM: tl.constexpr):
+    """How many tiles of BM rows the first num_ids experts have."""
     expert = tl.arange(0, WIDTH)
-    start = tl.load(start_ptr + expert, mask=expert < EXPERTS, other=0)
-    end = tl.load(start_ptr + expert + 1, mask=expert < EXPERTS, other=0)
+    start = tl.load(start_ptr + expert, mask=expert < num_ids, other=0)
+    end = tl.load(start_ptr + expert + 1, mask=expert < num_ids, other=0)
     return tl.sum(tl.cdiv(end - start, BM))
 
 
 @triton.jit
-def find_row_tile(tile, start_ptr, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr):
+def find_row_tile(tile, start_ptr, num_ids, WIDTH: tl.constexpr, BM: tl.constexpr):
     """The expert of a tile, its first row and its expert's end. A scan of E numbers: no table has to be built for each BM."""
     expert = tl.arange(0, WIDTH)
-    start = tl.load(start_ptr + expert, mask=expert < EXPERTS, other=0)
-    end = tl.load(start_ptr + expert + 1, mask=expert < EXPERTS, other=0)
+    start = tl.load(start_ptr + expert, mask=expert < num_ids, other=0)
+    end = tl.load(start_ptr + expert + 1, mask=expert < num_ids, other=0)
     tiles = tl.cdiv(end - start, BM)
     behind = tl.cumsum(tiles, 0) <= tile
-    own = tl.sum((behind & (expert < EXPERTS)).to(tl.int32))
+    own = tl.sum((behind & (expert < num_ids)).to(tl.int32))
     before = tl.sum(tl.where(expert < own, tiles, 0))
     row = tl.load(start_ptr + own) + (tile - before) * BM
     return own, row, tl.load(start_ptr + own + 1)

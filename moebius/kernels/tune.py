@@ -23,16 +23,17 @@ CANDIDATES = {
     "up": [Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 8, 3)],
     "swiglu": [
         Tile(hopper.BM, hopper.BN, hopper.BK, 12, hopper.STAGES, epilogue="by hand"),
-        *(Tile(m, n, 64, 8, 3, epilogue="woven") for m, n in ((256, 128), (128, 256))),
+        *(Tile(m, n, 64, 8, 4, epilogue="woven") for m, n in ((256, 128), (128, 256))),
     ],
     "down": [Tile(256, 128, 64, 8, 3), Tile(256, 128, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3, 2)],
     "down_backward": [
         Tile(64, 128, 64, 4, 3, 2),
-        *(Tile(m, n, 64, 8, 3, epilogue=epilogue) for epilogue in ("woven", "split") for m, n in ((256, 128), (128, 256))),
+        *(Tile(m, n, 64, 8, 4, epilogue="woven") for m, n in ((256, 128), (128, 256))),
+        *(Tile(m, n, 64, 8, 3, epilogue="split") for m, n in ((256, 128), (128, 256))),
         Tile(128, 128, 64, 4, 3, 2, epilogue="woven"),
     ],
     "up_backward": [Tile(256, 128, 64, 8, 3), Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 4, 3, 2)],
-    "weights": [Tile(128, 128, 64, 8, 3)],
+    "weights": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
 }
 SMALL = Tile(64, 64, 32, 4, 2)  # float32 in full precision has no tensor cores to feed
 RUNS = 5

@@ -39,7 +39,7 @@ def weight_gradients(
 
 @triton.jit
 def _weight_gradients(
-    x, grad, up_grad, gate_grad, hidden, w_up, w_gate, w_down, start_ptr, next_ptr, D, F, E: tl.constexpr,
+    x, grad, up_grad, gate_grad, hidden, w_up, w_gate, w_down, start_ptr, next_ptr, D, F, E,
     HAS_GATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     rows = tl.cdiv(D, BM)

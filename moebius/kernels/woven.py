@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from moebius.kernels.activation import Between
-from moebius.kernels.launch import cdiv, launch, power_of_2
+from moebius.kernels.launch import cdiv, launch
 from moebius.kernels.order import Order
 from moebius.kernels.passes import COLUMNS, pass_backward, pass_forward
-from moebius.kernels.tiles import Tile, block_descriptor, count_row_tiles, find_row_tile, num_programs, scatter_rows
+from moebius.kernels.tiles import Tile, block_descriptor, count_row_tiles, find_row_tile, num_programs, scan_width, scatter_rows
 
 
 def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order, tile: T
     launch(
         _woven_up, (programs,), block_descriptor(x_RD, tile.m, tile.k), block_descriptor(w_up_EDF, tile.k, tile.n),
         block_descriptor(w_gate_EDF, tile.k, tile.n), pre_PRF[0], pre_PRF[1], hidden_RF, order.start, turns, D, F, lag, E,
-        power_of_2(E), tile.m, tile.n, tile.k, 2 * tile.warps, COLUMNS, **tile.options(),
+        scan_width(E), tile.m, tile.n, tile.k, 2 * tile.warps, COLUMNS, **tile.options(),
     )  # fmt: skip
     return pre_PRF, hidden_RF
 
@@ -42,7 +42,7 @@ def down_backward(
     launch(
         _woven_down_backward, (programs,), block_descriptor(grad_RD, tile.m, tile.k),
         block_descriptor(w_down_EFD, tile.n, tile.k), hidden_RF, pre_PRF[0], pre_PRF[-1], pre_grad_PRF[0], pre_grad_PRF[-1],
-        gate_TK, gate_grad_TK, order.assignment_R, order.start, between.seed, turns, D, F, lag, E, power_of_2(E),
+        gate_TK, gate_grad_TK, order.assignment_R, order.start, between.seed, turns, D, F, lag, E, scan_width(E),
         between.activation, between.dropout, tile.m, tile.n, tile.k, 2 * tile.warps, COLUMNS, **tile.options(),
     )  # fmt: skip
     return pre_grad_PRF, hidden_RF, gate_grad_TK
@@ -58,7 +58,7 @@ def _turns(given_RK: Tensor, num_experts: int, pieces: int, tile: Tile) -> tuple
 
 @triton.jit
 def _woven_up(
-    x, w_up, w_gate, up_ptr, pre_gate_ptr, hidden_ptr, start_ptr, turns_ptr, D, F, lag, E: tl.constexpr, WIDTH: tl.constexpr,
+    x, w_up, w_gate, up_ptr, pre_gate_ptr, hidden_ptr, start_ptr, turns_ptr, D, F, lag, E, WIDTH: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     columns, passes = tl.cdiv(F, BN), BM // BR
@@ -90,7 +90,7 @@ def _woven_up(
 @triton.jit
 def _woven_down_backward(
     grad, w_down, hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr, gate_grad_ptr, assignment_ptr,
-    start_ptr, seed_ptr, turns_ptr, D, F, lag, E: tl.constexpr, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr,
+    start_ptr, seed_ptr, turns_ptr, D, F, lag, E, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr,
     DROPOUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     columns, passes = tl.cdiv(F, BN), BM // BR

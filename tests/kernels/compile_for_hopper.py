@@ -10,7 +10,7 @@ from moebius.kernels import experts, hopper, tune
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED = 227 * 1024
-ALL_FIT = ("swiglu", "down_backward")
+ALL_FIT = ("swiglu", "down_backward", "weights")
 T, E, D, F = 33, 5, 136, 192
 
 

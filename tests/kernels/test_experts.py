@@ -59,7 +59,7 @@ def test_in_bfloat16_it_is_loop_in_float32(case, activation):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["swiglu", "down", "down_backward", "up_backward"])
+@pytest.mark.parametrize("kind", ["swiglu", "down", "down_backward", "up_backward", "weights"])
 @pytest.mark.parametrize("k", [1, 2])
 def test_with_every_tile_it_is_loop(kind, k, monkeypatch):
     """More tiles than programs, and rows past a tile's: what one tile leaves behind must not show in the next."""
