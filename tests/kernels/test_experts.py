@@ -11,6 +11,7 @@ from moebius.kernels.tiles import Tile  # isort: skip
 from moebius.model.experts import ExpertWeights, loop, triton  # isort: skip
 from moebius.model.router import Routing  # isort: skip
 from tests.model.test_experts import ACTIVATIONS, CASES, D, E, F, distinct, results, routing_of, some_weights  # isort: skip
+from tests.model.tiny import waiting_is_an_error  # isort: skip
 
 HARD = ["top-2 of 33", "one token", "all on one expert", "dropped tokens", "some slots empty", "no token has an expert"]
 
@@ -152,8 +153,5 @@ def test_it_never_waits_for_the_device(case, dtype):
     routing, weights = routing_of(CASES[case].cuda()), some_weights("swiglu", device="cuda").to(dtype)
     x_TD = torch.randn(len(CASES[case]), D, device="cuda", dtype=dtype, requires_grad=True)
     triton(x_TD, routing, weights).sum().backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         triton(x_TD, routing, weights).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

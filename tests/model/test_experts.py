@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moebius.model.experts import Experts, ExpertsFunction, ExpertWeights, grouped, loop
 from moebius.model.router import Routing
-from tests.model.tiny import tiny
+from tests.model.tiny import tiny, waiting_is_an_error
 
 D, F, E = 24, 40, 5
 ACTIVATIONS = ["swiglu", "relu2", "gelu"]
@@ -221,8 +221,5 @@ def test_grouped_never_waits_for_the_device(case):
     routing, weights = routing_of(CASES[case].cuda()), some_weights("swiglu", device="cuda").to(torch.bfloat16)
     x_TD = torch.randn(len(CASES[case]), D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     grouped(x_TD, routing, weights).sum().backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         grouped(x_TD, routing, weights).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -18,7 +18,7 @@ from moebius.model.router import Routing
 from moebius.model.transformer import seeded
 from moebius.parallel import layout
 from tests.model.test_experts import ACTIVATIONS, CASES, E, results, routing_of
-from tests.model.tiny import random_tokens, tiny
+from tests.model.tiny import random_tokens, tiny, waiting_is_an_error
 
 D, F = 32, 48
 EXACT = 2.0**-8  # a product is rounded to bfloat16
@@ -388,8 +388,5 @@ def test_it_never_waits_for_the_device(hopper):
     x_TD, routing, weights, _ = inputs_of("some slots empty", device="cuda")
     x_TD, weights = x_TD.detach().bfloat16().requires_grad_(), weights.to(torch.bfloat16)
     float8(x_TD, routing, weights).sum().backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         float8(x_TD, routing, weights).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -11,7 +11,7 @@ from moebius.config import ModelConfig, ParallelConfig
 from moebius.model.backends import choose_backends
 from moebius.model.loss import balance_losses, documents, shifted_targets
 from moebius.model.transformer import Transformer, count_parameters, lookahead, seeded
-from tests.model.tiny import ROUTERS, B, D, E, G, H, N, S, V, random_tokens, tiny
+from tests.model.tiny import ROUTERS, B, D, E, G, H, N, S, V, random_tokens, tiny, waiting_is_an_error
 
 END = 0
 ATTENTION = D * N * H + 2 * D * G * H + N * H * D  # query, key and value, output
@@ -312,11 +312,8 @@ def test_a_step_on_the_gpu_never_waits_for_it(variant, has_documents):
 
     step()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 

@@ -1,5 +1,7 @@
 """The small model of these tests: no two shape letters have the same size."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,3 +31,13 @@ def random_tokens(config: ModelConfig, batch: int = B, seq_len: int = S, seed: i
     """tokens_BL: sequences with what the loss looks ahead."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(lowest, config.vocab_size, (batch, seq_len + lookahead(config)), generator=generator)
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """Of the host, for a GPU."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
