@@ -10,13 +10,12 @@ from torch import Tensor
 
 from moebius.config import Config, ModelConfig, ParallelConfig
 from moebius.model.attention import Attention, attend_expanded, attend_native
-from moebius.model.backends import choose_backends
 from moebius.model.experts import ExpertsFunction, ExpertWeights, dispatch, sort_by_expert
 from moebius.model.float8 import padding
 from moebius.model.mlp import activate
 from moebius.model.rope import rotation
 from moebius.model.router import Routing, softmax_topk
-from moebius.profile.doctor.agreement import offers
+from moebius.profile.doctor.agreement import chosen, offers
 from moebius.train.step import autocast, matmul_dtype
 
 SLICE = 64  # tokens that go through the experts one by one; the time of all is extrapolated
@@ -100,10 +99,7 @@ def experts_times(model: ModelConfig, num_tokens: int, device: torch.device, rou
     matrices = [(torch.randn(shape, device=device) / shape[1] ** 0.5).to(dtype).requires_grad_() for shape in shapes]
     weights = ExpertWeights(*matrices, activation="swiglu", dropout=0.0)
     names = [offer.name for offer in offers(config, device) if offer.kind == "experts" and offer.state != "unavailable"]
-    backends: dict[str, ExpertsFunction] = {
-        name: choose_backends(ParallelConfig(expert_backend=name, compile="off"), device, dtype).run_experts  # pyright: ignore[reportArgumentType]
-        for name in names
-    }
+    backends: dict[str, ExpertsFunction] = {name: chosen(config, device, "experts", name).run_experts for name in names}
     labels = {"loop": "loop, one GEMM an expert"}
     contenders = {labels.get(name, name): _experts(run, num_tokens, weights, dtype) for name, run in backends.items()}
     times = _timed(contenders, device, rounds)

@@ -22,7 +22,8 @@ def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order, tile: T
     """pre_PRF, hidden_RF, as `forward.up`, with SwiGLU and without dropout."""
     R, (E, D, F) = len(x_RD), w_up_EDF.shape
     pre_PRF, hidden_RF = x_RD.new_empty(2, R, F), x_RD.new_empty(R, F)
-    turns, programs, lag = _turns(x_RD, E, 2 * cdiv(F, tile.n), tile)
+    turns, _ = _zeros(x_RD, E, 0, tile)
+    programs, lag = _programs(x_RD, 2 * cdiv(F, tile.n), tile)
     launch(
         _woven_up, (programs,), block_descriptor(x_RD, tile.m, tile.k), block_descriptor(w_up_EDF, tile.k, tile.n),
         block_descriptor(w_gate_EDF, tile.k, tile.n), pre_PRF[0], pre_PRF[1], hidden_RF, order.start, turns, D, F, lag, E,
@@ -37,23 +38,29 @@ def down_backward(
     """As `backward.down_backward`."""
     R, (E, F, D) = len(grad_RD), w_down_EFD.shape
     hidden_RF, pre_grad_PRF = grad_RD.new_empty(R, F), torch.empty_like(pre_PRF)
-    gate_grad_TK = torch.zeros(gate_TK.shape, dtype=torch.float32, device=gate_TK.device)
-    turns, programs, lag = _turns(grad_RD, E, cdiv(F, tile.n), tile)
+    turns, gate_grad_R = _zeros(grad_RD, E, R, tile)
+    programs, lag = _programs(grad_RD, cdiv(F, tile.n), tile)
     launch(
         _woven_down_backward, (programs,), block_descriptor(grad_RD, tile.m, tile.k),
         block_descriptor(w_down_EFD, tile.n, tile.k), hidden_RF, pre_PRF[0], pre_PRF[-1], pre_grad_PRF[0], pre_grad_PRF[-1],
-        gate_TK, gate_grad_TK, order.assignment_R, order.start, between.seed, turns, D, F, lag, E, scan_width(E),
+        gate_TK, gate_grad_R, order.assignment_R, order.start, between.seed, turns, D, F, lag, E, scan_width(E),
         between.activation, between.dropout, tile.m, tile.n, tile.k, 2 * tile.warps, COLUMNS, **tile.options(),
     )  # fmt: skip
-    return pre_grad_PRF, hidden_RF, gate_grad_TK
+    return pre_grad_PRF, hidden_RF, gate_grad_R.view(gate_TK.shape)
 
 
-def _turns(given_RK: Tensor, num_experts: int, pieces: int, tile: Tile) -> tuple[Tensor, int, int]:
-    """The counter of pieces, and behind it one for each tile of rows, of the pieces of its product that are written; the
-    programs; the lag, in tiles of rows with so many pieces."""
-    turns = torch.zeros(1 + cdiv(len(given_RK), tile.m) + num_experts, dtype=torch.int32, device=given_RK.device)
+def _zeros(given_RK: Tensor, num_experts: int, floats: int, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Counters: of pieces, and behind it one for each tile of rows, of the pieces of its product that are written. And so
+    many numbers in float32."""
+    counters = 4 * cdiv(1 + cdiv(len(given_RK), tile.m) + num_experts, 4)  # what follows is aligned
+    zeros = torch.zeros(counters + floats, dtype=torch.int32, device=given_RK.device)
+    return zeros[:counters], zeros[counters:].view(torch.float32)
+
+
+def _programs(given_RK: Tensor, pieces: int, tile: Tile) -> tuple[int, int]:
+    """How many, and the lag, in tiles of rows whose product has so many pieces."""
     programs = num_programs(given_RK.device, tile)
-    return turns, programs, cdiv(programs, pieces) + 1
+    return programs, cdiv(programs, pieces) + 1
 
 
 @triton.jit

@@ -45,7 +45,7 @@ def offers(config: Config, device: torch.device) -> list[Offer]:
 
 def _offer(kind: str, name: str, config: Config, device: torch.device) -> Offer:
     def said(name: str | None = None) -> str:
-        reasons = _chosen(config, device, kind, name).reasons
+        reasons = chosen(config, device, kind, name).reasons
         return next(line.removeprefix(f"{kind}: ") for line in reasons if line.startswith(kind))
 
     used = said()
@@ -66,7 +66,7 @@ def experts_agree(name: str, config: Config, device: torch.device) -> str:
     Returns figures; raises Failed.
     """
     dtype, activation = matmul_dtype(config.train, device), config.model.activation
-    run = _chosen(config, device, "experts", name).run_experts
+    run = chosen(config, device, "experts", name).run_experts
     errors = [_experts_error(run, expert_TK.to(device), activation, dtype) for expert_TK in _choices()]
     allowed = ALLOWED_IN_FLOAT8 if name == FLOAT8 else ALLOWED[dtype]
     return _judged(max(errors), allowed, f"out and {2 + config.model.matrices_per_mlp} gradients, {len(errors)} cases")
@@ -81,8 +81,8 @@ def attention_agrees(name: str, config: Config, device: torch.device) -> str:
     dtype = matmul_dtype(config.train, device)
     errors = []
     for has_documents in (False, True):
-        chosen = _chosen(config, device, "attention", name, has_documents)
-        errors.append(_attention_error(chosen, has_documents, dtype, device))
+        backends = chosen(config, device, "attention", name, has_documents)
+        errors.append(_attention_error(backends, has_documents, dtype, device))
     return _judged(max(errors), ALLOWED[dtype], "out and 3 gradients, with and without documents")
 
 
@@ -163,7 +163,7 @@ def _drawing(device: torch.device) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(*shape, generator=generator).to(device)
 
 
-def _chosen(config: Config, device: torch.device, kind: str, name: str | None, has_documents: bool | None = None) -> Backends:
+def chosen(config: Config, device: torch.device, kind: str, name: str | None, has_documents: bool | None = None) -> Backends:
     """As the configuration has it, but for the backend of that kind and name, if there is a name, and for its documents."""
     parallel, expert_dtype = config.parallel, config.train.expert_dtype
     if name is not None and kind == "experts":
