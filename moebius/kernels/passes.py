@@ -1,3 +1,5 @@
+# Outside kernels the language's functions raise, so that nothing seems to follow them.
+# pyright: reportGeneralTypeIssues=false
 """Passes over the experts' rows between their products: the activation and its derivative, as kernels of their own read it."""
 
 import torch
@@ -34,14 +36,14 @@ def _activation_backward(
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     pass_backward(
         rows, rows < tl.load(start_ptr + E), rows < R, hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr,
-        gate_ptr, gate_grad_ptr, assignment_ptr, seed_ptr, F, ACTIVATION, DROPOUT, BR, BF,
+        gate_ptr, gate_grad_ptr, assignment_ptr, seed_ptr, F, ACTIVATION, DROPOUT, BR, BF, 1,
     )  # fmt: skip
 
 
 @triton.jit
-def pass_forward(rows, taken, up_ptr, pre_gate_ptr, hidden_ptr, F, BR: tl.constexpr, BF: tl.constexpr):
+def pass_forward(rows, taken, up_ptr, pre_gate_ptr, hidden_ptr, F, BR: tl.constexpr, BF: tl.constexpr, STAGES: tl.constexpr):
     """hidden of pre-activations, for SwiGLU."""
-    for first in range(0, F, BF):
+    for first in tl.range(0, F, BF, num_stages=STAGES):
         columns = first + tl.arange(0, BF)
         inside = taken[:, None] & (columns < F)[None, :]
         place = rows[:, None].to(tl.int64) * F + columns[None, :]
@@ -55,12 +57,13 @@ def pass_forward(rows, taken, up_ptr, pre_gate_ptr, hidden_ptr, F, BR: tl.conste
 def pass_backward(
     rows, taken, existing, hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr, gate_grad_ptr,
     assignment_ptr, seed_ptr, F, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows that are taken have an expert; the others' gates have no gradient. What nobody soon reads leaves the cache first."""
     assignment = tl.load(assignment_ptr + rows, mask=existing, other=0)
     scale = tl.load(gate_ptr + assignment, mask=taken, other=0.0).to(tl.float32)[:, None]
     total = tl.zeros((BR, BF), tl.float32)
-    for first in range(0, F, BF):
+    for first in tl.range(0, F, BF, num_stages=STAGES):
         columns = first + tl.arange(0, BF)
         inside = taken[:, None] & (columns < F)[None, :]
         place = rows[:, None].to(tl.int64) * F + columns[None, :]

@@ -45,9 +45,9 @@ def _weight_gradients(
     rows = tl.cdiv(D, BM)
     pair_tiles = rows * tl.cdiv(F, 2 * BN)
     up_tiles = rows * tl.cdiv(F, BN) if HAS_GATE else pair_tiles
-    tile = tl.atomic_add(next_ptr, 1)
+    tile = tl.atomic_add(next_ptr, 1, sem="relaxed")
     while tile < E * (up_tiles + pair_tiles):
-        following = tl.atomic_add(next_ptr, 1)
+        following = tl.atomic_add(next_ptr, 1, sem="relaxed")
         is_up = tile < E * up_tiles
         own = tl.where(is_up, tile, tile - E * up_tiles)
         expert = own // tl.where(is_up, up_tiles, pair_tiles)

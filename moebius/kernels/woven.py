@@ -17,6 +17,8 @@ from moebius.kernels.order import Order
 from moebius.kernels.passes import COLUMNS, pass_backward, pass_forward
 from moebius.kernels.tiles import Tile, block_descriptor, count_row_tiles, find_row_tile, num_programs, scan_width, scatter_rows
 
+STAGES = 3  # columns that a pass reads ahead: it has few threads to hide the memory's latency with
+
 
 def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order, tile: Tile) -> tuple[Tensor, Tensor]:
     """pre_PRF, hidden_RF, as `forward.up`, with SwiGLU and without dropout."""
@@ -27,7 +29,7 @@ def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order, tile: T
     launch(
         _woven_up, (programs,), block_descriptor(x_RD, tile.m, tile.k), block_descriptor(w_up_EDF, tile.k, tile.n),
         block_descriptor(w_gate_EDF, tile.k, tile.n), pre_PRF[0], pre_PRF[1], hidden_RF, order.start, turns, D, F, lag, E,
-        scan_width(E), tile.m, tile.n, tile.k, 2 * tile.warps, COLUMNS, **tile.options(),
+        scan_width(E), tile.m, tile.n, tile.k, 2 * tile.warps, COLUMNS, STAGES, **tile.options(),
     )  # fmt: skip
     return pre_PRF, hidden_RF
 
@@ -44,7 +46,7 @@ def down_backward(
         _woven_down_backward, (programs,), block_descriptor(grad_RD, tile.m, tile.k),
         block_descriptor(w_down_EFD, tile.n, tile.k), hidden_RF, pre_PRF[0], pre_PRF[-1], pre_grad_PRF[0], pre_grad_PRF[-1],
         gate_TK, gate_grad_R, order.assignment_R, order.start, between.seed, turns, D, F, lag, E, scan_width(E),
-        between.activation, between.dropout, tile.m, tile.n, tile.k, 2 * tile.warps, COLUMNS, **tile.options(),
+        between.activation, between.dropout, tile.m, tile.n, tile.k, 2 * tile.warps, COLUMNS, STAGES, **tile.options(),
     )  # fmt: skip
     return pre_grad_PRF, hidden_RF, gate_grad_R.view(gate_TK.shape)
 
@@ -66,13 +68,13 @@ def _programs(given_RK: Tensor, pieces: int, tile: Tile) -> tuple[int, int]:
 @triton.jit
 def _woven_up(
     x, w_up, w_gate, up_ptr, pre_gate_ptr, hidden_ptr, start_ptr, turns_ptr, D, F, lag, E, WIDTH: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns, passes = tl.cdiv(F, BN), BM // BR
     row_tiles = count_row_tiles(start_ptr, E, WIDTH, BM)
-    piece = tl.atomic_add(turns_ptr, 1)
+    piece = tl.atomic_add(turns_ptr, 1, sem="relaxed")
     while piece < (row_tiles + lag) * (2 * columns + passes):
-        following = tl.atomic_add(turns_ptr, 1)
+        following = tl.atomic_add(turns_ptr, 1, sem="relaxed")
         tile, part = piece // (2 * columns + passes), piece % (2 * columns + passes)
         if part < 2 * columns:
             if tile < row_tiles:
@@ -90,7 +92,7 @@ def _woven_up(
             expert, row, end = find_row_tile(tile - lag, start_ptr, E, WIDTH, BM)
             _wait_until_written(turns_ptr + 1 + tile - lag, 2 * columns)
             rows = row + (part - 2 * columns) * BR + tl.arange(0, BR)
-            pass_forward(rows, rows < end, up_ptr, pre_gate_ptr, hidden_ptr, F, BR, BF)
+            pass_forward(rows, rows < end, up_ptr, pre_gate_ptr, hidden_ptr, F, BR, BF, STAGES)
         piece = following
 
 
@@ -99,12 +101,13 @@ def _woven_down_backward(
     grad, w_down, hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr, gate_grad_ptr, assignment_ptr,
     start_ptr, seed_ptr, turns_ptr, D, F, lag, E, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr,
     DROPOUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     columns, passes = tl.cdiv(F, BN), BM // BR
     row_tiles = count_row_tiles(start_ptr, E, WIDTH, BM)
-    piece = tl.atomic_add(turns_ptr, 1)
+    piece = tl.atomic_add(turns_ptr, 1, sem="relaxed")
     while piece < (row_tiles + lag) * (columns + passes):
-        following = tl.atomic_add(turns_ptr, 1)
+        following = tl.atomic_add(turns_ptr, 1, sem="relaxed")
         tile, part = piece // (columns + passes), piece % (columns + passes)
         if part < columns:
             if tile < row_tiles:
@@ -122,7 +125,7 @@ def _woven_down_backward(
             rows = row + (part - columns) * BR + tl.arange(0, BR)
             pass_backward(
                 rows, rows < end, rows < end, hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr,
-                gate_grad_ptr, assignment_ptr, seed_ptr, F, ACTIVATION, DROPOUT, BR, BF,
+                gate_grad_ptr, assignment_ptr, seed_ptr, F, ACTIVATION, DROPOUT, BR, BF, STAGES,
             )  # fmt: skip
         piece = following
 
