@@ -22,11 +22,11 @@ from moebius.profile import report
 from moebius.profile.devices import device_named
 from moebius.profile.findings import describe, findings
 from moebius.profile.measure import Steps
-from moebius.profile.plan.estimate import step_seconds
+from moebius.profile.plan.estimate import ITEM, step_seconds
 from moebius.profile.profile import profile, verify
 from moebius.settings import read_config
 
-ROUNDS, STEPS, ITEM = 8, 3, 2
+ROUNDS, STEPS = 8, 3
 CASES = {
     "standard": "standard --train.batch_size=16",
     "dense": "dense --train.batch_size=16",
@@ -75,9 +75,8 @@ def compare(config: Config, name: str, folder: Path | None) -> str:
     low, high = prepared_over_plain(config, steps)
     if name == "pr_moe":
         print(verify(steps, every[0]), flush=True)
-    share = Share(config.train.batch_size // config.train.accumulation_steps, config.train.accumulation_steps)
-    bytes_planned = memory(config, ITEM, True, share).peak
-    seconds_planned = sum(step_seconds(config, device_named("here"), share).values())
+    bytes_planned = memory(config, ITEM, compiled=True).peak
+    seconds_planned = sum(step_seconds(config, device_named("here"), Share.whole(config)).values())
     return (
         f"{found.measured.covered:7.1%}  {low:.3f} to {high:.3f}  "
         f"{bytes_planned / 1e9:6.2f} / {peak / 1e9:6.2f} ({bytes_planned / peak - 1:+.1%})  "

@@ -20,6 +20,7 @@ from moebius.model.backends import choose_backends
 from moebius.model.router import Router, Routing, summing_to_one, who_chose
 from moebius.model.statistics import LayerStats, layer_stats
 from moebius.model.transformer import lookahead, seeded
+from moebius.observe.ceiling import wait
 from moebius.parallel.layout import lay_out
 from moebius.settings import read_config
 from moebius.train.log import step_metrics
@@ -65,11 +66,11 @@ def _state(config: Config, device: torch.device) -> TrainState:
 
 
 def _step_time(state: TrainState, tokens_BL: torch.Tensor, config: Config, steps: int, device: torch.device) -> float:
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     for _ in range(steps):
         train_step(state, tokens_BL, None, config.train)
-    _wait(device)
+    wait(device)
     return (time.perf_counter() - start) / steps * 1e3
 
 
@@ -77,7 +78,7 @@ def _metrics_time(state: TrainState, tokens_BL: torch.Tensor, config: Config) ->
     times = []
     for _ in range(5):
         result = train_step(state, tokens_BL, None, config.train)
-        _wait(tokens_BL.device)
+        wait(tokens_BL.device)
         start = time.perf_counter()
         step_metrics(config, state, result)
         times.append((time.perf_counter() - start) * 1e3)
@@ -109,11 +110,6 @@ def _losses_alone(router: Router, routing: Routing, groups: int) -> LayerStats:
         not_finite=nothing,
         tokens=torch.full_like(nothing, routing.logits_TE.shape[0]),
     )
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

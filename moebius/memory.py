@@ -27,6 +27,11 @@ class Share:
     expert_parallel: int = 1
     imbalance: float = 1.0
 
+    @classmethod
+    def whole(cls, config: Config) -> "Share":
+        """Of a run on one device."""
+        return cls(config.train.batch_size // config.train.accumulation_steps, config.train.accumulation_steps)
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -65,7 +70,7 @@ class Memory:
 def memory(config: Config, item: int, compiled: bool, share: Share | None = None) -> Memory:
     """Of a training step. item: bytes of a number in a matrix product; share: default, the whole run on one device."""
     model, train = config.model, config.train
-    share = share or Share(train.batch_size // train.accumulation_steps, train.accumulation_steps)
+    share = share or Share.whole(config)
     tokens = share.sequences * train.seq_len
     counts = parameters(model)
     mtp_experts = expert_weights(model)[-1] if model.use_mtp else 0

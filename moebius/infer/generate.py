@@ -1,17 +1,17 @@
 """Text from a model, one token after the other."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
 from moebius.config import ParallelConfig
 from moebius.data import Tokenizer
-from moebius.model.backends import choose_backends
 from moebius.model.transformer import Transformer
 from moebius.train import checkpoint
 from moebius.train.run_directory import RunDirectory
+from moebius.train.session import backends_for
 from moebius.train.state import load_model
-from moebius.train.step import matmul_dtype
 
 
 def load_trained(run: RunDirectory, device: torch.device, report: Callable[[str], None] = print) -> Transformer:
@@ -20,9 +20,8 @@ def load_trained(run: RunDirectory, device: torch.device, report: Callable[[str]
     folder = checkpoint.latest(run.checkpoints, report)
     tensors, _ = checkpoint.load(folder)
     # not compiled: a text grows by a token each time, and every length would be compiled anew
-    dtype, expert_dtype = matmul_dtype(config.train, device), config.train.expert_dtype
-    backends = choose_backends(ParallelConfig(compile="off"), device, dtype, expert_dtype=expert_dtype)
-    model = Transformer(config.model, backends).to(device)
+    uncompiled = replace(config, parallel=ParallelConfig(compile="off"))
+    model = Transformer(config.model, backends_for(uncompiled, device)).to(device)
     load_model(model, tensors["model"], folder)
     return model.eval()
 

@@ -26,12 +26,13 @@ def up(
 ) -> tuple[Tensor, Tensor]:
     """The pre-activations pre_PRF, up's and with SwiGLU the gate's plane, and the activation hidden_RF.
 
-    Tile.epilogue: any but "fused" is for SwiGLU without dropout.
+    Tile.epilogue: any but "fused" is for SwiGLU without dropout, and "fused" to anything else.
     """
-    if w_gate_EDF is not None and tile.epilogue == "by hand":
-        return hopper.up(x_RD, w_gate_EDF, w_up_EDF, order)
-    if w_gate_EDF is not None and tile.epilogue == "woven":
-        return woven.up(x_RD, w_gate_EDF, w_up_EDF, order, tile)
+    if w_gate_EDF is not None and not between.dropout:
+        if tile.epilogue == "by hand":
+            return hopper.up(x_RD, w_gate_EDF, w_up_EDF, order)
+        if tile.epilogue == "woven":
+            return woven.up(x_RD, w_gate_EDF, w_up_EDF, order, tile)
     E, D, F = w_up_EDF.shape
     has_gate = w_gate_EDF is not None
     pre_PRF = x_RD.new_empty(2 if has_gate else 1, len(x_RD), F)

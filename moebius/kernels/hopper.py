@@ -10,7 +10,6 @@ docs/log.md has both times.
 
 from functools import cache
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -25,6 +24,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from moebius.kernels.launch import launch
 from moebius.kernels.order import TILE_ROWS, Order
+from moebius.kernels.tiles import multiprocessors
 
 BM, BN, BK, STAGES = TILE_ROWS, 128, 64, 4
 REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS = 168, 232, 40
@@ -38,17 +38,12 @@ def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order) -> tupl
     pre_PRF, hidden_RF = x_RD.new_empty(2, len(x_RD), F), x_RD.new_empty(len(x_RD), F)
     half = BN // 2
     launch(
-        _up, (_programs(x_RD.device),), _blocks(x_RD, BM, BK), _blocks(w_up_EDF, BK, half), _blocks(w_gate_EDF, BK, half),
+        _up, (multiprocessors(x_RD.device),), _blocks(x_RD, BM, BK), _blocks(w_up_EDF, BK, half), _blocks(w_gate_EDF, BK, half),
         *(_ragged(made_RF, BM, half) for made_RF in (pre_PRF[0], pre_PRF[1], hidden_RF)),
         order.tiles, D, F, BM, BN, BK, STAGES, CONSUMER_REGISTERS, PRODUCER_REGISTERS,
         num_warps=4, maxnreg=REGISTERS,
     )  # fmt: skip
     return pre_PRF, hidden_RF
-
-
-@cache
-def _programs(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class _Descriptor(TensorDescriptor):

@@ -37,11 +37,11 @@ class Tile(NamedTuple):
 
 def num_programs(device: torch.device, tile: Tile) -> int:
     """Programs of a persistent kernel: as many as run at once. The interpreter's few make each do several tiles."""
-    return _multiprocessors(device) * tile.per_sm if device.type == "cuda" else 3
+    return multiprocessors(device) * tile.per_sm if device.type == "cuda" else 3
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

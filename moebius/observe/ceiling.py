@@ -32,14 +32,15 @@ def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -
     best = float("inf")
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         work()
-        _wait(device)
+        wait(device)
         best = min(best, time.perf_counter() - start)
     return best
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

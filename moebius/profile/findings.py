@@ -108,7 +108,6 @@ def changed(config: Config, finding: Finding) -> Config:
 
 def describe(profile: Profile, found: list[Finding]) -> list[str]:
     """Lines for the terminal."""
-    step = profile.measured.seconds
     if not found:
         return [f"findings   nothing wrong; {bound(profile)}"]
     text = ["findings"]
@@ -116,10 +115,15 @@ def describe(profile: Profile, found: list[Finding]) -> list[str]:
         text += [
             f"{number:>3}. {each.title}: {each.evidence}",
             f"     {' '.join(each.flags)}",
-            f"     predicted {step / each.seconds:.2f}x as fast: {step * 1e3:.1f} -> {each.seconds * 1e3:.1f} ms"
-            + (f", and {each.bytes / 1e9:.1f} GB less" if each.bytes else ""),
+            f"     {prediction(profile, each)}",
         ]
     return text
+
+
+def prediction(profile: Profile, finding: Finding) -> str:
+    """What the change should bring, in words."""
+    step, saved = profile.measured.seconds, f", and {finding.bytes / 1e9:.1f} GB less" if finding.bytes else ""
+    return f"predicted {step / finding.seconds:.2f}x as fast: {step * 1e3:.1f} -> {finding.seconds * 1e3:.1f} ms{saved}"
 
 
 def bound(profile: Profile) -> str:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from moebius.config import MTP_OFFSETS, Config, ModelConfig
 from moebius.cost import forward_flops_per_token, parameters
-
-WIDE = 4  # bytes of a master weight, of a moment, of the residual stream
+from moebius.memory import WIDE
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,13 @@ def components(config: Config, item: int, experts_per_token: Sequence[float] | N
         "base_mlp": gemm("base_mlp", counts["base_mlp"], tokens * layers * (2 * D + (matrices + 1) * model.base_width)),
         "mtp": gemm("mtp", counts["mtp"], len(MTP_OFFSETS) * tokens * (2 * D)),
         "lm_head": gemm("lm_head", counts["lm_head"] or counts["embedding"], tokens * D),
-        "optimizer": Component(0, Work(bytes=_optimizer_bytes(config) * everything)),
+        "optimizer": Component(0, Work(bytes=optimizer_bytes(config) * everything)),
         "everything_else": moving(4 * WIDE * layers * tokens * D, 4 * WIDE * layers * tokens * D),
     }
     return {name: each for name, each in found.items() if (each.forward + each.backward) != Work()}
 
 
-def _optimizer_bytes(config: Config) -> float:
+def optimizer_bytes(config: Config) -> float:
     """A parameter's: gradient read for its norm and for the update, weight and moments read and written."""
     moments = 1 if config.train.optimizer == "muon" else 2
     clipping = 3 if config.train.grad_clip else 1  # read, scaled

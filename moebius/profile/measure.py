@@ -15,16 +15,17 @@ from moebius.data import Batches, prepare
 from moebius.data.prepare import is_prepared
 from moebius.data.stream import MappedShard, TokenStream
 from moebius.errors import DataError, StorageError
-from moebius.model.backends import choose_backends, is_compiled
+from moebius.model.backends import is_compiled
 from moebius.model.transformer import lookahead, seeded
+from moebius.observe.ceiling import wait
 from moebius.parallel.layout import lay_out
 from moebius.profile.gpu import Usage, usage
 from moebius.profile.instrument import instrument, marked_calls
 from moebius.profile.kernels import marked_kernels
 from moebius.profile.timeline import Piece, Place, Timeline
-from moebius.train.session import cut
+from moebius.train.session import backends_for, cut
 from moebius.train.state import TrainState
-from moebius.train.step import matmul_dtype, train_step
+from moebius.train.step import train_step
 
 BATCHES = 4
 DOCUMENT_TOKENS = 800  # on average, where documents are kept apart: a source file's or a web page's
@@ -65,8 +66,7 @@ class Steps:
 
     def __init__(self, config: Config, device: torch.device, timeline: Timeline | None = None):
         self.config, self.device, self.timeline = config, device, timeline
-        dtype, masking, dim = matmul_dtype(config.train, device), config.data.document_masking, config.model.dim
-        self.backends = choose_backends(config.parallel, device, dtype, masking, dim, config.train.expert_dtype)
+        self.backends = backends_for(config, device)
         model = seeded(config.train.seed, config.model, self.backends).to(device)
         self.choices = [*self.backends.reasons, *lay_out(model, config.parallel, device)]
         self.state = TrainState.new(model, config)
@@ -94,11 +94,11 @@ class Steps:
 
     def run(self, count: int) -> float:
         """Seconds for each of `count` steps."""
-        _wait(self.device)
+        wait(self.device)
         start = time.perf_counter()
         for _ in range(count):
             self.result = train_step(self.state, self.next_batch(), self.end_of_text, self.config.train)
-        _wait(self.device)
+        wait(self.device)
         return (time.perf_counter() - start) / count
 
     def cut(self, count: int) -> dict[Piece, float]:
@@ -173,8 +173,3 @@ def load_text(config: Config) -> tuple[Batches, int, str]:
     stream = TokenStream([MappedShard(Path("random"), tokens)], vocab_size, 1, length)
     batches = Batches(stream, train.seq_len, train.batch_size, train.seed, ahead)
     return batches, 0, f"random, {DOCUMENT_TOKENS} tokens a document ({config.data.source} is not prepared: `moebius data`)"
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from moebius.profile.findings import Finding, bound
+from moebius.profile.findings import Finding, bound, prediction
 from moebius.profile.profile import Verified
 from moebius.profile.report import Profile, chart, headings, summary, values
 
@@ -49,12 +49,11 @@ def page(profile: Profile, found: Sequence[Finding], verified: Sequence[Verified
 
 
 def _findings(profile: Profile, found: Sequence[Finding]) -> Iterable[str]:
-    step = profile.measured.seconds
     yield "<dl>"
     for each in found:
         yield (
             f"<dt>{escape(each.title)}</dt><dd>{escape(each.evidence)}</dd><dd><code>{escape(' '.join(each.flags))}</code></dd>"
-            f"<dd>predicted {step / each.seconds:.2f}x as fast: {step * 1e3:.1f} &rarr; {each.seconds * 1e3:.1f} ms</dd>"
+            f"<dd>{escape(prediction(profile, each))}</dd>"
         )
     yield "</dl>"
 

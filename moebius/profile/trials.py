@@ -13,6 +13,7 @@ from torch import Tensor
 from moebius.model.experts import ExpertWeights
 from moebius.model.head import head_cross_entropy
 from moebius.model.router import Routing
+from moebius.observe.ceiling import wait
 from moebius.profile.measure import Steps
 from moebius.train.step import matmul_dtype
 
@@ -78,13 +79,8 @@ def _random(steps: Steps, *shape: int) -> Tensor:
 
 
 def _seconds(work: Work, device: torch.device) -> float:
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     work()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,7 +7,7 @@ import torch
 from moebius.config import Config
 from moebius.data import Batches, Corpus, check_evaluable, prepare
 from moebius.errors import ConfigError
-from moebius.model.backends import choose_backends
+from moebius.model.backends import Backends, choose_backends
 from moebius.model.transformer import lookahead, seeded
 from moebius.parallel.layout import lay_out
 from moebius.train.checkpoint import complete, latest, tidy
@@ -58,9 +58,7 @@ def cut(config: Config, corpus: Corpus) -> Batches:
 
 def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> TrainState:
     """The seeded model, laid out on the device, with its optimizers; says what was chosen."""
-    dtype = matmul_dtype(config.train, device)
-    masking, dim = config.data.document_masking, config.model.dim
-    backends = choose_backends(config.parallel, device, dtype, masking, dim, config.train.expert_dtype)
+    backends = backends_for(config, device)
     model = seeded(config.train.seed, config.model, backends).to(device)
     choices = [*backends.reasons, *lay_out(model, config.parallel, device)]
     for line in summary(config, corpus, device, choices):
@@ -68,6 +66,12 @@ def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> Tra
     if config.train.common_start:
         tie_experts(model)
     return TrainState.new(model, config, corpus.identity)
+
+
+def backends_for(config: Config, device: torch.device) -> Backends:
+    """What runs a configuration's model on the device."""
+    dtype, masking = matmul_dtype(config.train, device), config.data.document_masking
+    return choose_backends(config.parallel, device, dtype, masking, config.model.dim, config.train.expert_dtype)
 
 
 def choose_device(name: str) -> torch.device:

@@ -30,7 +30,7 @@ def main() -> None:
             get_current_target=lambda: HOPPER,
         )
     )  # fmt: skip
-    hopper._programs = lambda device: 132
+    hopper.multiprocessors = lambda device: 132
     layer(k=1, activation="relu2")
     for which in range(max(len(tune.CANDIDATES[kind]) for kind in ALL_FIT)):
         layer(k=1 + which % 2, activation="swiglu", which=which)

@@ -10,6 +10,7 @@ import torch
 from moebius.config import Config
 from moebius.data import prepare
 from moebius.errors import NumericError
+from moebius.observe.ceiling import wait
 from moebius.profile.measure import Steps
 from moebius.train.evaluate import evaluate
 from moebius.train.session import build, choose_device, cut
@@ -62,11 +63,11 @@ class Contender:
         start = time.perf_counter()
         for number in range(count):
             if number == 1:
-                self._wait()
+                wait(self.device)
                 start = time.perf_counter()
             tokens_BL = torch.from_numpy(self.batches.at(self.state.batch)).to(self.device, non_blocking=True)
             skipped += train_step(self.state, tokens_BL, self.end_of_text, self.config.train).is_skipped
-        self._wait()
+        wait(self.device)
         seconds = (time.perf_counter() - start) / max(1, count - 1)
         if skipped.item() > self.config.train.max_skipped:
             raise NumericError(
@@ -84,7 +85,3 @@ class Contender:
         """Leave the device's memory to the others."""
         if self.on_gpu:
             torch.cuda.empty_cache()
-
-    def _wait(self) -> None:
-        if self.on_gpu:
-            torch.cuda.synchronize(self.device)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from moebius.config import Activation, Config, ParallelConfig
 from moebius.model.attention import dense_mask
-from moebius.model.backends import Backends, choose_backends
+from moebius.model.backends import Backends
 from moebius.model.experts import ExpertsFunction, ExpertWeights, loop
 from moebius.model.router import Routing
+from moebius.train.session import backends_for
 from moebius.train.step import matmul_dtype
 
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of the norm: 10 to 100 times what rounding alone gives
@@ -165,14 +166,14 @@ def _drawing(device: torch.device) -> Callable[..., Tensor]:
 
 def chosen(config: Config, device: torch.device, kind: str, name: str | None, has_documents: bool | None = None) -> Backends:
     """As the configuration has it, but for the backend of that kind and name, if there is a name, and for its documents."""
-    parallel, expert_dtype = config.parallel, config.train.expert_dtype
     if name is not None and kind == "experts":
-        expert_dtype = FLOAT8 if name == FLOAT8 else "auto"
+        config = replace(config, train=replace(config.train, expert_dtype=FLOAT8 if name == FLOAT8 else "auto"))
     if name is not None and name != FLOAT8:
         changes: dict[str, Any] = {KINDS[kind]: name}
-        parallel = replace(parallel, **changes)
-    masking = config.data.document_masking if has_documents is None else has_documents
-    return choose_backends(parallel, device, matmul_dtype(config.train, device), masking, expert_dtype=expert_dtype)
+        config = replace(config, parallel=replace(config.parallel, **changes))
+    if has_documents is not None:
+        config = replace(config, data=replace(config.data, document_masking=has_documents))
+    return backends_for(config, device)
 
 
 def _names(kind: str) -> list[str]:

@@ -38,7 +38,8 @@ class SmallRun:
             train=TrainConfig(
                 steps=STEPS, batch_size=4, micro_batch_size=2, seq_len=128, lr=6e-3, warmup_steps=2, eval_every=0,
                 eval_tokens=1000, log_every=1, checkpoint_every=HALF, out=str(folder / "runs"), name="whole",
-                device=str(device), dtype=config.train.dtype, optimizer=config.train.optimizer,
+                device=str(device), dtype=config.train.dtype, expert_dtype=config.train.expert_dtype,
+                optimizer=config.train.optimizer,
             ),
             parallel=config.parallel,
             observe=ObserveConfig(progress=False, tensorboard=False),

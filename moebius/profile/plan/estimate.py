@@ -12,6 +12,7 @@ from moebius.config import MTP_OFFSETS, Config, ModelConfig
 from moebius.cost import parameters
 from moebius.memory import WIDE, Share, routed_rows
 from moebius.profile.devices import DEVICES, Device
+from moebius.profile.floor import optimizer_bytes
 
 ITEM = 2
 DOCUMENT_TOKENS = 800  # a document, on average: a source file or a web page
@@ -50,7 +51,7 @@ def step_seconds(config: Config, device: Device, share: Share) -> dict[str, floa
     counts = parameters(model)
     held = share.shared * (sum(counts.values()) - counts["experts"]) + share.experts * counts["experts"]
     found["everything_else"] = (passes - 1) * 3 * WIDE * held / device.bytes  # gradients added up
-    found["optimizer"] = _optimizer_bytes(config) * held / (OPTIMIZER * device.bytes)
+    found["optimizer"] = optimizer_bytes(config) * held / (OPTIMIZER * device.bytes)
     found["waiting"] = _of_host(config, passes, WAITING, WAITING_ROUTED)
     launching = _of_host(config, passes, LAUNCHING, LAUNCHING_ROUTED)
     found["waiting"] += max(0.0, launching - sum(found.values()))
@@ -151,12 +152,6 @@ def _head(config: Config, device: Device, tokens: int) -> float:
     model = config.model
     forward, backward = _products(device, tokens, [(model.dim, model.vocab_size)])
     return forward + backward + 3 * ITEM * tokens * model.vocab_size / device.bytes
-
-
-def _optimizer_bytes(config: Config) -> float:
-    """A parameter's: its gradient read for the norm, scaled, read for the update; weight and moments read and written."""
-    moments = 1 if config.train.optimizer == "muon" else 2
-    return WIDE * ((3 if config.train.grad_clip else 0) + 1 + 2 + 2 * moments)
 
 
 def _of_host(config: Config, passes: int, plain: float, routed: float) -> float:

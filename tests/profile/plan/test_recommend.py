@@ -37,8 +37,7 @@ def plan_of(preset: str, *flags: str, gpus: int = 1, gpu: str = "h100", imbalanc
 def test_a_step_takes_what_was_measured(arguments, seconds):
     preset, *flags = arguments
     config = read_config(preset, flags)
-    train = config.train
-    found = step_seconds(config, H100, Share(train.batch_size // train.accumulation_steps, train.accumulation_steps))
+    found = step_seconds(config, H100, Share.whole(config))
     assert sum(found.values()) == pytest.approx(seconds, rel=0.05)
 
 
