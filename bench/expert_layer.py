@@ -239,7 +239,7 @@ def kernel_table(layer: Layer, only: list[str] | None) -> None:
     between = Between("swiglu", 0.0, order.start)
     x_RD, grad_RD = gather(x_TD, order), gather(grad_TD, order)
     pre, hidden = forward.up(x_RD, w_gate, w_up, order, between, tune.CANDIDATES["swiglu"][0])
-    tile = tune.CANDIDATES["down_backward"][0]
+    tile = tune.CANDIDATES["swiglu_backward"][0]
     pre_grad, gated, _ = backward.down_backward(grad_RD, w_down, pre, gate_TK, order, between, tile)
     wide, narrow = torch.cat([w_gate[0], w_up[0]], dim=1), w_down[0]
     flat = pre.view(len(x_RD), -1)
@@ -247,7 +247,7 @@ def kernel_table(layer: Layer, only: list[str] | None) -> None:
     products: dict[str, tuple[int, Callable[[Tile], object], Callable[[], object]]] = {
         "swiglu": (2, lambda t: forward.up(x_RD, w_gate, w_up, order, between, t), lambda: x_RD @ wide),
         "down": (1, lambda t: forward.down(hidden, w_down, gate_TK, order, t), lambda: hidden @ narrow),
-        "down_backward": (
+        "swiglu_backward": (
             1, lambda t: backward.down_backward(grad_RD, w_down, pre, gate_TK, order, between, t), lambda: grad_RD @ narrow.T,
         ),
         "up_backward": (2, lambda t: backward.up_backward(pre_grad, w_gate, w_up, order, t), lambda: flat @ wide.T),
@@ -260,7 +260,7 @@ def kernel_table(layer: Layer, only: list[str] | None) -> None:
         if only is not None and name not in only:
             continue
         runs: dict[str, Callable[[], object]] = {"cuBLAS": peer}
-        for tile in [*tune.CANDIDATES[name], *(tune.CANDIDATES["up"] if name == "swiglu" else [])]:
+        for tile in tune.CANDIDATES[name]:
             with suppress(tune.OutOfResources):
                 run(tile)
                 runs[" ".join(map(str, tile))] = lambda tile=tile, run=run: run(tile)

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moebius.kernels import woven
 from moebius.kernels.activation import Between, activate_backward, keep_scale
+from moebius.kernels.hopper import down_backward as by_hand
 from moebius.kernels.launch import cdiv, launch
 from moebius.kernels.order import Order
 from moebius.kernels.passes import activation_backward
@@ -35,7 +35,9 @@ def down_backward(
 
     grad_RD: of each row's token. A product, and a pass over what it makes: see Tile.epilogue.
     """
-    run = {"fused": _down_backward_fused, "split": _down_backward_split, "woven": woven.down_backward}[tile.epilogue]
+    if tile.epilogue == "by hand":
+        return by_hand.down_backward(grad_RD, w_down_EFD, pre_PRF, gate_TK, order)
+    run = _down_backward_split if tile.epilogue == "split" else _down_backward_fused
     return run(grad_RD, w_down_EFD, pre_PRF, gate_TK, order, between, tile)
 
 

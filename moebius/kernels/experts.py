@@ -93,7 +93,7 @@ def _backward(
     gate_TK, shape = gate_TK.contiguous(), _shape(w_gate_EDF, w_up_EDF, gate_TK)
     grad_RD = gather(grad_TD.contiguous(), order)
     pre_grad_PRF, hidden_RF, gate_grad_TK = with_best_tile(
-        "down_backward", grad_RD, shape,
+        "swiglu_backward" if w_gate_EDF is not None and dropout == 0 else "down_backward", grad_RD, shape,
         lambda tile: backward_kernels.down_backward(
             grad_RD, w_down_EFD, pre_PRF, gate_TK, order, Between(activation, dropout, seed), tile
         ),

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moebius.kernels import hopper, woven
 from moebius.kernels.activation import Between, activate, keep_scale
+from moebius.kernels.hopper import up as by_hand
 from moebius.kernels.launch import launch
 from moebius.kernels.order import Order
 from moebius.kernels.tiles import (
@@ -24,15 +24,10 @@ from moebius.kernels.tiles import (
 def up(
     x_RD: Tensor, w_gate_EDF: Tensor | None, w_up_EDF: Tensor, order: Order, between: Between, tile: Tile
 ) -> tuple[Tensor, Tensor]:
-    """The pre-activations pre_PRF, up's and with SwiGLU the gate's plane, and the activation hidden_RF.
-
-    Tile.epilogue: any but "fused" is for SwiGLU without dropout, and "fused" to anything else.
-    """
-    if w_gate_EDF is not None and not between.dropout:
-        if tile.epilogue == "by hand":
-            return hopper.up(x_RD, w_gate_EDF, w_up_EDF, order)
-        if tile.epilogue == "woven":
-            return woven.up(x_RD, w_gate_EDF, w_up_EDF, order, tile)
+    """The pre-activations pre_PRF, up's and with SwiGLU the gate's plane, and the activation hidden_RF."""
+    if tile.epilogue == "by hand":
+        assert w_gate_EDF is not None
+        return by_hand.up(x_RD, w_gate_EDF, w_up_EDF, order)
     E, D, F = w_up_EDF.shape
     has_gate = w_gate_EDF is not None
     pre_PRF = x_RD.new_empty(2 if has_gate else 1, len(x_RD), F)

@@ -1,17 +1,17 @@
 # Outside kernels the language's functions raise, so that nothing seems to follow them.
 # pyright: reportGeneralTypeIssues=false
-"""Passes over the experts' rows between their products: the activation and its derivative, as kernels of their own read it."""
+"""The activation's derivative as a pass over the experts' rows, for products that leave it to a kernel of its own."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from moebius.kernels.activation import Between, activate, activate_backward, keep_scale
+from moebius.kernels.activation import Between, activate_backward, keep_scale
 from moebius.kernels.launch import cdiv, launch
 from moebius.kernels.order import Order
 
-ROWS, COLUMNS = 4, 512  # of a program's blocks
+ROWS, COLUMNS = 1, 1024  # of a program's blocks
 
 
 def activation_backward(
@@ -33,37 +33,13 @@ def _activation_backward(
     hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr, gate_grad_ptr, assignment_ptr, start_ptr,
     seed_ptr, R, F, E, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0) * BR + tl.arange(0, BR)
-    pass_backward(
-        rows, rows < tl.load(start_ptr + E), rows < R, hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr,
-        gate_ptr, gate_grad_ptr, assignment_ptr, seed_ptr, F, ACTIVATION, DROPOUT, BR, BF, 1,
-    )  # fmt: skip
-
-
-@triton.jit
-def pass_forward(rows, taken, up_ptr, pre_gate_ptr, hidden_ptr, F, BR: tl.constexpr, BF: tl.constexpr, STAGES: tl.constexpr):
-    """hidden of pre-activations, for SwiGLU."""
-    for first in tl.range(0, F, BF, num_stages=STAGES):
-        columns = first + tl.arange(0, BF)
-        inside = taken[:, None] & (columns < F)[None, :]
-        place = rows[:, None].to(tl.int64) * F + columns[None, :]
-        up = tl.load(up_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        gate = tl.load(pre_gate_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        hidden = activate(up, gate, "swiglu")
-        tl.store(hidden_ptr + place, hidden.to(hidden_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def pass_backward(
-    rows, taken, existing, hidden_ptr, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, gate_ptr, gate_grad_ptr,
-    assignment_ptr, seed_ptr, F, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
     """Rows that are taken have an expert; the others' gates have no gradient. What nobody soon reads leaves the cache first."""
+    rows = tl.program_id(0) * BR + tl.arange(0, BR)
+    taken, existing = rows < tl.load(start_ptr + E), rows < R
     assignment = tl.load(assignment_ptr + rows, mask=existing, other=0)
     scale = tl.load(gate_ptr + assignment, mask=taken, other=0.0).to(tl.float32)[:, None]
     total = tl.zeros((BR, BF), tl.float32)
-    for first in tl.range(0, F, BF, num_stages=STAGES):
+    for first in range(0, F, BF):
         columns = first + tl.arange(0, BF)
         inside = taken[:, None] & (columns < F)[None, :]
         place = rows[:, None].to(tl.int64) * F + columns[None, :]

@@ -17,8 +17,8 @@ _WRAP = 2**34  # elements: 2**30 such steps are a multiple of 2**64 bytes, an ad
 class Tile(NamedTuple):
     """How a kernel cuts its product: tiles of m x n, k at a time, and what runs one.
 
-    epilogue: "fused" into the product, "split" off into a second kernel, "woven": one kernel whose programs do the one or
-    the other, or "by hand": hopper.py's.
+    epilogue: "fused" into the product, "split" off into a second kernel, or "by hand": of hopper/, for SwiGLU in bfloat16
+    without dropout.
     """
 
     m: int

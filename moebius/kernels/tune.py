@@ -12,26 +12,24 @@ import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from moebius.kernels import hopper
+from moebius.kernels.hopper import parts
 from moebius.kernels.launch import power_of_2
 from moebius.kernels.tiles import Tile
 
 Result = TypeVar("Result")
 
+BY_HAND = Tile(parts.BM, parts.BN, parts.BK, 16, parts.STAGES, epilogue="by hand")
+
 # The first of each fits every shape, and is what runs where nothing is measured.
 CANDIDATES = {
-    "up": [Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 8, 3)],
-    "swiglu": [
-        Tile(hopper.BM, hopper.BN, hopper.BK, 12, hopper.STAGES, epilogue="by hand"),
-        *(Tile(m, n, 64, 8, 4, epilogue="woven") for m, n in ((256, 128), (128, 256))),
-    ],
+    "up": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
+    "swiglu": [BY_HAND, Tile(128, 128, 64, 8, 3)],
     "down": [Tile(256, 128, 64, 8, 3), Tile(256, 128, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3, 2)],
     "down_backward": [
         Tile(64, 128, 64, 4, 3, 2),
-        *(Tile(m, n, 64, 8, 4, epilogue="woven") for m, n in ((256, 128), (128, 256))),
         *(Tile(m, n, 64, 8, 3, epilogue="split") for m, n in ((256, 128), (128, 256))),
-        Tile(128, 128, 64, 4, 3, 2, epilogue="woven"),
     ],
+    "swiglu_backward": [BY_HAND, Tile(256, 128, 64, 8, 3, epilogue="split"), Tile(64, 128, 64, 4, 3, 2)],
     "up_backward": [Tile(256, 128, 64, 8, 3), Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 4, 3, 2)],
     "weights": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
 }

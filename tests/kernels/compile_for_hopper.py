@@ -6,11 +6,12 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from moebius.kernels import experts, hopper, tune
+from moebius.kernels import experts, tune
+from moebius.kernels.hopper import down_backward, up
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED = 227 * 1024
-ALL_FIT = ("swiglu", "down_backward", "weights")
+ALL_FIT = ("up", "down_backward", "swiglu", "swiglu_backward", "weights")
 T, E, D, F = 33, 5, 136, 192
 
 
@@ -30,15 +31,15 @@ def main() -> None:
             get_current_target=lambda: HOPPER,
         )
     )  # fmt: skip
-    hopper.multiprocessors = lambda device: 132
-    layer(k=1, activation="relu2")
+    up.multiprocessors = down_backward.multiprocessors = lambda device: 132
     for which in range(max(len(tune.CANDIDATES[kind]) for kind in ALL_FIT)):
-        layer(k=1 + which % 2, activation="swiglu", which=which)
+        for activation in ("swiglu", "relu2"):
+            layer(k=1 + which % 2, activation=activation, which=which)
     for name, shared in used.items():
         print(name, shared)
 
 
-def layer(k: int, activation: str, which: int = 0) -> None:
+def layer(k: int, activation: str, which: int) -> None:
     """With that candidate of the kinds all of whose candidates fit, and the first of the others, which need not."""
     experts.with_best_tile = lambda kind, given, shape, run: run(
         tune.CANDIDATES[kind][which % len(tune.CANDIDATES[kind]) if kind in ALL_FIT else 0]

@@ -1,0 +1,1 @@
+"""The two products with a costly epilogue, written for Hopper by hand (Triton's Gluon)."""

@@ -1,0 +1,150 @@
+# What runs in a kernel is not Python: Gluon's stand-ins for its values have other types.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
+"""The up and gate products with SwiGLU: eight warps multiply what one has fetched, four compute the activation."""
+
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+
+from moebius.kernels.hopper.parts import (
+    BK,
+    BM,
+    BN,
+    CHUNK_ROWS,
+    ROWS,
+    STAGES,
+    WIDTH,
+    barrier,
+    barriers,
+    blocks,
+    find,
+    hand_over,
+    ragged,
+    sigmoid,
+)
+from moebius.kernels.launch import launch
+from moebius.kernels.order import Order
+from moebius.kernels.tiles import multiprocessors
+
+REGISTERS, EPILOGUE_REGISTERS, PRODUCER_REGISTERS = 128, 152, 24  # a thread's: of all at first, then of who has which role
+
+
+def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order) -> tuple[Tensor, Tensor]:
+    """pre_PRF, hidden_RF, as `forward.up`, with SwiGLU and without dropout."""
+    _, D, F = w_up_EDF.shape
+    pre_PRF, hidden_RF = x_RD.new_empty(2, len(x_RD), F), x_RD.new_empty(len(x_RD), F)
+    weights = [blocks(w_EDF, BK, BN // 2) for w_EDF in (w_up_EDF, w_gate_EDF)]
+    planes = [ragged(pre_RF, BM, WIDTH.value) for pre_RF in (pre_PRF[0], pre_PRF[1])]
+    launch(
+        _hopper_up, (multiprocessors(x_RD.device),), blocks(x_RD, BM, BK), *weights, *planes, hidden_RF, order.tiles, D, F, BM,
+        BN, BK, STAGES, EPILOGUE_REGISTERS, PRODUCER_REGISTERS, num_warps=8, maxnreg=REGISTERS,
+    )  # fmt: skip
+    return pre_PRF, hidden_RF
+
+
+@gluon.jit
+def _hopper_up(
+    x, w_up, w_gate, pre_up, pre_gate, hidden_ptr, table_ptr, D, F, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
+    STAGES: gl.constexpr, EPILOGUE: gl.constexpr, PRODUCER: gl.constexpr,
+):  # fmt: skip
+    a = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BM, BK], x.layout)
+    b = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BK, BN], w_up.layout)
+    sums = gl.allocate_shared_memory(gl.bfloat16, [4 * BM // CHUNK_ROWS, CHUNK_ROWS, WIDTH], gl.NVMMASharedLayout(128, 16, 2))
+    full, empty = barriers(STAGES), barriers(STAGES)
+    written, taken = barriers(1), barriers(1)
+    columns = gl.cdiv(F, BN // 2)
+    gl.warp_specialize(
+        [
+            (_multiply, (a, b, sums, full, empty, written, taken, table_ptr, columns, D)),
+            (_activate, (sums, written, taken, pre_up, pre_gate, hidden_ptr, table_ptr, columns, F)),
+            (_fetch, (x, w_up, w_gate, a, b, full, empty, table_ptr, columns, D)),
+        ],
+        [4, 1],
+        [EPILOGUE, PRODUCER],
+    )
+
+
+@gluon.jit
+def _fetch(x, w_up, w_gate, a, b, full, empty, table_ptr, columns, D):
+    STAGES: gl.constexpr = a.shape[0]
+    BK: gl.constexpr = a.shape[2]
+    HALF: gl.constexpr = b.shape[2] // 2
+    tiles = gl.load(table_ptr) * columns
+    step = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        expert, row, _ = find(table_ptr, tile, tiles, columns)
+        column = tile % columns * HALF
+        for k in range(0, D, BK):
+            stage = step % STAGES
+            mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
+            ready = full.index(stage)
+            mbarrier.expect(ready, x.block_type.nbytes + w_up.block_type.nbytes + w_gate.block_type.nbytes)
+            tma.async_copy_global_to_shared(x, [row, k], ready, a.index(stage))
+            halves = b.index(stage)._reinterpret(gl.bfloat16, [2, BK, HALF], w_up.layout)
+            tma.async_copy_global_to_shared(w_up, [expert * D + k, column], ready, halves.index(0))
+            tma.async_copy_global_to_shared(w_gate, [expert * D + k, column], ready, halves.index(1))
+            step += 1
+
+
+@gluon.jit
+def _multiply(a, b, sums, full, empty, written, taken, table_ptr, columns, D):
+    STAGES: gl.constexpr = a.shape[0]
+    BM: gl.constexpr = a.shape[1]
+    BK: gl.constexpr = a.shape[2]
+    BN: gl.constexpr = b.shape[2]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, BN // 2, 16])
+    tiles, steps = gl.load(table_ptr) * columns, gl.cdiv(D, BK)
+    first, turn = 0, 0
+    for _ in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        block = gl.zeros([BM, BN], gl.float32, layout)
+        for step in range(first, first + steps):
+            stage = step % STAGES
+            mbarrier.wait(full.index(stage), step // STAGES & 1)
+            block = warpgroup_mma(a.index(stage), b.index(stage), block, is_async=True)
+            block = warpgroup_mma_wait(1, deps=[block])
+            mbarrier.arrive(empty.index((step - 1) % STAGES), pred=step > first)
+        block = warpgroup_mma_wait(0, deps=[block])
+        first += steps
+        mbarrier.arrive(empty.index((first - 1) % STAGES))
+        hand_over(block, sums, written, taken, turn)
+        turn += 1  # noqa: SIM113  Gluon has no enumerate
+
+
+@gluon.jit
+def _activate(sums, written, taken, pre_up, pre_gate, hidden_ptr, table_ptr, columns, F):
+    """The sums are what is kept for backward as they are; the activation is that of what is kept."""
+    CHUNKS: gl.constexpr = sums.shape[0]
+    BM: gl.constexpr = CHUNKS // 4 * CHUNK_ROWS
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    pieces = sums._reinterpret(gl.bfloat16, [4, BM, WIDTH], sums.layout)
+    tiles = gl.load(table_ptr) * columns
+    turn = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        _, row, end = find(table_ptr, tile, tiles, columns)
+        column = tile % columns * (2 * WIDTH)
+        mbarrier.wait(written.index(0), turn & 1)
+        _store_rows(pre_up, end, row, column, pieces.index(0))
+        _store_rows(pre_up, end, row, column + WIDTH, pieces.index(1))
+        _store_rows(pre_gate, end, row, column, pieces.index(2))
+        _store_rows(pre_gate, end, row, column + WIDTH, pieces.index(3))
+        for chunk in range(0, CHUNKS // 2):
+            up_block = sums.index(chunk).load(layout).to(gl.float32)
+            gate_block = sums.index(chunk + CHUNKS // 2).load(layout).to(gl.float32)
+            hidden = (up_block * gate_block * sigmoid(gate_block)).to(gl.bfloat16)
+            rows = row + chunk % (CHUNKS // 4) * CHUNK_ROWS + gl.arange(0, CHUNK_ROWS, layout=gl.SliceLayout(1, layout))
+            lanes = column + chunk // (CHUNKS // 4) * WIDTH + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
+            place = hidden_ptr + rows[:, None].to(gl.int64) * F + lanes[None, :]
+            gl.store(place, hidden, mask=(rows < end)[:, None] & (lanes < F)[None, :])
+        tma.store_wait(0)
+        barrier()
+        mbarrier.arrive(taken.index(0))
+        turn += 1  # noqa: SIM113
+
+
+@gluon.jit
+def _store_rows(ragged, end, row, column, memory):
+    shape: gl.constexpr = [1, 1, memory.shape[0], memory.shape[1]]
+    block = memory._reinterpret(memory.dtype, shape, ragged.layout)
+    tma.async_copy_shared_to_global(ragged, [ROWS, end, ROWS - end + row, column], block)
