@@ -17,7 +17,7 @@ from moebius.config import Config
 from moebius.memory import memory
 from moebius.model.backends import is_compiled
 from moebius.profile.measure import Steps
-from moebius.train.session import choose_device
+from moebius.train.session import backends_for, choose_device
 from moebius.train.step import autocast, matmul_dtype
 
 MICRO_BATCHES = (16, 8, 4, 2, 1)
@@ -189,7 +189,8 @@ def _room(configs: Mapping[str, Config]) -> float:
 def _peak_bytes(config: Config) -> float:
     device = choose_device(config.train.device)
     item = matmul_dtype(config.train, device).itemsize
-    return memory(config, item, is_compiled(config.parallel, device)).peak + CONTEXT
+    own_kernels = backends_for(config, device).has_own_kernels
+    return memory(config, item, is_compiled(config.parallel, device), own_kernels=own_kernels).peak + CONTEXT
 
 
 def _with_micro_batch(config: Config, size: int) -> Config:

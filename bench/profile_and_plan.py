@@ -75,7 +75,7 @@ def compare(config: Config, name: str, folder: Path | None) -> str:
     low, high = prepared_over_plain(config, steps)
     if name == "pr_moe":
         print(verify(steps, every[0]), flush=True)
-    bytes_planned = memory(config, ITEM, compiled=True).peak
+    bytes_planned = memory(config, ITEM, compiled=True, own_kernels=steps.backends.has_own_kernels).peak
     seconds_planned = sum(step_seconds(config, device_named("here"), Share.whole(config)).values())
     return (
         f"{found.measured.covered:7.1%}  {low:.3f} to {high:.3f}  "

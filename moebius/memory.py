@@ -67,8 +67,9 @@ class Memory:
         return {name: size for name, size in found.items() if size}
 
 
-def memory(config: Config, item: int, compiled: bool, share: Share | None = None) -> Memory:
-    """Of a training step. item: bytes of a number in a matrix product; share: default, the whole run on one device."""
+def memory(config: Config, item: int, compiled: bool, share: Share | None = None, own_kernels: bool = False) -> Memory:
+    """Of a training step. item: bytes of a number in a matrix product; share: default, the whole run on one device;
+    own_kernels: the experts', which keep no activation and no result."""
     model, train = config.model, config.train
     share = share or Share.whole(config)
     tokens = share.sequences * train.seq_len
@@ -77,7 +78,7 @@ def memory(config: Config, item: int, compiled: bool, share: Share | None = None
     experts = counts["experts"] + mtp_experts
     held = share.shared * (sum(counts.values()) - experts) + share.experts * experts
     muon = hidden_weights(model) / sum(counts.values()) if train.optimizer == "muon" else 0.0
-    blocks = [_block(model, layer, item, compiled, share.imbalance) for layer in range(model.num_layers)]
+    blocks = [_block(model, layer, item, compiled, share.imbalance, own_kernels) for layer in range(model.num_layers)]
     kept = blocks
     match config.parallel.activation_checkpointing:
         case "full":
@@ -86,7 +87,8 @@ def memory(config: Config, item: int, compiled: bool, share: Share | None = None
             kept = [_products(model, layer, item, share.imbalance) for layer in range(model.num_layers)]
     again = 0.0 if kept is blocks else max(blocks)  # one block's, computed once more
     head = tokens * (WIDE + item) * model.dim + _logits(config, tokens, item, compiled)
-    mtp = len(MTP_OFFSETS) * (head + tokens * _mlps(model, model.num_layers - 1, item, compiled, share.imbalance))
+    last = _mlps(model, model.num_layers - 1, item, compiled, share.imbalance, own_kernels)
+    mtp = len(MTP_OFFSETS) * (head + tokens * last)
     largest = max(expert_weights(model)[layer] * share.experts for layer in range(model.num_layers))
     return Memory(
         weights=WIDE * held,
@@ -95,7 +97,7 @@ def memory(config: Config, item: int, compiled: bool, share: Share | None = None
         casts=_casts(config, item, share),
         activations=tokens * (sum(kept) + again),
         logits=head + (mtp if model.use_mtp else 0.0),
-        backward=tokens * max(_backward(model, layer, item, share.imbalance) for layer in range(model.num_layers)),
+        backward=tokens * max(_backward(model, layer, item, share.imbalance, own_kernels) for layer in range(model.num_layers)),
         gathered=(1 - share.shared) * 2 * item * ((sum(counts.values()) - experts) / model.num_layers + largest),
         is_accumulating=share.passes > 1,
     )
@@ -113,7 +115,7 @@ def routed_rows(model: ModelConfig, layer: int) -> float:
     return float(count if model.router_type == "sigmoid" else model.experts_per_token(count))
 
 
-def _block(model: ModelConfig, layer: int, item: int, compiled: bool, imbalance: float) -> float:
+def _block(model: ModelConfig, layer: int, item: int, compiled: bool, imbalance: float, own_kernels: bool) -> float:
     """Bytes a token that backward keeps of a whole block."""
     D, query, heads = model.dim, model.num_heads * model.head_width, model.num_kv_heads * model.head_width
     if not compiled:
@@ -123,17 +125,20 @@ def _block(model: ModelConfig, layer: int, item: int, compiled: bool, imbalance:
         attention += item * (query + heads)
     if not compiled:
         attention += WIDE * 2 * D + item * (query + heads)  # the stream after attention, inputs of the rotation
-    return attention + _mlps(model, layer, item, compiled, imbalance)
+    return attention + _mlps(model, layer, item, compiled, imbalance, own_kernels)
 
 
-def _mlps(model: ModelConfig, layer: int, item: int, compiled: bool, imbalance: float) -> float:
+def _mlps(model: ModelConfig, layer: int, item: int, compiled: bool, imbalance: float, own_kernels: bool) -> float:
     """Bytes a token of a block's second half."""
     D, matrices = model.dim, model.matrices_per_mlp
     rows, count = routed_rows(model, layer) * imbalance, model.experts_per_layer[layer]
     kept = matrices if compiled else matrices + 1  # eager code keeps the activation beside its product with the gate
     both = 2 if model.base_width and count else 1
     routing = (3 * WIDE * count + 2 * INDEX * rows) if count else 0.0
-    return item * (both * D + kept * model.base_width + rows * (2 * D + kept * model.expert_widths[layer])) + routing
+    of_row = 2 * D + kept * model.expert_widths[layer]
+    if own_kernels:
+        of_row = (D if routed_rows(model, layer) == 1 else 0) + (matrices - 1) * model.expert_widths[layer]
+    return item * (both * D + kept * model.base_width + rows * of_row) + routing
 
 
 def _products(model: ModelConfig, layer: int, item: int, imbalance: float) -> float:
@@ -144,10 +149,10 @@ def _products(model: ModelConfig, layer: int, item: int, imbalance: float) -> fl
     return WIDE * (D + model.num_heads) + item * (2 * query + 2 * heads + D + mlps)
 
 
-def _backward(model: ModelConfig, layer: int, item: int, imbalance: float) -> float:
+def _backward(model: ModelConfig, layer: int, item: int, imbalance: float, own_kernels: bool) -> float:
     """Bytes a token of the widest gradients that a block's backward has at once."""
-    rows = routed_rows(model, layer) * imbalance
-    return item * (rows * (model.dim + 2 * model.expert_widths[layer]) + 2 * model.base_width) + 2 * WIDE * model.dim
+    rows, made = routed_rows(model, layer) * imbalance, 3 if own_kernels else 2
+    return item * (rows * (model.dim + made * model.expert_widths[layer]) + 2 * model.base_width) + 2 * WIDE * model.dim
 
 
 def _logits(config: Config, tokens: int, item: int, compiled: bool) -> float:

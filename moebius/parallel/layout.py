@@ -79,6 +79,7 @@ _EXPENSIVE = {  # matrix products and attention: dear to compute, small to keep;
     "aten.bmm",
     "aten._grouped_mm",
     "moebius.float8_product",
+    "moebius.experts_forward",
     "aten._scaled_dot_product_flash_attention",
     "aten._scaled_dot_product_flash_attention_for_cpu",
     "aten._scaled_dot_product_efficient_attention",

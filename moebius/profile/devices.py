@@ -17,14 +17,15 @@ class Sheet:
     memory: float
     link: float
     network: float
+    is_hopper: bool = False
 
 
 SHEETS = (  # the first whose title is in a GPU's name is its own
     Sheet("B200", 2250e12, 8.0e12, 191e9, 900e9, 50e9),
-    Sheet("H200", 989e12, 4.8e12, 149.9e9, 450e9, 50e9),
-    Sheet("H100 PCIe", 756e12, 2.0e12, 84.9e9, 64e9, 25e9),
-    Sheet("H100 NVL", 835e12, 3.9e12, 100e9, 300e9, 50e9),
-    Sheet("H100", 989e12, 3.35e12, 84.9e9, 450e9, 50e9),
+    Sheet("H200", 989e12, 4.8e12, 149.9e9, 450e9, 50e9, is_hopper=True),
+    Sheet("H100 PCIe", 756e12, 2.0e12, 84.9e9, 64e9, 25e9, is_hopper=True),
+    Sheet("H100 NVL", 835e12, 3.9e12, 100e9, 300e9, 50e9, is_hopper=True),
+    Sheet("H100", 989e12, 3.35e12, 84.9e9, 450e9, 50e9, is_hopper=True),
     Sheet("A100-SXM4-40GB", 312e12, 1.56e12, 42.4e9, 300e9, 25e9),
     Sheet("A100-PCIE-40GB", 312e12, 1.56e12, 42.4e9, 32e9, 25e9),
     Sheet("A100", 312e12, 2.04e12, 84.9e9, 300e9, 25e9),
@@ -38,7 +39,7 @@ PRODUCTS, COPIES, LINKS = 0.785, 0.896, 0.8  # shares of the sheet that an H100 
 class Device:
     """flops: of a large bfloat16 product, and bytes: of a large copy, a second; memory: bytes that a process can have; link and
     network: bytes a second that one device sends while it receives as much, inside a machine of `per_machine` and between
-    machines."""
+    machines; is_hopper: the experts' own kernels run on it."""
 
     name: str
     flops: float
@@ -47,6 +48,7 @@ class Device:
     link: float
     network: float
     source: str
+    is_hopper: bool = False
     per_machine: int = 8
 
 
@@ -56,7 +58,7 @@ def _from_sheet(sheet: Sheet) -> Device:
     source = (
         "measured" if sheet.title == "H100" else "its data sheet, at the shares that an H100 was measured to reach of its own"
     )
-    return Device(name, *rates, source)
+    return Device(name, *rates, source, sheet.is_hopper)
 
 
 DEVICES = {device.name: device for device in map(_from_sheet, SHEETS)}

@@ -78,6 +78,11 @@ class _Case:
         busy = measured.of(component) - measured.of(component, "waiting")
         return 1 - measured.of(component, "forward") / busy if busy else 1.0
 
+    def memory(self, config: Config) -> float:
+        """Bytes that a step of the configuration should need at most."""
+        steps = self.steps
+        return memory(config, self.profile.item, steps.is_compiled, own_kernels=steps.backends.has_own_kernels).peak
+
     def ratio_of_widths(self, other: int, present: int) -> float:
         """Of the times of a product from the residual stream's width to these."""
         other_product, present_product = (trials.product(self.steps, self.model.dim, width) for width in (other, present))
@@ -252,7 +257,7 @@ def _logits(case: _Case) -> Iterator[Finding]:
     if config.parallel.loss_chunks > 1 or not peak:
         return
     in_parts = replace(config, parallel=replace(config.parallel, loss_chunks=LOSS_CHUNKS))
-    all_at_once, part = (memory(each, case.profile.item, case.steps.is_compiled).peak for each in (config, in_parts))
+    all_at_once, part = (case.memory(each) for each in (config, in_parts))
     if all_at_once - part < LOGITS * peak:
         return
     ratio = trials.ratio(trials.head(case.steps, LOSS_CHUNKS), trials.head(case.steps, 1), case.steps.device)
@@ -271,7 +276,7 @@ def _recomputation(case: _Case) -> Iterator[Finding]:
     if parallel.activation_checkpointing == "none" or device.type == "cpu":
         return
     without = replace(case.profile.config, parallel=replace(parallel, activation_checkpointing="none"))
-    needed, has = memory(without, case.profile.item, case.steps.is_compiled).peak, case.steps.device_bytes
+    needed, has = case.memory(without), case.steps.device_bytes
     if needed < 0.9 * has:
         components = BLOCK if parallel.activation_checkpointing == "full" else BLOCK - KEPT
         yield case.finding(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +26,8 @@ OF_BLOCKS = (
     (experts, "combine", "combine"),
     (moe, "layer_stats", "router"),
 )
+# functions inside the operators that are the experts' own kernels, compiled around or not
+OF_KERNELS = (("sort_by_expert", "dispatch"), ("gather", "dispatch"), ("combine", "combine"))
 MODULES = {
     "query": "attention_projections",
     "key": "attention_projections",
@@ -47,6 +50,12 @@ def marked_calls(timeline: Timeline, compiled: bool) -> Iterator[None]:
     with ExitStack() as stack:
         for place, name, component in OF_STEPS + (() if compiled else OF_BLOCKS):
             stack.enter_context(patch.object(place, name, timeline.around(component, getattr(place, name))))
+        if find_spec("triton") is not None:
+            from moebius.kernels import experts as kernels
+
+            for name, component in OF_KERNELS:
+                marked = timeline.part(component, "expert_gemms", getattr(kernels, name))
+                stack.enter_context(patch.object(kernels, name, marked))
         yield
 
 

@@ -42,6 +42,7 @@ class Timeline:
         self._clock = DeviceClock(device) if device.type == "cuda" else HostClock()
         self._inside: list[Place] = []
         self._whole = ""
+        self._components: tuple[str, ...] = ()
 
     @property
     def is_on(self) -> bool:
@@ -76,6 +77,7 @@ class Timeline:
         """From here on time is these components', or that of the WHOLE one around them."""
         if not self.is_on:
             return
+        self._components = components
         is_backward = torch._C._current_graph_task_id() != -1
         self._clock.mark((self._whole,) if self._whole else components, "backward" if is_backward else "forward")
 
@@ -86,6 +88,19 @@ class Timeline:
             if not self.is_on:
                 return function(*args, **kwargs)
             return self._leave(function(*self._enter(component, args), **kwargs))
+
+        return timed
+
+    def part(self, component: str, of: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, called inside an operator that is all one component's to the compiler: its time is another's."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._components != (of,):
+                return function(*args, **kwargs)
+            self.record((component,))
+            result = function(*args, **kwargs)
+            self.record((of,))
+            return result
 
         return timed
 

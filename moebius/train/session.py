@@ -61,7 +61,7 @@ def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> Tra
     backends = backends_for(config, device)
     model = seeded(config.train.seed, config.model, backends).to(device)
     choices = [*backends.reasons, *lay_out(model, config.parallel, device)]
-    for line in summary(config, corpus, device, choices):
+    for line in summary(config, corpus, device, choices, backends.has_own_kernels):
         say(line)
     if config.train.common_start:
         tie_experts(model)

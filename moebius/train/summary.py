@@ -11,15 +11,15 @@ from moebius.observe.terminal import table
 from moebius.train.step import matmul_dtype
 
 
-def summary(config: Config, corpus: Corpus, device: torch.device, choices: list[str]) -> list[str]:
-    """Lines for the terminal."""
+def summary(config: Config, corpus: Corpus, device: torch.device, choices: list[str], own_kernels: bool) -> list[str]:
+    """Lines for the terminal. own_kernels: the experts'."""
     model, train = config.model, config.train
     counts = cost.parameters(model)
     flops = cost.forward_flops_per_token(model, train.seq_len)
     total_flops = 3 * sum(flops.values())
     shares = ", ".join(f"{name} {value / sum(flops.values()):.0%}" for name, value in flops.items() if value)
     dtype = matmul_dtype(train, device)
-    needed = memory(config, dtype.itemsize, is_compiled(config.parallel, device))
+    needed = memory(config, dtype.itemsize, is_compiled(config.parallel, device), own_kernels=own_kernels)
     rows = [
         ("parameters", f"{_short(sum(counts.values()))} total, {_active(config)} active per token"),
         ("", ", ".join(f"{name} {_short(count)}" for name, count in counts.items() if count)),

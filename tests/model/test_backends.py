@@ -24,7 +24,7 @@ DOCUMENTS = torch.tensor([[0, 0, 1]])
         ("auto", "cpu", torch.bfloat16, loop, "CPU"),
         ("loop", "cpu", torch.float32, loop, "asked for"),
         ("grouped", "cpu", torch.float32, grouped, "asked for"),
-        ("auto", "cuda", torch.bfloat16, grouped, "no host synchronisation"),
+        ("grouped", "cuda", torch.bfloat16, grouped, "asked for"),
         ("grouped", "cuda:1", torch.bfloat16, grouped, "asked for"),
         ("loop", "cuda", torch.bfloat16, loop, "asked for"),
         ("auto", "cuda", torch.float32, loop, "wants bfloat16"),
@@ -44,20 +44,24 @@ def test_experts(asked, device, dtype, expected, reason):
 
 
 @pytest.mark.parametrize(
-    ("dim", "installed", "capability", "expected", "reason"),
+    ("asked", "dim", "installed", "capability", "expected", "reason"),
     [
-        (896, True, (9, 0), triton, "asked for"),
-        (896, True, (8, 0), grouped, "Hopper"),
-        (900, True, (9, 0), grouped, "model.dim a multiple of 8, not 900"),
-        (896, False, (9, 0), grouped, "not installed"),
+        ("triton", 896, True, (9, 0), triton, "asked for"),
+        ("triton", 896, True, (8, 0), grouped, "Hopper"),
+        ("triton", 900, True, (9, 0), grouped, "model.dim a multiple of 8, not 900"),
+        ("triton", 896, False, (9, 0), grouped, "not installed"),
+        ("auto", 896, True, (9, 0), triton, "times as fast"),
+        ("auto", 896, True, (8, 0), grouped, "no host synchronisation"),
+        ("auto", 900, True, (9, 0), grouped, "no host synchronisation"),
+        ("auto", 896, False, (9, 0), grouped, "no host synchronisation"),
     ],
 )
-def test_triton_runs_or_its_obstacle_is_named(monkeypatch, dim, installed, capability, expected, reason):
+def test_triton_runs_or_its_obstacle_is_named(monkeypatch, asked, dim, installed, capability, expected, reason):
     monkeypatch.setattr("moebius.model.backends.find_spec", lambda name: name if installed else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    backends = choose_backends(ParallelConfig(expert_backend="triton"), "cuda", torch.bfloat16, dim=dim)
-    assert backends.run_experts is expected
+    backends = choose_backends(ParallelConfig(expert_backend=asked), "cuda", torch.bfloat16, dim=dim)
+    assert backends.run_experts is expected and backends.has_own_kernels == (expected is triton)
     line = backends.reasons[0]
     assert line.startswith(f"experts: {expected.__name__} (") and reason in line and line.endswith(")") and "\n" not in line
 

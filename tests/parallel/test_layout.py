@@ -90,15 +90,16 @@ def test_every_checkpointing_is_traced_whole(checkpointing):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["grouped", "triton"])
 @pytest.mark.parametrize(("variant", "checkpointing"), zip(VARIANTS, ("none", "full", "selective"), strict=True))
-def test_compiled_is_eager(variant, checkpointing):
+def test_compiled_is_eager(variant, checkpointing, backend):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     device = torch.device("cuda")
     config = replace(VARIANTS[variant], expert_dropout=0.0, dim=64, head_dim=16)  # dropout draws differ once compiled
     eager = ParallelConfig(compile="off", expert_backend="loop", activation_checkpointing=checkpointing)
     losses = []
-    for parallel in (eager, replace(eager, compile="on", expert_backend="grouped")):
+    for parallel in (eager, replace(eager, compile="on", expert_backend=backend)):
         model = seeded(0, config, choose_backends(parallel, device, torch.bfloat16)).to(device)
         lay_out(model, parallel, device)
         tokens = torch.randint(67, (2, 132), generator=torch.Generator().manual_seed(1)).to(device)

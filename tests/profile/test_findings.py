@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from moebius.memory import memory
-from moebius.model.attention import attend_expanded, attend_native
-from moebius.model.experts import grouped, loop
+from moebius.model.attention import AttentionFunction, attend_expanded, attend_native
+from moebius.model.backends import Backends
+from moebius.model.experts import ExpertsFunction, grouped, loop
 from moebius.profile import trials
 from moebius.profile.findings import Finding, changed, describe, findings
 from moebius.profile.gpu import Usage
@@ -17,6 +18,10 @@ from moebius.profile.report import Profile
 from tests.profile.made_up import made_up, small_config
 
 PLAIN = ("--model.num_heads=1", "--model.num_kv_heads=1", "--model.moe_min_expansion=4", "--model.moe_max_expansion=4")
+
+
+def backends_of(run_experts: ExpertsFunction, attend: AttentionFunction) -> Backends:
+    return Backends(run_experts, attend, mask=lambda document_BS: None, reasons=())
 
 
 def stepped(profile: Profile, device: str = "cpu", **changes: Any) -> Any:
@@ -31,7 +36,7 @@ def stepped(profile: Profile, device: str = "cpu", **changes: Any) -> Any:
         micro_batch=train.batch_size // train.accumulation_steps,
         is_compiled=False,
         device_bytes=80e9,
-        backends=SimpleNamespace(attend=attend_native, run_experts=loop),
+        backends=backends_of(loop, attend_native),
         result=SimpleNamespace(router_grad_norm_M=torch.ones(2), stats=stats),
     )
     for name, value in changes.items():
@@ -113,7 +118,7 @@ def test_small_heads(half):
 
 def test_copied_heads_are_a_matter_of_a_gpu(same):
     profile = made_up(small_config("--model.num_heads=4", "--model.num_kv_heads=2", "--model.head_dim=64", *PLAIN[2:]))
-    backends = SimpleNamespace(attend=attend_expanded, run_experts=loop)
+    backends = backends_of(loop, attend_expanded)
     assert not found_in(profile, backends=backends)
 
 
@@ -133,7 +138,7 @@ def test_a_width_off_the_tile(half):
 
 def test_an_uneven_load_is_tried_against_an_even_one(half):
     profile = made_up(small_config(*PLAIN))
-    backends = SimpleNamespace(attend=attend_native, run_experts=grouped)
+    backends = backends_of(grouped, attend_native)
     assert "an uneven load that costs time" in titles(found_in(profile, backends=backends))
 
 

@@ -63,8 +63,8 @@ def barriers(COUNT: gl.constexpr):
 
 @gluon.jit
 def find(table_ptr, tile, tiles, columns):
-    """A tile's expert, its first row and its expert's end; of the last one for a tile that there is not."""
-    place = table_ptr + 4 * (gl.minimum(tile, tiles - 1) // columns + 1)
+    """A tile's expert, its first row and its expert's end; of the last one for a tile that there is not, or no rows at all."""
+    place = table_ptr + 4 * (gl.maximum(gl.minimum(tile, tiles - 1), 0) // columns + 1)
     return gl.load(place), gl.load(place + 1), gl.load(place + 2)
 
 

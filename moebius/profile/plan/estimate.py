@@ -17,6 +17,7 @@ from moebius.profile.floor import optimizer_bytes
 ITEM = 2
 DOCUMENT_TOKENS = 800  # a document, on average: a source file or a web page
 GROUPED_START, GROUPED = 52e-6, 1.236  # seconds before a grouped product runs; its time over that of a plain one
+OWN_START, OWN_FORWARD, OWN_BACKWARD = 10e-6, 1.21, 1.32  # of our own kernels, which have the activation in them
 ATTENTION = {32: 2.46e-3, 64: 1.87e-3, 112: 1.85e-3, 128: 1.71e-3}  # forward and backward, 16 x 2048 tokens, heads of 896
 WITHOUT_KEYS = 0.58  # of attention's time at 1024 keys a query: what does not depend on how many there are
 NORM, NORM_WITH_BASE = 56, 104  # bytes a number of the stream and layer
@@ -58,6 +59,12 @@ def step_seconds(config: Config, device: Device, share: Share) -> dict[str, floa
     return {name: seconds for name, seconds in found.items() if seconds}
 
 
+def has_own_kernels(config: Config, device: Device) -> bool:
+    """Whether the device would run the experts in moebius/kernels."""
+    is_chosen = config.parallel.expert_backend in ("auto", "triton") and config.train.expert_dtype != "float8"
+    return device.is_hopper and is_chosen and config.model.dim % 8 == 0
+
+
 def experts_per_token(model: ModelConfig) -> list[float]:
     """By layer, the MTP layer's three passes last if it has one. A fresh sigmoid router's scores lie close around a half: a
     token has all experts if the threshold is below that, else about half of them."""
@@ -97,20 +104,42 @@ def _mlps(config: Config, device: Device, layer: int, tokens: int, share: Share)
         found["base_mlp"] = (forward + extra[0], backward + extra[1])
     if not count:
         return found
+    found["router"] = (ROUTER / 2, ROUTER / 2)
     rows = tokens * routed_rows(model, layer) * share.imbalance  # of static shapes: all are moved
     used = tokens * share.imbalance * experts_per_token(model)[layer]
     weights = model.matrices_per_mlp * D * width * count
+    if has_own_kernels(config, device):
+        return found | _own_kernels(model, device, tokens, rows, used, width, weights, share)
     product = GROUPED * 2 * used * D * width / device.flops
     moved = ITEM * (used * (D + width) + weights / model.matrices_per_mlp / share.expert_parallel) / device.bytes
     products = model.matrices_per_mlp * (GROUPED_START + max(product, moved))
     cast = (WIDE + ITEM) * weights * share.experts / device.bytes
-    found["router"] = (ROUTER / 2, ROUTER / 2)
     bytes_moved = 2 * ITEM * rows * D / device.bytes
     found["dispatch"] = (DISPATCH / 2 + bytes_moved, DISPATCH / 2 + bytes_moved)
     found["expert_gemms"] = (products + cast, 2 * products + cast)
     found["activation"] = _activation(device, rows * width, len(ups))
     combined = ITEM * (rows + 1.5 * tokens) * D / device.bytes
     found["combine"] = (combined, combined)
+    return found
+
+
+def _own_kernels(
+    model: ModelConfig, device: Device, tokens: int, rows: float, used: float, width: int, weights: int, share: Share
+) -> dict[str, tuple[float, float]]:
+    """The products with what is in them: at one expert a token they also bring results to their tokens."""
+    D, matrices = model.dim, model.matrices_per_mlp
+    flops = 2 * matrices * used * D * width / device.flops
+    read = weights / share.expert_parallel
+    moved = ITEM * (used * (2 * D + (matrices + 1) * width) + read) / device.bytes
+    moved_back = ITEM * (used * (6 * D + 3 * matrices * width) + 3 * read) / device.bytes
+    forward = 2 * OWN_START + max(OWN_FORWARD * flops, moved)
+    backward = 3 * OWN_START + max(OWN_BACKWARD * 2 * flops, moved_back)
+    cast = (WIDE + ITEM) * weights * share.experts / device.bytes
+    gathered = OWN_START + 2 * ITEM * rows * D / device.bytes
+    found = {"expert_gemms": (forward + cast, backward + cast), "dispatch": (gathered + OWN_START, gathered)}
+    if rows > tokens:
+        combined = OWN_START + ITEM * (rows + tokens) * D / device.bytes
+        found |= {"dispatch": (gathered + OWN_START, 2 * gathered), "combine": (combined, combined)}
     return found
 
 

@@ -14,7 +14,7 @@ from moebius.config import Config, ModelConfig
 from moebius.cost import parameters, training_flops_per_token
 from moebius.memory import WIDE, Memory, Share, memory
 from moebius.profile.devices import Device
-from moebius.profile.plan.estimate import ITEM, experts_per_token, step_seconds
+from moebius.profile.plan.estimate import ITEM, experts_per_token, has_own_kernels, step_seconds
 
 Recomputing = Literal["none", "full", "selective"]
 
@@ -102,7 +102,7 @@ def planned(config: Config, device: Device, layout: Layout, imbalance: float = 1
         expert_parallel=layout.expert_parallel,
         imbalance=_busiest(config.model, layout.expert_parallel, imbalance),
     )
-    needed = memory(config, ITEM, compiled=True, share=share)
+    needed = memory(config, ITEM, compiled=True, share=share, own_kernels=has_own_kernels(config, device))
     computing = step_seconds(config, device, share)
     sent, waited = _communication(config, device, layout, share.imbalance)
     hidden = max(0.0, waited["weights"] - BEHIND * sum(computing.values()))
