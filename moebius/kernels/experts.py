@@ -5,6 +5,7 @@ keep, and not the experts' outputs.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,10 +70,20 @@ def _forward(
     return [out_TD, x_RD if gate_TK.shape[1] == 1 else x_RD.new_empty(0), pre_PRF, *order]
 
 
-_forward_operator = torch.library.custom_op("moebius::experts_forward", _forward, mutates_args=())
+# Defined by hand: torch.library.custom_op's own wrapper costs the host as much as the kernels' launches.
+_library = torch.library.Library("moebius", "FRAGMENT")
 
 
-@_forward_operator.register_fake
+def _operator(name: str, run: Callable[..., list[Tensor]]) -> Any:
+    _library.define(name + torch.library.infer_schema(run, mutates_args=()))
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    return getattr(torch.ops.moebius, name).default
+
+
+_forward_operator = _operator("experts_forward", _forward)
+
+
+@torch.library.register_fake("moebius::experts_forward", lib=_library)
 def _(x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, seed, activation, dropout):
     R, E, D, F = expert_TK.numel(), *w_up_EDF.shape
     sizes = ((R,), expert_TK.shape, (E + 2,), (1 + -(-R // TILE_ROWS) + E, 4))
@@ -110,10 +121,10 @@ def _backward(
     return [x_grad_TD, gate_grad_TK.to(gate_TK.dtype), w_up_grad, w_down_grad, *([] if w_gate_grad is None else [w_gate_grad])]
 
 
-_backward_operator = torch.library.custom_op("moebius::experts_backward", _backward, mutates_args=())
+_backward_operator = _operator("experts_backward", _backward)
 
 
-@_backward_operator.register_fake
+@torch.library.register_fake("moebius::experts_backward", lib=_library)
 def _(grad_TD, x_saved, gate_TK, w_gate_EDF, w_up_EDF, w_down_EFD, *_):
     weights = [w for w in (w_up_EDF, w_down_EFD, w_gate_EDF) if w is not None]
     return [w.new_empty(w.shape) for w in (grad_TD, gate_TK, *weights)]

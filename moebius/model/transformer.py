@@ -11,7 +11,7 @@ from moebius.config import MTP_OFFSETS, ModelConfig
 from moebius.model.attention import Attention
 from moebius.model.backends import Backends, choose_backends
 from moebius.model.experts import Experts
-from moebius.model.head import head_cross_entropy
+from moebius.model.head import head_cross_entropy, part_of_loss
 from moebius.model.init import initialise
 from moebius.model.loss import Balancing, Loss, documents, shifted_targets, total_loss
 from moebius.model.moe import MoE
@@ -35,6 +35,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.backends = backends or choose_backends()
+        self.loss_part = part_of_loss
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         shapes = zip(config.experts_per_layer, config.expert_widths, strict=True)
         self.layers = nn.ModuleList(Block(config, *shape, self.backends) for shape in shapes)
@@ -83,7 +84,8 @@ class Transformer(nn.Module):
 
     def head_loss(self, hidden_BSD: Tensor, target_BS: Tensor, bias_V: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of the LM head's logits, with a bias on them."""
-        return head_cross_entropy(self.norm(hidden_BSD), self.lm_head.weight, target_BS, bias_V, self.backends.loss_chunks)
+        chunks = self.backends.loss_chunks
+        return head_cross_entropy(self.norm(hidden_BSD), self.lm_head.weight, target_BS, bias_V, chunks, self.loss_part)
 
     def embed(self, tokens_BS: Tensor) -> Tensor:
         """Unit variance, unless the embedding is also the head: see moebius/model/init.py."""

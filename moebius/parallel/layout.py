@@ -47,7 +47,10 @@ def _compile(model: Transformer) -> None:
         layer.compile()
     if model.mtp is not None:
         model.mtp.compile()
-    model.head_loss = torch.compile(model.head_loss)
+    if model.backends.loss_chunks == 1:
+        model.head_loss = torch.compile(model.head_loss)
+    else:
+        model.loss_part = torch.compile(model.loss_part)
 
 
 def _recompute_in_backward(block: nn.Module, selective: bool) -> None:
