@@ -30,7 +30,7 @@ ROUNDS, STEPS = 8, 3
 CASES = {
     "standard": "standard --train.batch_size=16",
     "dense": "dense --train.batch_size=16",
-    "pr_moe": "pr_moe --train.batch_size=8",
+    "pr_moe": "pr_moe --train.batch_size=16",
     "stability": "stability --train.batch_size=8",
     "switch, 12 layers of 1024": "switch --train.batch_size=32 --train.micro_batch_size=16 --model.num_layers=12 "
     "--model.num_experts=8 --model.dim=1024 --model.num_heads=16 --model.num_kv_heads=4",

@@ -34,7 +34,8 @@ def launch(kernel: Any, programs: tuple[int, ...], *args: Any, **options: Any) -
     if known is None:
         _compiled[tuple(key)] = kernel[programs](*args, **options)  # None from the interpreter
         return
-    stream = driver.active.get_current_stream(device)  # what follows is what the compiled kernel's own [] does, without hooks
+    # what the compiled kernel's own [] does, but for hooks
+    stream = driver.active.get_current_stream(device)  # pyright: ignore[reportAttributeAccessIssue]
     known.run(*(*programs, 1, 1)[:3], stream, known.function, known.packed_metadata, None, None, None, *args)
 
 
