@@ -97,7 +97,9 @@ def _multiply(x_RI: Tensor, w_EOI: Tensor, end_E: Tensor) -> Tensor:
     """x_RI by its expert's transposed w_EOI, both with a scale for each sum: (R, O), in x's dtype."""
     x8_RI, x_scale_R1 = quantise(x_RI)
     w8_EOI, w_scale_EO1 = quantise(w_EOI)
-    return _product(x8_RI, w8_EOI, x_scale_R1.squeeze(-1), w_scale_EO1.squeeze(-1), end_E).to(x_RI.dtype)
+    out_RO = _product(x8_RI, w8_EOI, x_scale_R1.squeeze(-1), w_scale_EO1.squeeze(-1), end_E)
+    # a `to` that does nothing hides the function's result from torch 2.11's compiler, which then takes its gradient for zero
+    return out_RO if out_RO.dtype == x_RI.dtype else out_RO.to(x_RI.dtype)
 
 
 # An operator of its own, because inductor's lowering of torch's once lost the layout that it demands (pytorch#156325).

@@ -44,7 +44,7 @@ PLAIN = re.compile(
     r"|convert_element_type|_to_copy|clone|add"
 )
 # a kernel that is one of these by itself; what its inputs came from is among its operations, too
-PRODUCT = re.compile(r"(^|_|[^a-z])(add|b|baddb)?mm\b|attention")
+PRODUCT = re.compile(r"(^|_|[^a-z])(add|b|baddb)?mm\b|attention|^moebius\.")
 FRAME = re.compile(r'File "([^"]+)", line \d+, in (\w+)')
 PACKAGE = str(Path(__file__).parents[1])
 
