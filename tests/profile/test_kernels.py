@@ -49,6 +49,10 @@ def trace(*frames: str) -> str:
             [("aten._grouped_mm.default", trace("experts:compute")), ("aten.index", trace("experts:dispatch"))],
             ("expert_gemms",),
         ),
+        (
+            [("moebius.experts_forward.default", trace("experts:triton")), ("aten.topk", trace("router:forward"))],
+            ("expert_gemms",),
+        ),
         ([("flex_attention", trace("flex:attend_flex")), ("aten.mul", trace("rope:rotate"))], ("attention_core",)),
         ([("aten.comma.default", trace("rope:rotate")), ("aten.topk", trace("router:forward"))], ("rotary", "router")),
     ],

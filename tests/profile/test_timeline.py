@@ -77,6 +77,22 @@ def test_a_fused_kernel_is_split_evenly(ticking):
     assert found[Piece("norms", "forward")] == found[Piece("rotary", "forward")] == 0.5
 
 
+def test_a_part_of_an_operator_is_its_own_where_the_operator_is_its_components_alone(ticking):
+    timeline = Timeline(CPU)
+    gather = timeline.part("dispatch", "expert_gemms", lambda: None)
+    timeline.begin()
+    passed("expert_gemms")
+    gather()  # 2 dispatch, 3 expert_gemms again
+    passed("mtp")  # 4
+    gather()
+    assert timeline.end() == {  # at 5
+        Piece("everything_else", "forward"): 1.0,
+        Piece("expert_gemms", "forward"): 2.0,
+        Piece("dispatch", "forward"): 1.0,
+        Piece("mtp", "forward"): 1.0,
+    }
+
+
 def test_the_host_clock_loses_nothing(ticking):
     clock = HostClock()
     clock.start()
