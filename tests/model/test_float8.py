@@ -378,9 +378,11 @@ def test_one_product_of_the_gpu_at_real_sizes(hopper, shape):
 @pytest.mark.gpu
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_compiled_on_the_gpu_it_is_the_same(hopper, activation):
+    import torch._inductor.config as inductor
+
     inputs = inputs_of("some slots empty", activation, "cuda")
     compiled = torch.compile(float8, fullgraph=True)
-    with torch._inductor.config.patch(emulate_precision_casts=True):  # rounds where eager code does
+    with inductor.patch(emulate_precision_casts=True):  # rounds where eager code does
         assert_near(on_a_gpu(compiled, inputs), on_a_gpu(float8, inputs), SAME)
 
 
