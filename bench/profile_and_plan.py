@@ -20,10 +20,11 @@ from moebius.config import Config
 from moebius.memory import Share, memory
 from moebius.profile import report
 from moebius.profile.devices import device_named
-from moebius.profile.findings import describe, findings
+from moebius.profile.findings import findings
 from moebius.profile.measure import Steps
 from moebius.profile.plan.estimate import ITEM, step_seconds
 from moebius.profile.profile import profile, verify
+from moebius.profile.wording import describe
 from moebius.settings import read_config
 
 ROUNDS, STEPS = 8, 3

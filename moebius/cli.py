@@ -79,9 +79,10 @@ def profile(config_source: str, flags: list[str], seconds: float, as_json: bool,
     config = read_config(config_source, flags)
     _check_profile(seconds, chart, html, verify)
     from moebius.profile import report
-    from moebius.profile.findings import describe, findings
+    from moebius.profile.findings import findings
     from moebius.profile.profile import profile as profile_step
     from moebius.profile.profile import verify as verify_finding
+    from moebius.profile.wording import describe
     from moebius.train.session import choose_device
 
     found, steps = profile_step(config, choose_device(config.train.device), seconds)

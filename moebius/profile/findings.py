@@ -111,35 +111,6 @@ def changed(config: Config, finding: Finding) -> Config:
     return override(config, parse_flags(list(finding.flags)))
 
 
-def describe(profile: Profile, found: list[Finding]) -> list[str]:
-    """Lines for the terminal."""
-    if not found:
-        return [f"findings   nothing wrong; {bound(profile)}"]
-    text = ["findings"]
-    for number, each in enumerate(found, start=1):
-        text += [
-            f"{number:>3}. {each.title}: {each.evidence}",
-            f"     {' '.join(each.flags)}",
-            f"     {prediction(profile, each)}",
-        ]
-    return text
-
-
-def prediction(profile: Profile, finding: Finding) -> str:
-    """What the change should bring, in words."""
-    step, saved = profile.measured.seconds, f", and {finding.bytes / 1e9:.1f} GB less" if finding.bytes else ""
-    return f"predicted {step / finding.seconds:.2f}x as fast: {step * 1e3:.1f} -> {finding.seconds * 1e3:.1f} ms{saved}"
-
-
-def bound(profile: Profile) -> str:
-    """What the step is spent on, for a configuration with nothing wrong."""
-    rows = profile.rows
-    top = max(rows, key=lambda row: row.seconds)
-    products = sum(row.seconds for row in rows if row.flops / profile.ceilings.flops > row.bytes / profile.ceilings.bytes)
-    what = "matrix products" if products > 0.5 * profile.measured.seconds else "moving bytes"
-    return f"it is bound by {what}, most of all {top.component.replace('_', ' ')} ({top.share:.0%} of the step)"
-
-
 def _base_mlp(case: _Case) -> Iterator[Finding]:
     """The founding document's: a base MLP that every token passes beside the one expert it is meant to have."""
     model = case.model

@@ -5,9 +5,10 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from moebius.profile.findings import Finding, bound, prediction
+from moebius.profile.findings import Finding
 from moebius.profile.profile import Verified
 from moebius.profile.report import Profile, chart, headings, summary, values
+from moebius.profile.wording import bound, prediction
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;

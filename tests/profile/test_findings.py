@@ -12,9 +12,10 @@ from moebius.model.attention import AttentionFunction, attend_expanded, attend_n
 from moebius.model.backends import Backends
 from moebius.model.experts import ExpertsFunction, grouped, loop
 from moebius.profile import trials
-from moebius.profile.findings import Finding, changed, describe, findings
+from moebius.profile.findings import Finding, changed, findings
 from moebius.profile.gpu import Usage
 from moebius.profile.report import Profile
+from moebius.profile.wording import describe
 from tests.profile.made_up import made_up, small_config
 
 PLAIN = ("--model.num_heads=1", "--model.num_kv_heads=1", "--model.moe_min_expansion=4", "--model.moe_max_expansion=4")
