@@ -5,8 +5,8 @@
 
 Eight warps compute tiles of 128 x 256, of which each writes its sums to shared memory in bfloat16 and goes on to its next;
 others turn them into what the kernel is for. Triton's own pipeline leaves the tensor cores idle in every epilogue, and two
-groups of four warps that take turns (CUTLASS's ping-pong) read shared memory faster than it can be read: instructions of
-64 x 128 want 96 bytes a cycle, tiles of 128 x 128 bring in 64 more, and there are 128. docs/log.md has the times of all.
+groups of four warps that take turns (CUTLASS's ping-pong) want more of shared memory than it gives: instructions of 64 x 128
+read 96 bytes a cycle, tiles of 128 x 128 bring in 64 more, and there are 128. docs/log.md has the times of all.
 """
 
 from functools import cache
