@@ -70,7 +70,7 @@ def _forward(
     return [out_TD, x_RD if gate_TK.shape[1] == 1 else x_RD.new_empty(0), pre_PRF, *order]
 
 
-# Defined by hand: torch.library.custom_op's own wrapper costs the host as much as the kernels' launches.
+# Defined by hand: torch.library.custom_op would wrap each call in Python of its own, which the host has no time for.
 _library = torch.library.Library("moebius", "FRAGMENT")
 
 

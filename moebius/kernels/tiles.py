@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moebius.kernels.launch import Descriptor, power_of_2
 
-_ROWS: tl.constexpr = tl.constexpr(2**30)
+ROWS: tl.constexpr = tl.constexpr(2**30)
 _WRAP = 2**34  # elements: 2**30 such steps are a multiple of 2**64 bytes, an address that has gone round
 
 
@@ -68,21 +68,21 @@ def ragged_descriptor(matrix_RN: Tensor, rows: int, columns: int) -> Descriptor:
     (Triton's tools/ragged_tma.py, where the trick is from).
     """
     stride = matrix_RN.stride(0)
-    shape = [0x7FFF0000, 0x7FFF0000, _ROWS.value, matrix_RN.shape[1]]
+    shape = [0x7FFF0000, 0x7FFF0000, ROWS.value, matrix_RN.shape[1]]
     return Descriptor(matrix_RN, shape, [_WRAP - stride, stride, stride, 1], [1, 1, rows, columns])
 
 
 @triton.jit
 def load_rows(ragged, end, row, column):
     """Rows from `row` on, zero from `end` on."""
-    block = ragged.load([_ROWS, end, _ROWS - end + row, column])
+    block = ragged.load([ROWS, end, ROWS - end + row, column])
     return block.reshape(block.shape[2], block.shape[3])
 
 
 @triton.jit
 def store_rows(ragged, end, row, column, block):
     """Rows from `row` on, except those from `end` on."""
-    ragged.store([_ROWS, end, _ROWS - end + row, column], block.reshape(1, 1, block.shape[0], block.shape[1]))
+    ragged.store([ROWS, end, ROWS - end + row, column], block.reshape(1, 1, block.shape[0], block.shape[1]))
 
 
 @triton.jit

@@ -72,7 +72,7 @@ def _choose_experts(
     if asked == "loop":
         return loop, "loop (asked for)"
     if asked == "auto" and dtype == torch.bfloat16 and _obstacle_to_triton(device, dim) is None:
-        return triton, "triton (our own kernels: 1.3 times as fast as the best of torch's grouped products, docs/log.md)"
+        return triton, "triton (our own kernels: 1.15 to 1.3 times as fast as the best of torch's, docs/log.md)"
     if device.type == "cuda" and dtype != torch.bfloat16:
         instead = "; grouped was asked for" if asked == "grouped" else ""
         return loop, f"loop (torch's grouped product wants bfloat16 on a GPU{instead})"

@@ -58,9 +58,8 @@ def aligned(order: ExpertOrder, expert_TK: Tensor) -> ExpertOrder:
     num_rows = ALIGNMENT * math.ceil((num_assignments + (ALIGNMENT - 1) * num_experts) / ALIGNMENT)
     every_assignment = torch.arange(num_assignments, device=expert_TK.device)
     assignment_R = every_assignment.new_zeros(num_rows).scatter_(0, row_TK.flatten(), every_assignment)
-    every_row = torch.arange(num_rows, device=expert_TK.device)
-    last_E = F.pad(end_E - padding(rows_E), (0, 1))  # where an expert's own rows end; of no expert there are none
-    taken_R = every_row < last_E[torch.searchsorted(end_E, every_row, right=True)]
+    has_expert = (expert_TK < num_experts).flatten()
+    taken_R = has_expert.new_zeros(num_rows).scatter_(0, row_TK.flatten(), has_expert)
     return ExpertOrder(assignment_R, row_TK, end_E, taken_R[:, None])
 
 

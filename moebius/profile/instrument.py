@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -45,12 +44,12 @@ MODULES = {
 
 
 @contextmanager
-def marked_calls(timeline: Timeline, compiled: bool) -> Iterator[None]:
-    """Marks around the functions, for as long as the context lasts."""
+def marked_calls(timeline: Timeline, compiled: bool, own_kernels: bool) -> Iterator[None]:
+    """Marks around the functions, for as long as the context lasts. own_kernels: the experts'."""
     with ExitStack() as stack:
         for place, name, component in OF_STEPS + (() if compiled else OF_BLOCKS):
             stack.enter_context(patch.object(place, name, timeline.around(component, getattr(place, name))))
-        if find_spec("triton") is not None:
+        if own_kernels:
             from moebius.kernels import experts as kernels
 
             for name, component in OF_KERNELS:

@@ -104,7 +104,7 @@ class Steps:
     def cut(self, count: int) -> dict[Piece, float]:
         """The pieces of a step, in seconds, on average over `count`."""
         assert self.timeline is not None
-        with marked_calls(self.timeline, self.is_compiled):
+        with marked_calls(self.timeline, self.is_compiled, self.backends.has_own_kernels):
             self.timeline.begin()
             for _ in range(count):
                 self.timeline.mark(Place("data"))

@@ -17,13 +17,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from moebius.kernels import launch, tiles
 from moebius.kernels.order import TILE_ROWS
 
 BM, BN = TILE_ROWS, 256
 BK, STAGES = 32, 6  # as much in flight as fits beside a tile's sums; half of it in steps of 64 is slower
 WIDTH: gl.constexpr = gl.constexpr(64)  # columns of the pieces that sums are kept in: a line of 128 bytes
 CHUNK_ROWS: gl.constexpr = gl.constexpr(32)  # of what an epilogue does at a time
-ROWS: gl.constexpr = gl.constexpr(2**30)
 barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # its name since triton 3.7
 
 
@@ -34,23 +34,23 @@ class Descriptor(TensorDescriptor):
         pass
 
 
-@cache
-def _layout(*block: int) -> gl.NVMMASharedLayout:
-    return gl.NVMMASharedLayout.get_default_for(list(block), gl.bfloat16)
-
-
 def blocks(matrix: Tensor, rows: int, columns: int) -> Descriptor:
     """As `tiles.block_descriptor`."""
-    height = matrix.numel() // matrix.shape[-1]
-    return Descriptor(matrix, [height, matrix.shape[-1]], [matrix.shape[-1], 1], [rows, columns], _layout(rows, columns))
+    return _with_layout(tiles.block_descriptor(matrix, rows, columns))
 
 
 def ragged(matrix_RN: Tensor, rows: int, columns: int) -> Descriptor:
     """As `tiles.ragged_descriptor`."""
-    stride, shape = matrix_RN.stride(0), [0x7FFF0000, 0x7FFF0000, 2**30, matrix_RN.shape[1]]
-    return Descriptor(
-        matrix_RN, shape, [2**34 - stride, stride, stride, 1], [1, 1, rows, columns], _layout(1, 1, rows, columns)
-    )
+    return _with_layout(tiles.ragged_descriptor(matrix_RN, rows, columns))
+
+
+def _with_layout(plain: launch.Descriptor) -> Descriptor:
+    return Descriptor(plain.base, plain.shape, plain.strides, plain.block_shape, _layout(*plain.block_shape))
+
+
+@cache
+def _layout(*block: int) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for(list(block), gl.bfloat16)
 
 
 @gluon.jit

@@ -13,7 +13,6 @@ from moebius.kernels.hopper.parts import (
     BM,
     BN,
     CHUNK_ROWS,
-    ROWS,
     STAGES,
     WIDTH,
     barrier,
@@ -26,7 +25,7 @@ from moebius.kernels.hopper.parts import (
 )
 from moebius.kernels.launch import launch
 from moebius.kernels.order import Order
-from moebius.kernels.tiles import multiprocessors
+from moebius.kernels.tiles import ROWS, multiprocessors
 
 REGISTERS, EPILOGUE_REGISTERS, PRODUCER_REGISTERS = 128, 152, 24  # a thread's: of all at first, then of who has which role
 

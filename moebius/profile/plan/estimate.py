@@ -10,7 +10,7 @@ import math
 
 from moebius.config import MTP_OFFSETS, Config, ModelConfig
 from moebius.cost import parameters
-from moebius.memory import WIDE, Share, routed_rows
+from moebius.memory import WIDE, Share, expert_weights, routed_rows
 from moebius.profile.devices import DEVICES, Device
 from moebius.profile.floor import optimizer_bytes
 
@@ -105,11 +105,11 @@ def _mlps(config: Config, device: Device, layer: int, tokens: int, share: Share)
     if not count:
         return found
     found["router"] = (ROUTER / 2, ROUTER / 2)
+    if has_own_kernels(config, device):
+        return found | _own_kernels(model, device, layer, tokens, share)
     rows = tokens * routed_rows(model, layer) * share.imbalance  # of static shapes: all are moved
     used = tokens * share.imbalance * experts_per_token(model)[layer]
-    weights = model.matrices_per_mlp * D * width * count
-    if has_own_kernels(config, device):
-        return found | _own_kernels(model, device, tokens, rows, used, width, weights, share)
+    weights = expert_weights(model)[layer]
     product = GROUPED * 2 * used * D * width / device.flops
     moved = ITEM * (used * (D + width) + weights / model.matrices_per_mlp / share.expert_parallel) / device.bytes
     products = model.matrices_per_mlp * (GROUPED_START + max(product, moved))
@@ -123,11 +123,11 @@ def _mlps(config: Config, device: Device, layer: int, tokens: int, share: Share)
     return found
 
 
-def _own_kernels(
-    model: ModelConfig, device: Device, tokens: int, rows: float, used: float, width: int, weights: int, share: Share
-) -> dict[str, tuple[float, float]]:
+def _own_kernels(model: ModelConfig, device: Device, layer: int, tokens: int, share: Share) -> dict[str, tuple[float, float]]:
     """The products with what is in them: at one expert a token they also bring results to their tokens."""
-    D, matrices = model.dim, model.matrices_per_mlp
+    D, matrices, width, weights = model.dim, model.matrices_per_mlp, model.expert_widths[layer], expert_weights(model)[layer]
+    slots = routed_rows(model, layer)
+    rows, used = (tokens * share.imbalance * each for each in (slots, experts_per_token(model)[layer]))
     flops = 2 * matrices * used * D * width / device.flops
     read = weights / share.expert_parallel
     moved = ITEM * (used * (2 * D + (matrices + 1) * width) + read) / device.bytes
@@ -136,11 +136,11 @@ def _own_kernels(
     backward = 3 * OWN_START + max(OWN_BACKWARD * 2 * flops, moved_back)
     cast = (WIDE + ITEM) * weights * share.experts / device.bytes
     gathered = OWN_START + 2 * ITEM * rows * D / device.bytes
-    found = {"expert_gemms": (forward + cast, backward + cast), "dispatch": (gathered + OWN_START, gathered)}
-    if rows > tokens:
-        combined = OWN_START + ITEM * (rows + tokens) * D / device.bytes
-        found |= {"dispatch": (gathered + OWN_START, 2 * gathered), "combine": (combined, combined)}
-    return found
+    found = {"expert_gemms": (forward + cast, backward + cast)}
+    if slots == 1:
+        return found | {"dispatch": (gathered + OWN_START, gathered)}
+    combined = OWN_START + ITEM * (rows + tokens) * D / device.bytes
+    return found | {"dispatch": (gathered + OWN_START, 2 * gathered), "combine": (combined, combined)}
 
 
 def _products(device: Device, rows: float, shapes: list[tuple[int, int]]) -> tuple[float, float]:
