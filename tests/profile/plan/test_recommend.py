@@ -53,6 +53,15 @@ def test_twice_the_tokens_take_no_more_than_twice_as_long():
     assert 1.5 * one < two < 2 * one
 
 
+@pytest.mark.parametrize("imbalance", [1.0, 1.5])
+def test_our_kernels_bring_the_results_of_one_expert_a_token_back_themselves(imbalance):
+    one, two = (
+        step_seconds(read_config("standard", [f"--model.router_top_k={k}"]), H100, Share(8, imbalance=imbalance))
+        for k in (1, 2)
+    )
+    assert "combine" not in one and two["combine"] > 0
+
+
 def test_a_slower_device_is_slower():
     times = {name: plan_of("dense", gpu=name).best.seconds for name in ("b200", "h200", "h100", "a100", "l40s")}
     assert list(times) == sorted(times, key=lambda name: times[name])
