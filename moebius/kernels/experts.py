@@ -29,26 +29,35 @@ def run_experts(
     gate, "relu2" or "gelu". dropout: of the hidden activations. The same bits each time, no host synchronisation.
     """
     seed = torch.randint(2**31 - 1, (1,), device=x_TD.device) if dropout else expert_TK.flatten()[:1]
-    return _Experts.apply(x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, seed, activation, dropout)
+    given = (x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, seed, activation, dropout)
+    return _forward_operator(*given)[0] if torch.compiler.is_compiling() else _Experts.apply(*given)
+
+
+def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    x_TD, gate_TK, _, *weights, seed, ctx.activation, ctx.dropout = inputs
+    _, x_saved, pre_PRF, *order = output
+    ctx.save_for_backward(x_saved if gate_TK.shape[1] == 1 else x_TD, gate_TK, *weights, seed, pre_PRF, *order)
+
+
+def _gradients(ctx: Any, grad_TD: Tensor, run: Callable[..., list[Tensor]]) -> tuple[Tensor | None, ...]:
+    x_saved, gate_TK, w_gate_EDF, *others = ctx.saved_tensors
+    grads = run(grad_TD, x_saved, gate_TK, w_gate_EDF, *others, ctx.activation, ctx.dropout)
+    x_grad, gate_grad, up_grad, down_grad, *w_gate_grad = grads
+    return x_grad, gate_grad, None, w_gate_grad[0] if w_gate_EDF is not None else None, up_grad, down_grad, None, None, None
 
 
 class _Experts(torch.autograd.Function):
+    """As the compiler sees it through operators, which cost the host more."""
+
     @staticmethod
-    def forward(ctx, x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, seed, activation, dropout):  # pyright: ignore[reportIncompatibleMethodOverride]
-        weights = (w_gate_EDF, w_up_EDF, w_down_EFD)
-        run: Callable[..., list[Tensor]] = _forward_operator if torch.compiler.is_compiling() else _forward
-        out_TD, x_saved, pre_PRF, *order = run(x_TD, gate_TK, expert_TK, *weights, seed, activation, dropout)
-        ctx.save_for_backward(x_saved if gate_TK.shape[1] == 1 else x_TD, gate_TK, *weights, seed, pre_PRF, *order)
-        ctx.activation, ctx.dropout = activation, dropout
-        return out_TD
+    def forward(ctx, *given):  # pyright: ignore[reportIncompatibleMethodOverride]
+        output = _forward(*given)
+        _save(ctx, given, output)
+        return output[0]
 
     @staticmethod
     def backward(ctx, grad_TD):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_saved, gate_TK, w_gate_EDF, *others = ctx.saved_tensors
-        run: Callable[..., list[Tensor]] = _backward_operator if torch.compiler.is_compiling() else _backward
-        grads = run(grad_TD, x_saved, gate_TK, w_gate_EDF, *others, ctx.activation, ctx.dropout)
-        x_grad, gate_grad, up_grad, down_grad, *w_gate_grad = grads
-        return x_grad, gate_grad, None, w_gate_grad[0] if w_gate_EDF is not None else None, up_grad, down_grad, None, None, None
+        return _gradients(ctx, grad_TD, _backward)
 
 
 def _forward(
@@ -128,6 +137,15 @@ _backward_operator = _operator("experts_backward", _backward)
 def _(grad_TD, x_saved, gate_TK, w_gate_EDF, w_up_EDF, w_down_EFD, *_):
     weights = [w for w in (w_up_EDF, w_down_EFD, w_gate_EDF) if w is not None]
     return [w.new_empty(w.shape) for w in (grad_TD, gate_TK, *weights)]
+
+
+# Not a function of autograd around the operators: recomputation would not reach inside of it in torch 2.11.
+torch.library.register_autograd(
+    "moebius::experts_forward",
+    lambda ctx, grads: _gradients(ctx, grads[0], _backward_operator),
+    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+    lib=_library,
+)
 
 
 def _shape(w_gate_EDF: Tensor | None, w_up_EDF: Tensor, gate_TK: Tensor) -> tuple[int, ...]:

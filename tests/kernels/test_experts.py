@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.interpreter import DEVICES
 
@@ -106,6 +107,27 @@ def test_it_compiles_whole(device):
     compiled = torch.compile(lambda x, *given: 3 * triton(2 * x, *given), fullgraph=True, backend="aot_eager")
     inputs = [x_TD, routing.gate_TK, *weights[:3]]
     ours = torch.autograd.grad(compiled(x_TD, routing, weights).square().sum(), inputs)
+    theirs = torch.autograd.grad((3 * loop(2 * x_TD, routing, weights)).square().sum(), inputs)
+    for gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_full_recomputation_computes_the_pre_activations_again(device, monkeypatch):
+    """They are the largest of what would be kept, and the compiler sees into an operator's gradient, not a function's."""
+    calls, up = [], experts.forward_kernels.up
+    monkeypatch.setattr(experts.forward_kernels, "up", lambda *given: calls.append(given) or up(*given))
+    routing, weights = routing_of(distinct(19, 2).to(device)), some_weights("swiglu", device=device)
+    x_TD = torch.randn(19, D, device=device, requires_grad=True)
+
+    def layer(x_TD: Tensor) -> Tensor:
+        return checkpoint(lambda x: 3 * triton(2 * x, routing, weights), x_TD, use_reentrant=False)  # pyright: ignore[reportReturnType]
+
+    out_TD = torch.compile(layer, fullgraph=True, backend="aot_eager_decomp_partition")(x_TD)
+    assert len(calls) == 1
+    inputs = [x_TD, routing.gate_TK, *weights[:3]]
+    ours = torch.autograd.grad(out_TD.square().sum(), inputs)
+    assert len(calls) == 2
     theirs = torch.autograd.grad((3 * loop(2 * x_TD, routing, weights)).square().sum(), inputs)
     for gradient, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
