@@ -1,17 +1,19 @@
 """Do `profile` and `plan` say the truth? What they say of some configurations, beside what this GPU does.
 
-    python bench/profile_and_plan.py                     all of them, about a minute each
+    python bench/profile_and_plan.py                     all of them, one to two minutes each
     python bench/profile_and_plan.py standard pr_moe     some
     python bench/profile_and_plan.py --json FOLDER       each one's components, as `moebius profile --json` prints them
 
 `standard`, `dense` and `pr_moe` are what plan's constants were fitted to; the two named after what they change are not.
 
 covered: the components' sum over the step. prepared: a step of a model prepared to be cut into components, while it is not,
-over one of a model that is not prepared, A B A B: lowest to highest. Memory and time: planned over measured.
+over one of a model that is not prepared, A B A B: median (lowest to highest). Memory and time: planned over measured. After
+each profile its first finding's change is made and measured, in turns.
 """
 
 import argparse
 import gc
+import statistics
 from pathlib import Path
 
 import torch
@@ -59,39 +61,39 @@ def main() -> None:
         gc.collect()
         torch.cuda.empty_cache()
         torch._dynamo.reset()
-    print(f"\n{'':<38}covered  prepared            memory, GB             step, ms")
+    print(f"\n{'':<38}covered  prepared                memory, GB             step, ms")
     print("\n".join(summary))
 
 
 def compare(config: Config, name: str, folder: Path | None) -> str:
     """Prints the profile and what making its first finding's change does; its line of the summary."""
     device = torch.device("cuda")
-    found, steps = profile(config, device, seconds=4.0)
+    found, steps = profile(config, device, seconds=6.0)
     every = findings(found, steps)
     print("\n".join([*report.table(found), "", *describe(found, every)]), flush=True)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name.split(',')[0]}.json").write_text(report.as_json(found, every))
     peak, seconds = found.measured.gpu.peak_bytes, found.measured.seconds
-    low, high = prepared_over_plain(config, steps)
-    if name == "pr_moe":
+    ratios = prepared_over_plain(config, steps)
+    if every:
         print(verify(steps, every[0]), flush=True)
     bytes_planned = memory(config, ITEM, compiled=True, own_kernels=steps.backends.has_own_kernels).peak
     seconds_planned = sum(step_seconds(config, device_named("here"), Share.whole(config)).values())
     return (
-        f"{found.measured.covered:7.1%}  {low:.3f} to {high:.3f}  "
+        f"{found.measured.covered:7.1%}  {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})  "
         f"{bytes_planned / 1e9:6.2f} / {peak / 1e9:6.2f} ({bytes_planned / peak - 1:+.1%})  "
         f"{seconds_planned * 1e3:7.1f} / {seconds * 1e3:7.1f} ({seconds_planned / seconds - 1:+.1%})"
     )
 
 
-def prepared_over_plain(config: Config, steps: Steps) -> tuple[float, float]:
+def prepared_over_plain(config: Config, steps: Steps) -> list[float]:
     plain = Steps(config, steps.device)
     ratios = []
     for _ in range(ROUNDS):
         before = plain.run(STEPS)
         ratios.append(steps.run(STEPS) / before)
-    return min(ratios), max(ratios)
+    return sorted(ratios)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from moebius.profile.predict import predicted_seconds
 from moebius.profile.report import Profile
 from moebius.settings import override, parse_flags
 
-SMALL_HEAD = 64  # matrix units and fused kernels work in tiles of at least this
+SMALL_HEAD, LARGE_HEAD = 64, 128  # matrix units and fused kernels work in tiles of at least the first
 TILE = 64
 EXPERT_TILE = 128
 ROW_TILE = 128
@@ -112,9 +112,11 @@ def changed(config: Config, finding: Finding) -> Config:
 
 
 def _base_mlp(case: _Case) -> Iterator[Finding]:
-    """The founding document's: a base MLP that every token passes beside the one expert it is meant to have."""
+    """The founding document's: a base MLP that every token passes beside the one expert it is meant to have. A sigmoid router
+    gives half of the experts before it has learnt anything, and beside many of them the base is not what costs."""
     model = case.model
-    if not model.base_width or not any(model.experts_per_layer) or (model.router_type != "sigmoid" and model.router_top_k > 1):
+    experts, few = (case.experts_per_token, 2.5) if model.router_type == "sigmoid" else (model.router_top_k, 1)
+    if not model.base_width or not any(model.experts_per_layer) or experts > few:
         return
     to_top1 = ("--model.router_type=softmax_topk", "--model.router_top_k=1") if model.router_type == "sigmoid" else ()
     yield case.finding(
@@ -174,20 +176,28 @@ def _multi_token_prediction(case: _Case) -> Iterator[Finding]:
 
 
 def _small_heads(case: _Case) -> Iterator[Finding]:
-    """Predicted from the attention core alone, measured at both shapes."""
+    """Predicted from the attention core alone, measured at both shapes. Wider heads with as many weights in all, and keys and
+    values as wide as they can be kept."""
     model = case.model
-    fewer = max(1, math.ceil(model.num_heads * model.head_width / SMALL_HEAD))
-    heads = next((n for n in range(fewer, 0, -1) if model.dim % n == 0 and model.dim // n % 8 == 0), 0)
-    if model.head_width >= SMALL_HEAD or not heads or heads == model.num_heads:
+    queries, keys = model.num_heads * model.head_width, model.num_kv_heads * model.head_width
+    shapes = [
+        (heads, groups, width)
+        for width in range(SMALL_HEAD, LARGE_HEAD + 1, 8)
+        if queries % width == 0
+        for heads in [queries // width]
+        for groups in range(1, heads + 1)
+        if heads % groups == 0
+    ]
+    if model.head_width >= SMALL_HEAD or not shapes:
         return
-    groups = next(n for n in range(min(model.num_kv_heads, heads), 0, -1) if heads % n == 0)
-    width = model.dim // heads
+    heads, groups, width = min(shapes, key=lambda shape: (abs(shape[1] * shape[2] - keys), shape[2]))
     present = trials.attention(case.steps, model.num_heads, model.num_kv_heads, model.head_width)
     ratio = trials.ratio(trials.attention(case.steps, heads, groups, width), present, case.steps.device)
     yield case.finding(
         "small attention heads",
         f"{model.num_heads} heads of {model.head_width}: the attention core is {case.share('attention_core'):.0%} of the step, "
-        f"and with {heads} of {width} was measured to take {ratio:.2f} of that",
+        f"and with {heads} of {width} was measured to take {ratio:.2f} of that; keys and values of {groups * width} beside "
+        f"{keys} numbers a token",
         f"--model.num_heads={heads}",
         f"--model.num_kv_heads={groups}",
         f"--model.head_dim={width}",

@@ -63,9 +63,10 @@ def components(config: Config, item: int, experts_per_token: Sequence[float] | N
     matrices = model.matrices_per_mlp
     hidden = sum(row * width for row, width in zip(rows, model.expert_widths, strict=True))
     everything = sum(counts.values())
+    halves = 2 * layers * tokens * D  # each adds its result to the stream, which is normed for the next, in one go
     found = {
         "embedding": moving(2 * WIDE * tokens * D, WIDE * (tokens + 2 * V) * D, counts["embedding"]),
-        "norms": moving(2 * layers * tokens * D * (WIDE + item), 2 * layers * tokens * D * (2 * WIDE + item), counts["norms"]),
+        "norms": moving(halves * (2 * WIDE + 2 * item), halves * (3 * WIDE + 2 * item), counts["norms"]),
         "attention_projections": gemm("attention_projections", counts["attention"], tokens * layers * (2 * D + heads + N * H)),
         "rotary": moving(2 * item * tokens * layers * (N + G) * H, 2 * item * tokens * layers * (N + G) * H),
         "attention_core": gemm("attention_core", 0, tokens * layers * (heads + N * H)),
@@ -78,7 +79,6 @@ def components(config: Config, item: int, experts_per_token: Sequence[float] | N
         "mtp": gemm("mtp", counts["mtp"], len(MTP_OFFSETS) * tokens * (2 * D)),
         "lm_head": gemm("lm_head", counts["lm_head"] or counts["embedding"], tokens * D),
         "optimizer": Component(0, Work(bytes=optimizer_bytes(config) * everything)),
-        "everything_else": moving(4 * WIDE * layers * tokens * D, 4 * WIDE * layers * tokens * D),
     }
     return {name: each for name, each in found.items() if (each.forward + each.backward) != Work()}
 

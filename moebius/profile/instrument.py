@@ -23,6 +23,7 @@ OF_BLOCKS = (
     (experts, "dispatch", "dispatch"),
     (experts, "activate", "activation"),
     (experts, "combine", "combine"),
+    (moe.MoE, "_join", "combine"),
     (moe, "layer_stats", "router"),
 )
 # functions inside the operators that are the experts' own kernels, compiled around or not
@@ -66,6 +67,8 @@ def instrument(model: Transformer, optimizers: list[torch.optim.Optimizer], time
                 _wrap(module, "forward", component, timeline)
             if isinstance(module, attention.Attention):
                 _wrap(module, "attend", "attention_core", timeline)
+            if isinstance(module, transformer.Block):
+                _wrap(module, "forward", "norms", timeline)  # its own: the sums into the residual stream
     _wrap(model, "embed", "embedding", timeline)
     for optimizer in optimizers:
         optimizer.register_step_pre_hook(lambda *_: timeline.mark(Place("optimizer")))

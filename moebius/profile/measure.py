@@ -120,7 +120,8 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
     once = steps.run(1)
     steps.cut(1)
     rounds = 16 if device.type == "cuda" else 64  # a GPU's profiler takes its time to start
-    per_round = max(1, min(10, int(seconds / rounds / once)))
+    at_least = 3 if device.type == "cuda" else 1  # a GPU has nothing queued when a round begins, which in training it has
+    per_round = max(at_least, min(10, int(seconds / rounds / once)))
     plain: list[float] = []
     pieces: list[dict[Piece, float]] = []
     stop = time.perf_counter() + seconds

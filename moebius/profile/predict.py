@@ -11,19 +11,20 @@ MOVING = ("dispatch", "activation", "combine")
 
 def predicted_seconds(profile: Profile, config: Config, factors: Mapping[str, float] | None = None) -> float:
     """Each component takes what it took, times how its floor changes: it keeps its efficiency. `factors` are for components
-    whose efficiency is known to change. What a GPU waits before a component stays, unless that goes altogether. Seconds for
-    as many tokens as the measured step had."""
+    whose efficiency is known to change. What has no floor goes with the tokens. What a GPU waits before a component stays,
+    unless that goes altogether. Seconds for as many tokens as the measured step had."""
     before = components(profile.config, profile.item, profile.measured.experts_per_token)
     after = components(config, profile.item, _experts_per_token(profile, config))
     if profile.has_row_for_every_choice:
         before |= _only(MOVING, components(profile.config, profile.item))
         after |= _only(MOVING, components(config, profile.item))
+    tokens, own = (each.train.batch_size * each.train.seq_len for each in (config, profile.config))
     total = 0.0
     for name in {piece.component for piece in profile.measured.pieces}:
-        factor = (factors or {}).get(name, _ratio(profile, before.get(name), after.get(name)))
+        ratio = _ratio(profile, before[name], after.get(name)) if name in before else tokens / own
+        factor = (factors or {}).get(name, ratio)
         waiting = profile.measured.of(name, "waiting")
         total += (profile.measured.of(name) - waiting) * factor + (waiting if factor else 0.0)
-    tokens, own = (each.train.batch_size * each.train.seq_len for each in (config, profile.config))
     return total / profile.measured.covered * own / tokens
 
 
@@ -31,9 +32,7 @@ def _only(names: tuple[str, ...], found: dict[str, Component]) -> dict[str, Comp
     return {name: each for name, each in found.items() if name in names}
 
 
-def _ratio(profile: Profile, before: Component | None, after: Component | None) -> float:
-    if before is None:
-        return 1.0
+def _ratio(profile: Profile, before: Component, after: Component | None) -> float:
     if after is None:
         return 0.0
     floors = [sum(work.seconds(*profile.limits) for work in (each.forward, each.backward)) for each in (before, after)]

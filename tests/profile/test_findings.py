@@ -93,6 +93,12 @@ def test_more_experts_than_claimed(same):
     assert all("--model.router_type=softmax_topk" in each.flags for each in found)
 
 
+def test_a_small_base_beside_every_expert_is_not_what_costs(same):
+    """The founding document's configuration for stability."""
+    config = small_config(*PLAIN, "--model.base_expansion=1", "--model.router_type=sigmoid", "--model.router_threshold=0.1")
+    assert titles(found_in(made_up(config, experts_per_token=4 * [4.0]))) == ["more compute than one expert a token"]
+
+
 def test_a_router_without_a_gradient_is_worse_than_anything_slow(same):
     profile = made_up(small_config(*PLAIN, "--model.base_expansion=8"))
     result = SimpleNamespace(router_grad_norm_M=torch.tensor([1.0, 0.0]), stats=[])
