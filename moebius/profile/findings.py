@@ -28,6 +28,7 @@ WORTH_SAYING = 0.02  # of the step
 ROUTED = ("dispatch", "expert_gemms", "activation", "combine")
 LOSS_CHUNKS = 8
 LOGITS = 0.1  # of the peak
+SPARE = 0.9  # of a device's memory, which a plan may fill
 DROPPED = 0.05  # of the assignments
 BLOCK = {"norms", "attention_projections", "rotary", "attention_core", "router", "base_mlp", *ROUTED}
 KEPT = {"attention_projections", "attention_core", "expert_gemms", "base_mlp"}  # by selective checkpointing
@@ -258,7 +259,7 @@ def _recomputation(case: _Case) -> Iterator[Finding]:
         return
     without = replace(case.profile.config, parallel=replace(parallel, activation_checkpointing="none"))
     needed, has = case.memory(without), case.steps.device_bytes
-    if needed < 0.9 * has:
+    if needed < SPARE * has:
         components = BLOCK if parallel.activation_checkpointing == "full" else BLOCK - KEPT
         yield case.finding(
             "recomputation with memory to spare",
@@ -327,9 +328,9 @@ def _imbalance(case: _Case) -> Iterator[Finding]:
 
 
 def _waiting_device(case: _Case) -> Iterator[Finding]:
-    """The time in which the device had nothing to do, given back."""
+    """The time in which the device had nothing to do, given back: by less work for the host, or more tokens each time."""
     gpu, step, waiting = case.profile.measured.gpu, case.profile.measured.seconds, case.profile.measured.waiting
-    parallel = case.profile.config.parallel
+    parallel, train = case.profile.config.parallel, case.profile.config.train
     if waiting < 0.05 * step:
         return
     waits = f", the host waits for it {gpu.host_waits} times" if gpu.host_waits else ""
@@ -337,11 +338,16 @@ def _waiting_device(case: _Case) -> Iterator[Finding]:
     if gpu.host_waits and parallel.expert_backend == "loop":
         flags.append("--parallel.expert_backend=grouped")
     if not flags:
-        flags = [f"--train.batch_size={2 * case.profile.config.train.batch_size}"]
-    found = case.finding(
-        "the device waits for the host", f"it has nothing to do in {waiting / step:.0%} of the step{waits}", *flags
+        flags = [f"--train.micro_batch_size={2 * case.steps.micro_batch}"]
+        flags += [f"--train.batch_size={2 * train.batch_size}"] if train.accumulation_steps % 2 else []
+        needed = case.memory(override(case.profile.config, parse_flags(flags)))
+        if needed > SPARE * case.steps.device_bytes:
+            return
+    launching = case.profile.measured.host / step
+    evidence = (
+        f"it has nothing to do in {waiting / step:.0%} of the step; launching one takes the host {launching:.0%} of that time"
     )
-    yield replace(found, seconds=step - waiting)
+    yield replace(case.finding("the device waits for the host", evidence + waits, *flags), seconds=step - waiting)
 
 
 def _data_bound(case: _Case) -> Iterator[Finding]:

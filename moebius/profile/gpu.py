@@ -5,6 +5,7 @@ import warnings
 from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -51,6 +52,7 @@ class DeviceClock:
     def start(self) -> None:
         """Wait for what still runs, and watch what is launched from here on."""
         self._marks: list[tuple[int, Owner]] = []
+        self.host_seconds = 0.0
         torch.cuda.synchronize(self.device)
         self._profiler = profile(use_device="cuda", use_kineto=True, use_cpu=False)
         self._profiler.__enter__()
@@ -60,20 +62,22 @@ class DeviceClock:
         self._marks.append((time.time_ns(), (components, direction)))
 
     def stop(self) -> list[tuple[tuple[str, ...], str, float]]:
-        """Components, direction and seconds of each kernel, and of the time in which the device waited for it."""
+        """Components, direction and seconds of each kernel, and of the time in which the device waited for it. Leaves in
+        host_seconds how long the host was busy."""
         torch.cuda.synchronize(self.device)
         self._profiler.__exit__(None, None, None)
         results = self._profiler.kineto_results
         assert results is not None
-        launches, kernels = {}, []
+        calls, kernels = {}, []
         for event in results.events():
             start = event.start_ns()
             if event.device_type() == DeviceType.CUDA:
                 if not event.is_user_annotation():
                     kernels.append(Kernel(start, start + event.duration_ns(), event.correlation_id()))
             elif event.name().startswith("cu"):  # CUDA's own calls
-                launches[event.correlation_id()] = start
-        return attributed(self._marks, launches, kernels)
+                calls[event.correlation_id()] = Call(start, start + event.duration_ns())
+        self.host_seconds = busy_seconds(calls, kernels)
+        return attributed(self._marks, {launch: call.start for launch, call in calls.items()}, kernels)
 
 
 class Kernel(NamedTuple):
@@ -82,6 +86,25 @@ class Kernel(NamedTuple):
     start: int
     end: int
     launch: int
+
+
+class Call(NamedTuple):
+    """Of CUDA, by the host. Nanoseconds."""
+
+    start: int
+    end: int
+
+
+def busy_seconds(calls: dict[int, Call], kernels: Iterable[Kernel]) -> float:
+    """How long the host works at least, from its first call to its last: all of the time between calls, and of each call no
+    more than a launch takes. What is longer waits: for the device, or for room in its queue, which one launch in twenty
+    always finds."""
+    launches = sorted(call.end - call.start for call in (calls.get(kernel.launch) for kernel in kernels) if call)
+    if not launches:
+        return 0.0
+    usual, in_order = launches[len(launches) // 20], sorted(calls.values())
+    between = sum(max(0, after.start - before.end) for before, after in pairwise(in_order))
+    return (between + sum(min(call.end - call.start, usual) for call in in_order)) / 1e9
 
 
 def attributed(

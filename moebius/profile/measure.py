@@ -34,13 +34,15 @@ DOCUMENT_TOKENS = 800  # on average, where documents are kept apart: a source fi
 @dataclass(frozen=True)
 class Measured:
     """A step: seconds of each round as it is, and of each piece; how many times as long it was while it was cut into them;
-    experts that a token had, one number a layer and the MTP layer's last; what it made of a GPU."""
+    experts that a token had, one number a layer and the MTP layer's last; what it made of a GPU, and how long the host takes
+    to launch it, at least."""
 
     rounds: list[float]
     pieces: dict[Piece, float]
     slowdown: float
     experts_per_token: list[float]
     gpu: Usage
+    host: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -102,7 +104,7 @@ class Steps:
         return (time.perf_counter() - start) / count
 
     def cut(self, count: int) -> dict[Piece, float]:
-        """The pieces of a step, in seconds, on average over `count`."""
+        """The pieces of a step, in seconds, on average over `count`; leaves the host's in host_seconds."""
         assert self.timeline is not None
         with marked_calls(self.timeline, self.is_compiled, self.backends.has_own_kernels):
             self.timeline.begin()
@@ -111,7 +113,9 @@ class Steps:
                 batch = self.next_batch()
                 self.timeline.mark(Place())
                 train_step(self.state, batch, self.end_of_text, self.config.train)
-            return {piece: seconds / count for piece, seconds in self.timeline.end().items()}
+            pieces = self.timeline.end()
+        self.host_seconds = self.timeline.host_seconds / count
+        return {piece: seconds / count for piece, seconds in pieces.items()}
 
 
 def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tuple[Measured, Steps]:
@@ -124,10 +128,12 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
     per_round = max(at_least, min(10, int(seconds / rounds / once)))
     plain: list[float] = []
     pieces: list[dict[Piece, float]] = []
+    host: list[float] = []
     stop = time.perf_counter() + seconds
     while len(plain) < 3 or (time.perf_counter() < stop and len(plain) < rounds):
         plain.append(steps.run(per_round))
         pieces.append(steps.cut(per_round))
+        host.append(steps.host_seconds)
     every = {piece for each in pieces for piece in each}
     gpu = usage(partial(steps.run, 1)) if device.type == "cuda" else Usage()
     seconds = statistics.median(plain)
@@ -138,7 +144,8 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
     }
     slowdown = sum(shares.values())
     medians = {piece: share * seconds for piece, share in shares.items()}
-    return Measured(plain, _without_slowdown(medians, seconds), slowdown, _experts_per_token(steps), gpu), steps
+    medians = _without_slowdown(medians, seconds)
+    return Measured(plain, medians, slowdown, _experts_per_token(steps), gpu, statistics.median(host)), steps
 
 
 def _without_slowdown(pieces: dict[Piece, float], seconds: float) -> dict[Piece, float]:

@@ -12,7 +12,8 @@ MOVING = ("dispatch", "activation", "combine")
 def predicted_seconds(profile: Profile, config: Config, factors: Mapping[str, float] | None = None) -> float:
     """Each component takes what it took, times how its floor changes: it keeps its efficiency. `factors` are for components
     whose efficiency is known to change. What has no floor goes with the tokens. What a GPU waits before a component stays,
-    unless that goes altogether. Seconds for as many tokens as the measured step had."""
+    unless that goes altogether. No step is shorter than its launching takes the host, pass by pass. Seconds for as many tokens
+    as the measured step had."""
     before = components(profile.config, profile.item, profile.measured.experts_per_token)
     after = components(config, profile.item, _experts_per_token(profile, config))
     if profile.has_row_for_every_choice:
@@ -25,7 +26,9 @@ def predicted_seconds(profile: Profile, config: Config, factors: Mapping[str, fl
         factor = (factors or {}).get(name, ratio)
         waiting = profile.measured.of(name, "waiting")
         total += (profile.measured.of(name) - waiting) * factor + (waiting if factor else 0.0)
-    return total / profile.measured.covered * own / tokens
+    passes, own_passes = config.train.accumulation_steps, profile.config.train.accumulation_steps
+    launching = profile.measured.host * passes / own_passes
+    return max(total / profile.measured.covered, launching) * own / tokens
 
 
 def _only(names: tuple[str, ...], found: dict[str, Component]) -> dict[str, Component]:

@@ -99,12 +99,14 @@ def headings(profile: Profile) -> list[str]:
 def values(profile: Profile, row: Row) -> list[str]:
     """A component's, in words, as headings names them."""
     _, scale = _unit(profile)
-    seconds = [row.floor, row.forward, row.backward, *([row.waiting] if profile.measured.waiting else [])]
+    seconds = [row.forward, row.backward, *([row.waiting] if profile.measured.waiting else [])]
+    floor = f"{row.floor * scale:.2f}" if row.floor else ""
     sizes = [_short(size) for size in (row.parameters, row.flops, row.bytes)]
     efficiency = f"{row.efficiency:.0%}" if row.floor else ""
     return [
         row.component.replace("_", " "),
         *sizes,
+        floor,
         *(f"{each * scale:.2f}" for each in seconds),
         f"{row.share:.1%}",
         efficiency,
@@ -131,12 +133,19 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
             f"the components add up to {measured.covered:.1%} of the step{waiting}; while it was cut it took "
             f"{measured.slowdown:.3f} times as long",
         ),
+        *([("host", _host(profile))] if measured.host else []),
         ("text", profile.text),
         (
             "ceilings",
             f"{_short(profile.ceilings.flops)}FLOP/s, {_short(profile.ceilings.bytes)}B/s, measured on {profile.device}",
         ),
     ]
+
+
+def _host(profile: Profile) -> str:
+    measured, (unit, scale) = profile.measured, _unit(profile)
+    share = measured.host / measured.seconds
+    return f"takes {measured.host * scale:.2f} {unit} to launch it, {share:.0%} of the step: a faster device would wait for it"
 
 
 def _unit(profile: Profile) -> tuple[str, float]:
@@ -154,6 +163,7 @@ def as_json(profile: Profile, findings: Sequence[Any], verified: Sequence[Any] =
         "tokens_per_second": profile.tokens_per_second,
         "mfu": profile.mfu,
         "gpu": asdict(measured.gpu),
+        "host_seconds": measured.host,
         "text": profile.text,
         "covered": measured.covered,
         "slowdown": measured.slowdown,

@@ -68,6 +68,11 @@ class Timeline:
                 seconds[Piece(component, direction)] += took / len(components)
         return seconds
 
+    @property
+    def host_seconds(self) -> float:
+        """How long the host was busy between `begin` and `end`, at least; 0 where it is the device."""
+        return self._clock.host_seconds
+
     def mark(self, place: Place) -> None:
         """From here on time is the component's."""
         self._whole = place.whole
@@ -131,6 +136,8 @@ class Timeline:
 
 class HostClock:
     """Times between marks, of a device that has done its work when a call returns."""
+
+    host_seconds = 0.0
 
     def start(self) -> None:
         """Forget the last marks."""

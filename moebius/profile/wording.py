@@ -29,5 +29,8 @@ def bound(profile: Profile) -> str:
     rows = profile.rows
     top = max(rows, key=lambda row: row.seconds)
     products = sum(row.seconds for row in rows if row.flops / profile.ceilings.flops > row.bytes / profile.ceilings.bytes)
+    waiting = profile.measured.waiting / profile.measured.seconds
+    if waiting > 0.05:
+        return f"it is bound by the host, for which the device waits in {waiting:.0%} of the step"
     what = "matrix products" if products > 0.5 * profile.measured.seconds else "moving bytes"
     return f"it is bound by {what}, most of all {top.component.replace('_', ' ')} ({top.share:.0%} of the step)"

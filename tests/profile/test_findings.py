@@ -168,6 +168,17 @@ def test_a_device_that_waits(same):
     assert found.seconds == pytest.approx(0.7 * profile.measured.seconds)
 
 
+@pytest.mark.parametrize(
+    ("own", "flags"),
+    [((), ("--train.micro_batch_size=512", "--train.batch_size=512")), (("64",), ("--train.micro_batch_size=128",))],
+)
+def test_a_compiled_step_that_waits_wants_more_tokens_in_a_pass(same, own, flags):
+    profile = made_up(small_config(*PLAIN, *(f"--train.micro_batch_size={each}" for each in own)), waiting=0.3)
+    assert found_in(profile, is_compiled=True)[0].flags == flags
+    nothing = describe(profile, found_in(profile, is_compiled=True, device_bytes=1e6))  # for which there is no memory
+    assert nothing == ["findings   nothing wrong; it is bound by the host, for which the device waits in 30% of the step"]
+
+
 def test_logits_that_fill_the_memory(half):
     config = small_config(*PLAIN, "--model.vocab_size=65536")
     profile = made_up(config, gpu=Usage(memory(config, 2, compiled=False).peak))

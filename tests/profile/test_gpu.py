@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moebius.profile.gpu import DeviceClock, Kernel, attributed, usage
+from moebius.profile.gpu import Call, DeviceClock, Kernel, attributed, busy_seconds, usage
 
 MARKS = [(0, (("data",), "forward")), (100, (("norms", "rotary"), "forward")), (200, (("router",), "backward"))]
 
@@ -43,6 +43,13 @@ def test_no_kernels_no_time():
     assert attributed(MARKS, {}, []) == []
 
 
+def test_the_host_is_busy_between_calls_but_not_while_it_waits_in_one():
+    calls = {7: Call(100, 105), 8: Call(110, 115), 9: Call(140, 1140), 10: Call(1150, 1155), 11: Call(1160, 9999)}
+    kernels = [Kernel(0, 1, launch) for launch in (7, 8, 9, 10)]  # 11 waits for the device at the end
+    assert busy_seconds(calls, kernels) == pytest.approx(sum(seconds(5, 25, 10, 5, 5 * 5)))
+    assert busy_seconds({11: Call(0, 10)}, kernels[:1]) == 0
+
+
 @pytest.mark.gpu
 def test_the_device_clock_finds_each_kernel_under_its_mark():
     device = torch.device("cuda")
@@ -60,6 +67,7 @@ def test_the_device_clock_finds_each_kernel_under_its_mark():
     small_one, big_one = (sum(took for (owner,), way, took in found if owner == name and way != "waiting") for name in names)
     assert big_one > 100 * small_one > 0
     assert {owner for (owner,), _, _ in found} == set(names)
+    assert 0 < clock.host_seconds < 0.01  # which waited in `stop`
 
 
 @pytest.mark.gpu

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from moebius.config import Config
 from moebius.profile.predict import predicted_seconds
+from moebius.profile.report import Profile
 from moebius.settings import override, parse_flags
 from tests.profile.made_up import TIMES, made_up, small_config
 
@@ -45,3 +47,21 @@ def test_a_larger_batch_is_compared_at_equal_tokens_and_waits_no_longer():
     assert found < profile.measured.seconds - 0.45 * (optimizer + waiting)
     assert found > profile.measured.seconds - 0.75 * (optimizer + waiting)
     assert TIMES > 1
+
+
+def test_no_step_is_shorter_than_its_launching():
+    profile = made_up(small_config("--model.base_expansion=64"))
+    profile = replace(profile, measured=replace(profile.measured, host=0.9 * profile.measured.seconds))
+    without = override(profile.config, parse_flags(["--model.base_expansion=0"]))
+    assert predicted_seconds(profile, without) == pytest.approx(0.9 * profile.measured.seconds)
+    in_parts = override(without, parse_flags(["--train.micro_batch_size=64"]))  # of 256: launched four times
+    assert predicted_seconds(profile, in_parts) == pytest.approx(3.6 * profile.measured.seconds)
+    more = override(without, parse_flags(["--train.batch_size=512"]))
+    assert predicted_seconds(profile, more) == pytest.approx(
+        max(0.45 * profile.measured.seconds, rest(profile, more)), rel=0.01
+    )
+
+
+def rest(profile: Profile, config: Config) -> float:
+    """What the device alone would take."""
+    return predicted_seconds(replace(profile, measured=replace(profile.measured, host=0.0)), config)

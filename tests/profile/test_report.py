@@ -27,6 +27,13 @@ def test_the_table_names_every_component_and_covers_the_step():
     assert "waiting" not in "\n".join(table(made_up(small_config())))
 
 
+def test_how_long_the_host_takes_is_said_of_a_gpu():
+    step = made_up(small_config()).measured.seconds
+    (line,) = (line for line in table(made_up(small_config(), host=0.75 * step)) if line.startswith("host"))
+    assert "75% of the step" in line
+    assert not any(line.startswith("host") for line in table(made_up(small_config())))
+
+
 def test_json_has_the_table_in_seconds():
     profile = made_up(small_config())
     values = json.loads(as_json(profile, [Finding("a title", "some evidence", ("--model.dim=1",), 0.5)]))
