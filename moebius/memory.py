@@ -35,14 +35,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. casts: copies of weights for the products; gathered: weights of one layer that other devices
-    keep; backward: what one layer's backward needs besides."""
+    """Bytes on one device. casts: copies of weights for the products; recomputed: what backward computes again of one block;
+    backward: what one layer's backward needs besides; gathered: weights of one layer that other devices keep."""
 
     weights: float
     gradients: float
     optimizer: float
     casts: float
     activations: float
+    recomputed: float
     logits: float
     backward: float
     gathered: float
@@ -50,20 +51,18 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """At the loss, when everything is kept and gradients are there only of earlier passes, or when the last layer's
-        gradient is."""
-        at_loss = self.casts + self.activations + self.logits + (self.gradients if self.is_accumulating else 0.0)
-        return self.weights + self.optimizer + self.gathered + max(at_loss, self.gradients + self.backward)
+        """At the worst moment of a step."""
+        return sum(self.parts().values())
 
     def parts(self) -> dict[str, float]:
-        """At the peak, by name; they add up to it."""
-        kept = {"activations": self.activations, "logits": self.logits, "casts": self.casts}
-        found = {"weights": self.weights, "optimizer": self.optimizer, "gathered": self.gathered}
-        at_loss = sum(kept.values()) + (self.gradients if self.is_accumulating else 0.0)
-        if at_loss >= self.gradients + self.backward:
-            found |= kept | {"gradients": self.gradients if self.is_accumulating else 0.0}
-        else:
-            found |= {"gradients": self.gradients, "backward": self.backward}
+        """By name, at the worst of three moments: the loss, when all is kept and gradients are there only of earlier passes;
+        the last block's backward, when what is computed again of it has taken the logits' place; the first one's, when all
+        gradients are there."""
+        kept = {"activations": self.activations, "casts": self.casts, "gradients": self.is_accumulating * self.gradients}
+        of_backward = {"recomputed": self.recomputed, "backward": self.backward}
+        moments = (kept | {"logits": self.logits}, kept | of_backward, of_backward | {"gradients": self.gradients})
+        worst = max(moments, key=lambda parts: sum(parts.values()))
+        found = {"weights": self.weights, "optimizer": self.optimizer, "gathered": self.gathered} | worst
         return {name: size for name, size in found.items() if size}
 
 
@@ -85,7 +84,6 @@ def memory(config: Config, item: int, compiled: bool, share: Share | None = None
             kept = [WIDE * model.dim] * model.num_layers
         case "selective":
             kept = [_products(model, layer, item, share.imbalance) for layer in range(model.num_layers)]
-    again = 0.0 if kept is blocks else max(blocks)  # one block's, computed once more
     head = tokens * (WIDE + item) * model.dim + _logits(config, tokens, item, compiled)
     last = _mlps(model, model.num_layers - 1, item, compiled, share.imbalance, own_kernels)
     mtp = len(MTP_OFFSETS) * (head + tokens * last)
@@ -95,7 +93,8 @@ def memory(config: Config, item: int, compiled: bool, share: Share | None = None
         gradients=WIDE * held,
         optimizer=WIDE * held * (2 - muon),
         casts=_casts(config, item, share),
-        activations=tokens * (sum(kept) + again),
+        activations=tokens * sum(kept),
+        recomputed=0.0 if kept is blocks else tokens * max(blocks),
         logits=head + (mtp if model.use_mtp else 0.0),
         backward=tokens * max(_backward(model, layer, item, share.imbalance, own_kernels) for layer in range(model.num_layers)),
         gathered=(1 - share.shared) * 2 * item * ((sum(counts.values()) - experts) / model.num_layers + largest),

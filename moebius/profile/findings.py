@@ -197,8 +197,8 @@ def _small_heads(case: _Case) -> Iterator[Finding]:
     yield case.finding(
         "small attention heads",
         f"{model.num_heads} heads of {model.head_width}: the attention core is {case.share('attention_core'):.0%} of the step, "
-        f"and with {heads} of {width} was measured to take {ratio:.2f} of that; keys and values of {groups * width} beside "
-        f"{keys} numbers a token",
+        f"and with {heads} of {width} was measured to take {ratio:.2f} of that; keys and values "
+        + (f"stay {keys} wide" if groups * width == keys else f"become {groups * width} wide, from {keys}"),
         f"--model.num_heads={heads}",
         f"--model.num_kv_heads={groups}",
         f"--model.head_dim={width}",

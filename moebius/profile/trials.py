@@ -29,7 +29,7 @@ def attention(steps: Steps, heads: int, kv_heads: int, width: int) -> Work:
     mask = steps.backends.mask(document_BS)
     attend = torch.compile(steps.backends.attend) if steps.is_compiled else steps.backends.attend
     q, k, v = (_random(steps, len(tokens_BL), n, S, width) for n in (heads, kv_heads, kv_heads))
-    return lambda: attend(q, k, v, mask).sum().backward()
+    return _both_ways(lambda: attend(q, k, v, mask), q, k, v)
 
 
 def head(steps: Steps, chunks: int) -> Work:
@@ -43,14 +43,14 @@ def head(steps: Steps, chunks: int) -> Work:
         run = torch.compile(run)
     elif steps.is_compiled:
         part = torch.compile(part)
-    return lambda: run(hidden_BSD, weight_VD, target_BS, None, chunks, part).backward()
+    return _both_ways(lambda: run(hidden_BSD, weight_VD, target_BS, None, chunks, part), hidden_BSD, weight_VD)
 
 
 def product(steps: Steps, rows: int, columns: int) -> Work:
     """A matrix product of one micro-batch's tokens."""
     x = _random(steps, steps.micro_batch * steps.config.train.seq_len, rows)
     weight = _random(steps, columns, rows)
-    return lambda: torch.nn.functional.linear(x, weight).sum().backward()
+    return _both_ways(lambda: torch.nn.functional.linear(x, weight), x, weight)
 
 
 def experts(steps: Steps, load_E: Tensor) -> Work:
@@ -68,13 +68,20 @@ def experts(steps: Steps, load_E: Tensor) -> Work:
     up_EDF, down_EFD = _random(steps, count, model.dim, width), _random(steps, count, width, model.dim)
     weights = ExpertWeights(gate_EDF, up_EDF, down_EFD, model.activation, 0.0)
     x_TD = _random(steps, tokens, model.dim)
-    return lambda: steps.backends.run_experts(x_TD, routing, weights).sum().backward()
+    inputs = [each for each in (x_TD, gate_EDF, up_EDF, down_EFD) if each is not None]
+    return _both_ways(lambda: steps.backends.run_experts(x_TD, routing, weights), *inputs)
 
 
 def ratio(other: Work, present: Work, device: torch.device) -> float:
     """Of their times, the median over rounds in which each runs once, after one that does not count."""
     pairs = [(_seconds(other, device), _seconds(present, device)) for _ in range(ROUNDS + 1)]
     return statistics.median(one / two for one, two in pairs[1:])
+
+
+def _both_ways(forward: Callable[[], Tensor], *inputs: Tensor) -> Work:
+    """Forward, and the gradients of the inputs from one that is there before: nothing is summed or added up besides."""
+    upstream = torch.ones_like(forward())
+    return lambda: torch.autograd.grad(forward(), inputs, upstream)
 
 
 def _random(steps: Steps, *shape: int) -> Tensor:
