@@ -193,7 +193,7 @@ def chart(profile: Profile, file: Path | BinaryIO) -> None:
         axis.barh(names, [row.waiting * 1e3 for row in rows], left=busy, color="#dddddd", label="waiting for the host")
     axis.barh(names, [row.floor * 1e3 for row in rows], height=0.25, color="#d1495b", label="floor on this device")
     for place, row in enumerate(rows):
-        axis.annotate(f" {row.share:.1%}", (row.seconds * 1e3, place), va="center", fontsize=8)
+        axis.annotate(f" {row.share:.1%}", (max(row.seconds, row.floor) * 1e3, place), va="center", fontsize=8)
     axis.set_xlabel("ms of a step")
     speed = f"{profile.measured.seconds * 1e3:.1f} ms, {profile.tokens_per_second:,.0f} tokens/s"
     axis.set_title(f"{speed} on {profile.device}", fontsize=10)

@@ -41,7 +41,7 @@ class Timeline:
     def __init__(self, device: torch.device):
         self._clock = DeviceClock(device) if device.type == "cuda" else HostClock()
         self._inside: list[Place] = []
-        self._whole = ""
+        self._place = Place()
         self._components: tuple[str, ...] = ()
 
     @property
@@ -75,16 +75,17 @@ class Timeline:
 
     def mark(self, place: Place) -> None:
         """From here on time is the component's."""
-        self._whole = place.whole
-        self.record((place.component,))
+        self._place = place
+        self.record(())
 
     def record(self, components: tuple[str, ...]) -> None:
-        """From here on time is these components', or that of the WHOLE one around them."""
+        """From here on time is these components', by default that of the last mark, or that of the WHOLE one around them."""
         if not self.is_on:
             return
-        self._components = components
+        self._components = components = components or (self._place.component,)
         is_backward = torch._C._current_graph_task_id() != -1
-        self._clock.mark((self._whole,) if self._whole else components, "backward" if is_backward else "forward")
+        whole = self._place.whole
+        self._clock.mark((whole,) if whole else components, "backward" if is_backward else "forward")
 
     def around(self, component: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, its time the component's. What it calls may be other components', which comes off its own."""
@@ -159,7 +160,7 @@ _running: Timeline | None = None  # generated code has no other way to it
 
 
 def passed(*components: str) -> None:
-    """Compiled code is about to start a kernel of these components."""
+    """Compiled code is about to start a kernel of these components; of none, it is left."""
     if _running is not None:
         _running.record(components)
 

@@ -10,8 +10,9 @@ import moebius
 from moebius.config import ParallelConfig
 from moebius.model.backends import choose_backends
 from moebius.model.transformer import Transformer, seeded
+from moebius.profile.instrument import instrument
 from moebius.profile.kernels import OWNERS, marked_kernels, owners
-from moebius.profile.timeline import Timeline
+from moebius.profile.timeline import Piece, Timeline
 from tests.model.tiny import random_tokens, tiny
 
 PACKAGE = Path(moebius.__file__).parent
@@ -90,6 +91,26 @@ def test_compiled_code_is_marked_and_computes_the_same():
     both = {"attention_projections", "attention_core", "router", "expert_gemms", "base_mlp", "norms", "dispatch", "combine"}
     for direction in ("forward", "backward"):
         assert both <= {piece.component for piece in found if piece.direction == direction}
+
+
+def test_experts_that_the_compiler_leaves_alone_are_marked_too():
+    """One by one they take as many tokens as the router says."""
+    config = tiny(num_layers=1, dim=192)
+    model = seeded(0, config, choose_backends(ParallelConfig(expert_backend="loop")))
+    tokens_BL = random_tokens(config, batch=64)
+    torch._dynamo.reset()
+    timeline = Timeline(torch.device("cpu"))
+    with marked_kernels():
+        model.layers[0].compile()
+        instrument(model, [], timeline, compiled=True)
+        for _ in range(2):
+            model.loss(tokens_BL).total.backward()
+        timeline.begin()
+        model.loss(tokens_BL).total.backward()
+        found = timeline.end()
+    for direction in ("forward", "backward"):
+        of_experts = found[Piece("expert_gemms", direction)]
+        assert of_experts > max(found[Piece("everything_else", direction)], found[Piece("activation", direction)])
 
 
 def test_the_functions_that_own_kernels_are_there():
