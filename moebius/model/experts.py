@@ -27,7 +27,8 @@ class ExpertWeights(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "ExpertWeights":
         gate = None if self.w_gate_EDF is None else self.w_gate_EDF.to(dtype)
-        return self._replace(w_gate_EDF=gate, w_up_EDF=self.w_up_EDF.to(dtype), w_down_EFD=self.w_down_EFD.to(dtype))
+        up_EDF, down_EFD = self.w_up_EDF.to(dtype), self.w_down_EFD.to(dtype)
+        return ExpertWeights(gate, up_EDF, down_EFD, self.activation, self.dropout)  # torch 2.11 cannot compile a _replace here
 
 
 ExpertsFunction = Callable[[Tensor, Routing, ExpertWeights], Tensor]

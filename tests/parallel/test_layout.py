@@ -89,6 +89,25 @@ def test_every_checkpointing_is_traced_whole(checkpointing):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_experts_one_by_one_leave_the_rest_to_the_compiler(variant, checkpointing):
+    """`loop` asks the device for its counts, where compiled code is left and entered again."""
+    parallel = ParallelConfig(expert_backend="loop", activation_checkpointing=checkpointing)
+    config = replace(VARIANTS[variant], expert_dropout=0.0)
+    expected, gradients = run(config, parallel)
+    model = seeded(0, config, choose_backends(parallel))
+    lay_out(model, parallel, torch.device("cpu"))
+    torch._dynamo.reset()
+    for module in [*model.layers, *filter(None, [model.mtp])]:
+        module.compile(backend="eager")
+    loss = model.loss(torch.randint(67, (2, 13), generator=torch.Generator().manual_seed(1)), end_of_text=3).total
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.total.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["grouped", "triton"])
 @pytest.mark.parametrize(("variant", "checkpointing"), zip(VARIANTS, ("none", "full", "selective"), strict=True))
