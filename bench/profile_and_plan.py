@@ -4,7 +4,7 @@
     python bench/profile_and_plan.py standard pr_moe     some
     python bench/profile_and_plan.py --json FOLDER       each one's components, as `moebius profile --json` prints them
 
-`standard`, `dense` and `pr_moe` are what plan's constants were fitted to; the two named after what they change are not.
+`standard`, `dense` and `pr_moe` are what plan's constants were fitted to; the others are not.
 
 covered: the components' sum over the step. prepared: a step of a model prepared to be cut into components, while it is not,
 over one of a model that is not prepared, A B A B: median (lowest to highest). Memory and time: planned over measured. After

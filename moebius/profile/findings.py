@@ -16,6 +16,7 @@ from moebius.model.experts import loop
 from moebius.model.float8 import ALIGNMENT
 from moebius.profile import trials
 from moebius.profile.measure import Steps
+from moebius.profile.plan.layouts import FILLED
 from moebius.profile.predict import predicted_seconds
 from moebius.profile.report import Profile
 from moebius.settings import override, parse_flags
@@ -28,7 +29,6 @@ WORTH_SAYING = 0.02  # of the step
 ROUTED = ("dispatch", "expert_gemms", "activation", "combine")
 LOSS_CHUNKS = 8
 LOGITS = 0.1  # of the peak
-SPARE = 0.9  # of a device's memory, which a plan may fill
 DROPPED = 0.05  # of the assignments
 BLOCK = {"norms", "attention_projections", "rotary", "attention_core", "router", "base_mlp", *ROUTED}
 KEPT = {"attention_projections", "attention_core", "expert_gemms", "base_mlp"}  # by selective checkpointing
@@ -259,7 +259,7 @@ def _recomputation(case: _Case) -> Iterator[Finding]:
         return
     without = replace(case.profile.config, parallel=replace(parallel, activation_checkpointing="none"))
     needed, has = case.memory(without), case.steps.device_bytes
-    if needed < SPARE * has:
+    if needed < FILLED * has:
         components = BLOCK if parallel.activation_checkpointing == "full" else BLOCK - KEPT
         yield case.finding(
             "recomputation with memory to spare",
@@ -341,11 +341,11 @@ def _waiting_device(case: _Case) -> Iterator[Finding]:
         flags = [f"--train.micro_batch_size={2 * case.steps.micro_batch}"]
         flags += [f"--train.batch_size={2 * train.batch_size}"] if train.accumulation_steps % 2 else []
         needed = case.memory(override(case.profile.config, parse_flags(flags)))
-        if needed > SPARE * case.steps.device_bytes:
+        if needed > FILLED * case.steps.device_bytes:
             return
     launching = case.profile.measured.host / step
     evidence = (
-        f"it has nothing to do in {waiting / step:.0%} of the step; launching one takes the host {launching:.0%} of that time"
+        f"it has nothing to do in {waiting / step:.0%} of the step, and launching takes the host about {launching:.0%} of it"
     )
     yield replace(case.finding("the device waits for the host", evidence + waits, *flags), seconds=step - waiting)
 

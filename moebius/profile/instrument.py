@@ -87,9 +87,10 @@ def instrument(model: Transformer, optimizers: list[torch.optim.Optimizer], time
 def _mark_what_stays_eager(model: Transformer, timeline: Timeline) -> None:
     """Experts one by one take as many tokens as the router says, which the compiler leaves alone. It compiles what they call,
     marked or not, and never the marks."""
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, experts.Experts) and module.run is experts.loop:
-            marked: Any = torch._dynamo.disable(timeline.around("expert_gemms", torch.compile(module.run)))
+            component = "mtp" if name.startswith("mtp.") else "expert_gemms"
+            marked: Any = torch._dynamo.disable(timeline.around(component, torch.compile(module.run)))
             module.run = marked
 
 

@@ -28,15 +28,15 @@ from moebius.train.state import TrainState
 from moebius.train.step import train_step
 
 BATCHES = 4
-WATCHED = 1.2  # times as long as by itself does the host take to launch a step while it is watched, docs/log.md
+WATCHED = 1.2  # times as long as by itself the host takes at least to launch a step while it is watched, docs/log.md
 DOCUMENT_TOKENS = 800  # on average, where documents are kept apart: a source file's or a web page's
 
 
 @dataclass(frozen=True)
 class Measured:
     """A step: seconds of each round as it is, and of each piece; how many times as long it was while it was cut into them;
-    experts that a token had, one number a layer and the MTP layer's last; what it made of a GPU, and how long the host takes
-    to launch it, at least."""
+    experts that a token had, one number a layer and the MTP layer's last; what it made of a GPU, and about how long the host
+    takes to launch it."""
 
     rounds: list[float]
     pieces: dict[Piece, float]
@@ -105,7 +105,7 @@ class Steps:
         return (time.perf_counter() - start) / count
 
     def cut(self, count: int) -> dict[Piece, float]:
-        """The pieces of a step, in seconds, on average over `count`; leaves the host's in host_seconds."""
+        """The pieces of a step, in seconds, on average over `count`."""
         assert self.timeline is not None
         with marked_calls(self.timeline, self.is_compiled, self.backends.has_own_kernels):
             self.timeline.begin()
@@ -114,14 +114,13 @@ class Steps:
                 batch = self.next_batch()
                 self.timeline.mark(Place())
                 train_step(self.state, batch, self.end_of_text, self.config.train)
-            pieces = self.timeline.end()
-        self.host_seconds = self.timeline.host_seconds / count / WATCHED
-        return {piece: seconds / count for piece, seconds in pieces.items()}
+            return {piece: seconds / count for piece, seconds in self.timeline.end().items()}
 
 
 def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tuple[Measured, Steps]:
     """Steps as they are and cut, in turns, for about `seconds` after both have been compiled and warmed up."""
-    steps = Steps(config, device, Timeline(device))
+    timeline = Timeline(device)
+    steps = Steps(config, device, timeline)
     once = steps.run(1)
     steps.cut(1)
     rounds = 16 if device.type == "cuda" else 64  # a GPU's profiler takes its time to start
@@ -134,7 +133,7 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
     while len(plain) < 3 or (time.perf_counter() < stop and len(plain) < rounds):
         plain.append(steps.run(per_round))
         pieces.append(steps.cut(per_round))
-        host.append(steps.host_seconds)
+        host.append(timeline.host_seconds / per_round)
     every = {piece for each in pieces for piece in each}
     gpu = usage(partial(steps.run, 1)) if device.type == "cuda" else Usage()
     seconds = statistics.median(plain)
@@ -144,9 +143,9 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
         for piece in every
     }
     slowdown = sum(shares.values())
-    medians = {piece: share * seconds for piece, share in shares.items()}
-    medians = _without_slowdown(medians, seconds)
-    return Measured(plain, medians, slowdown, _experts_per_token(steps), gpu, statistics.median(host)), steps
+    medians = _without_slowdown({piece: share * seconds for piece, share in shares.items()}, seconds)
+    launching = _launching(statistics.median(host), slowdown, seconds)
+    return Measured(plain, medians, slowdown, _experts_per_token(steps), gpu, launching), steps
 
 
 def _without_slowdown(pieces: dict[Piece, float], seconds: float) -> dict[Piece, float]:
@@ -157,6 +156,12 @@ def _without_slowdown(pieces: dict[Piece, float], seconds: float) -> dict[Piece,
         return pieces
     factor = min(1.0, max(0.0, seconds - (sum(pieces.values()) - waiting)) / waiting)
     return {piece: took * (factor if piece.direction == "waiting" else 1.0) for piece, took in pieces.items()}
+
+
+def _launching(watched: float, slowdown: float, seconds: float) -> float:
+    """Seconds of the host without the profiler: a step that the host bounds is slower while it is cut by as much as the host
+    is, and launching a step never outlasts it."""
+    return min(seconds, watched / max(WATCHED, slowdown))
 
 
 def _experts_per_token(steps: Steps) -> list[float]:

@@ -145,7 +145,7 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
 def _host(profile: Profile) -> str:
     measured, (unit, scale) = profile.measured, _unit(profile)
     share = measured.host / measured.seconds
-    return f"takes {measured.host * scale:.2f} {unit} to launch it, {share:.0%} of the step: a faster device would wait for it"
+    return f"takes about {measured.host * scale:.2f} {unit} to launch, {share:.0%} of the step: a shorter one waits for it"
 
 
 def _unit(profile: Profile) -> tuple[str, float]:

@@ -113,6 +113,22 @@ def test_experts_that_the_compiler_leaves_alone_are_marked_too():
         assert of_experts > max(found[Piece("everything_else", direction)], found[Piece("activation", direction)])
 
 
+def test_those_of_multi_token_prediction_are_its_own():
+    model = seeded(0, tiny(num_layers=1, use_mtp=True), choose_backends(ParallelConfig(expert_backend="loop")))
+    assert model.mtp is not None
+    timeline = Timeline(torch.device("cpu"))
+    instrument(model, [], timeline, compiled=True)
+    hidden_BSD = torch.randn(2, 8, model.config.dim)
+    timeline.begin()
+    model.mtp(hidden_BSD)
+    in_mtp = timeline.end()
+    timeline.begin()
+    model.layers[0].get_submodule("moe")(hidden_BSD)
+    in_block = timeline.end()
+    assert in_mtp[Piece("mtp", "forward")] > 0 and Piece("expert_gemms", "forward") not in in_mtp
+    assert in_block[Piece("expert_gemms", "forward")] > 0
+
+
 def test_the_functions_that_own_kernels_are_there():
     """One that is renamed would silently give its kernels to another."""
     for file, function in OWNERS:

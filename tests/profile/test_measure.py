@@ -10,7 +10,7 @@ from moebius.cli import main
 from moebius.data import prepare
 from moebius.model.experts import grouped
 from moebius.profile.findings import Finding, findings
-from moebius.profile.measure import _without_slowdown, load_text, measure
+from moebius.profile.measure import WATCHED, _launching, _without_slowdown, load_text, measure
 from moebius.profile.profile import profile, verify
 from moebius.profile.timeline import Piece
 
@@ -39,6 +39,12 @@ def test_waiting_for_a_slowed_host_is_taken_back():
     assert sum(_without_slowdown(pieces, 2.0).values()) == 3.0  # what ran is never made shorter
     only = {Piece("router", "forward"): 3.0}
     assert _without_slowdown(only, 2.0) == only  # a CPU's
+
+
+def test_launching_is_without_what_watching_adds_and_fits_the_step():
+    assert _launching(1.2 * WATCHED, 1.0, 2.0) == pytest.approx(1.2)  # of a step that the device bounds
+    assert _launching(3.0, 1.5, 2.0) == pytest.approx(2.0)  # that the host bounds: slower by as much
+    assert _launching(5.0, 1.0, 2.0) == 2.0
 
 
 def test_text_is_the_run_s_own_where_it_is_prepared(small):
