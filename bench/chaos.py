@@ -1,16 +1,21 @@
-"""Does a run lose anything when it is killed, interrupted, corrupted or given nonsense? On a CPU.
+"""Kill, interrupt and damage runs, and count what was lost. Runs on a CPU.
 
-    python bench/chaos.py                     all of it
-    python bench/chaos.py --only kills --kills 20
+    python bench/chaos.py                                       all parts
+    python bench/chaos.py --only corruptions --corruptions 20
 
-kills        SIGKILL at random moments of training: no completed checkpoint is lost, no repair is needed, and the final weights
-             are those of a run that nobody touched
-faults       SIGKILL at every write, fsync, rename and unlink of a save (needs strace)
-corruptions  random flips, truncations and missing files: noticed before a tensor is used, an older checkpoint is taken
-signals      SIGTERM at random moments: a valid checkpoint and exit code 143
-inputs       malformed configurations, flags, texts and tokenizers: one line and the right exit code
+kills        SIGKILL at random moments of training. No completed checkpoint may be lost, no repair
+             needed, and the final weights must be those of a run that was left alone. A run that
+             was killed is always finished, which takes a few hundred kills.
+faults       SIGKILL at every write, fsync, rename and unlink of a save (needs strace). No earlier
+             checkpoint may be lost, and nothing unfinished left behind.
+corruptions  Random flips, truncations and missing files. They must be noticed before a tensor is
+             used, and an older checkpoint be taken instead.
+signals      SIGTERM at random moments. A valid checkpoint and exit code 143 must follow.
+inputs       Malformed configurations, flags, texts and tokenizers. Each must end with one line and
+             the right exit code.
 
-Every run is a forked process of this one, which has torch loaded: otherwise most of the time would go into importing it.
+Every run is a forked process of this one, which has torch loaded: importing torch again would take
+most of the time.
 """
 
 import argparse
@@ -28,12 +33,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch._dynamo  # by each optimizer, in seconds: loaded before forking
+import torch._dynamo  # every optimizer would import it, in seconds, so it is loaded before forking
+from chaos_inputs import make_case
 
 from moebius import cli
 from moebius.errors import CheckpointError
-from moebius.train import checkpoint
-from moebius.train import session as _session  # noqa: F401  (so is this)
+from moebius.train import checkpoint, checkpoint_store
+from moebius.train import session as _session  # noqa: F401  (loaded before forking, too)
 
 FLAGS = {
     "data.vocab_size": 512,
@@ -49,6 +55,8 @@ FLAGS = {
     "train.device": "cpu",
     "observe.tensorboard": "false",
 }
+UNTOUCHED = "untouched"
+"""Name of the run that is left alone."""
 
 
 def main() -> None:
@@ -56,131 +64,141 @@ def main() -> None:
     torch.set_num_threads(1)  # one thread is bit-exact, and a process with more cannot be forked
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     chance = random.Random(options.seed)
-    needs_run = {"kills", "corruptions", "signals"} & set(options.only)
-    parts: dict[str, Callable[[], bool]] = {
-        "kills": lambda: kills(folder, options.kills, chance),
-        "faults": lambda: faults(folder),
-        "corruptions": lambda: corruptions(folder, options.corruptions, chance),
-        "signals": lambda: signals(folder, options.signals, chance),
-        "inputs": lambda: inputs(folder, options.inputs, chance),
+    parts: dict[str, Callable[[Path], bool]] = {
+        "kills": lambda folder: kills(folder, options.kills, chance),
+        "faults": faults,
+        "corruptions": lambda folder: corruptions(folder, options.corruptions, chance),
+        "signals": lambda folder: signals(folder, options.signals, chance),
+        "inputs": lambda folder: inputs(folder, options.inputs, chance),
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if needs_run:
-            _finish(_spawn(train_arguments(folder, "untouched")))
-        results = [part() for name, part in parts.items() if name in options.only]
+        if {"kills", "corruptions", "signals"} & set(options.only):
+            code = _exit_code_of(_spawn(train_arguments(folder, UNTOUCHED)))
+            if code:
+                sys.exit(f"the untouched run ended with exit code {code}")
+        results = [part(folder) for name, part in parts.items() if name in options.only]
     sys.exit(not all(results))
 
 
 def train_arguments(folder: Path, name: str) -> list[str]:
-    """A new run in the folder, or the one that is there, gone on with."""
+    """Return the command that begins a run in the folder or, if it is there, resumes it."""
     if (folder / name).exists():
         return ["resume", str(folder / name)]
     flags = FLAGS | {"train.out": folder, "train.name": name, "data.cache": folder / "cache"}
     return ["train", "tiny", *(f"--{key}={value}" for key, value in flags.items())]
 
 
-def kills(folder: Path, wanted: int, chance: random.Random) -> bool:
-    """Runs that are killed again and again until they are done."""
+def kills(folder: Path, num_kills: int, chance: random.Random) -> bool:
+    """Kill runs again and again until they are done, and return whether nothing was lost."""
     killed = lost = repairs = different = finished = 0
-    expected = _weights(folder / "untouched")
+    expected = _weights(folder / UNTOUCHED)
     start = time.perf_counter()
-    while killed < wanted:
-        name = f"killed-{finished}"
-        run = folder / name
+    while killed < num_kills:
+        run = folder / f"killed-{finished}"
         newest = 0
         while True:
-            process = _spawn(train_arguments(folder, name))
+            process = _spawn(train_arguments(folder, run.name))
             time.sleep(chance.uniform(0, 3))
             os.kill(process, signal.SIGKILL)
-            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            code = _exit_code_of(process)
             killed += code == -signal.SIGKILL
             repairs += code not in (0, -signal.SIGKILL)
-            step = _newest_intact(run)
+            step = _newest_intact(run / "checkpoints")
             lost += step < newest
             newest = max(newest, step)
             if code != -signal.SIGKILL:
                 break
         finished += 1
-        different += any(not torch.equal(expected[key], value) for key, value in _weights(run).items())
+        weights = _weights(run)
+        different += any(not torch.equal(expected[name], weights[name]) for name in expected)
         shutil.rmtree(run)
-    print(
-        f"kills        {killed} in {finished} runs, {time.perf_counter() - start:.0f} s: {lost} completed checkpoints lost, "
-        f"{repairs} repairs needed, {different} runs ended with other weights",
-        flush=True,
+    _say(
+        "kills",
+        f"{killed} in {finished} runs, {time.perf_counter() - start:.0f} s: {lost} completed "
+        f"checkpoints lost, {repairs} repairs needed, {different} runs ended with other weights",
     )
     return not (lost or repairs or different)
 
 
-CALLS = ("write", "fsync", "rename", "unlink,unlinkat,rmdir")
-SAVE = """
+SYSTEM_CALLS = ("write", "fsync", "rename", "unlink,unlinkat,rmdir")
+SAVES = """
 import sys, torch
 from pathlib import Path
-from moebius.train import checkpoint
-place = Path(sys.argv[1])
-checkpoint.tidy(place)
+from moebius.train import checkpoint, checkpoint_store
+folder = Path(sys.argv[1])
+checkpoint_store.tidy(folder)
 torch.manual_seed(0)
-tensors = {"model": {"weight": torch.randn(300, 100)}, "optimizer": {"moment": torch.randn(300, 100)}}
-for step in (3, 4, 4):  # a new one, which lets the oldest go, and one in another's place
+weight, moment = torch.randn(300, 100), torch.randn(300, 100)
+tensors = {"model": {"weight": weight}, "optimizer": {"moment": moment}}
+for step in (3, 4, 4):  # two new checkpoints, which push out the oldest, and one that replaces
     print("saving", step, file=sys.stderr)
-    checkpoint.write(place / f"step-{step:08d}", tensors, {"step": step})
-    checkpoint.prune(place, keep_last=2, keep_every=0)
+    checkpoint.write(folder / f"step-{step:08d}", tensors, {"step": step})
+    checkpoint_store.prune(folder, keep_last=2, keep_every=0)
 """
+"""Three saves into a folder that has the checkpoints of steps 1 and 2."""
 
 
 def faults(folder: Path) -> bool:
-    """A process that saves dies at its n-th call, for every n."""
+    """Kill a process that saves at its n-th system call, for every n and every kind of call."""
     if shutil.which("strace") is None:
-        print("faults       not run: strace is not installed", flush=True)
+        _say("faults", "not run: strace is not installed")
         return False
-    tensors: checkpoint.Groups = {"model": {"weight": torch.zeros(300, 100)}, "optimizer": {"moment": torch.zeros(300, 100)}}
+    zeros = torch.zeros(300, 100)
+    tensors: checkpoint.Groups = {"model": {"weight": zeros}, "optimizer": {"moment": zeros}}
+    checkpoints = folder / "faults"
     died = lost = debris = 0
-    for calls in CALLS:
-        count = 0
+    for calls in SYSTEM_CALLS:
+        number = 0
         while True:
-            place = folder / "faults"
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(checkpoints, ignore_errors=True)
             for step in (1, 2):
-                checkpoint.save(place / f"step-{step:08d}", tensors, {"step": step})
-            count += 1
-            inject = f"inject={calls}:signal=KILL:when={count}"
-            command = ["strace", "-f", "-qq", "-e", f"trace={calls}", "-e", inject, "-o", os.devnull]
-            done = subprocess.run(
-                [*command, sys.executable, "-c", SAVE, str(place)], capture_output=True, text=True, check=False
-            )
+                checkpoint.save(checkpoints / f"step-{step:08d}", tensors, {"step": step})
+            number += 1
+            done = _save_until(calls, number, checkpoints)
             if done.returncode == 0:
                 break
             died += 1
-            checkpoint.tidy(place)
-            lost += _newest_intact_in(place) < (2 if "saving 4" not in done.stderr else 3)
-            debris += any(not path.name.startswith("step-") for path in place.iterdir())
-    print(
-        f"faults       killed at {died} writes, fsyncs, renames and unlinks of a save: {lost} checkpoints lost, "
-        f"{debris} with debris",
-        flush=True,
+            checkpoint_store.tidy(checkpoints)
+            oldest_allowed = 2 if "saving 4" not in done.stderr else 3
+            lost += _newest_intact(checkpoints) < oldest_allowed
+            debris += any(not path.name.startswith("step-") for path in checkpoints.iterdir())
+    _say(
+        "faults",
+        f"killed at {died} writes, fsyncs, renames and unlinks of a save: {lost} checkpoints "
+        f"lost, {debris} with debris",
     )
     return died > 0 and not (lost or debris)
 
 
-def corruptions(folder: Path, wanted: int, chance: random.Random) -> bool:
-    """The newest checkpoint is damaged in one place."""
-    original, run = folder / "untouched" / "checkpoints", folder / "corrupted"
+def _save_until(calls: str, number: int, checkpoints: Path) -> subprocess.CompletedProcess[str]:
+    """Run the saves and kill them at a system call; return 0 as exit code if it never came."""
+    strace = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={calls}"]
+    inject = ["-e", f"inject={calls}:signal=KILL:when={number}"]
+    command = [*strace, *inject, sys.executable, "-c", SAVES, str(checkpoints)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def corruptions(folder: Path, num_corruptions: int, chance: random.Random) -> bool:
+    """Damage the newest checkpoint in one place, and return whether it was noticed every time."""
+    intact, damaged = folder / UNTOUCHED / "checkpoints", folder / "damaged"
     noticed = fell_back = 0
-    newest, *older = checkpoint.complete(original)
-    for _ in range(wanted):
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(original, run)
-        _damage(chance.choice(sorted((run / newest.name).iterdir())), chance)
+    newest, second, *_ = checkpoint_store.complete(intact)
+    for _ in range(num_corruptions):
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(intact, damaged)
+        _damage(chance.choice(sorted((damaged / newest.name).iterdir())), chance)
         try:
-            checkpoint.load(run / newest.name)
+            checkpoint.load(damaged / newest.name)
         except CheckpointError:
             noticed += 1
-        fell_back += checkpoint.latest(run, lambda line: None).name == older[0].name
-    print(
-        f"corruptions  {wanted}: {noticed} noticed before a tensor was used, {fell_back} fell back to an older checkpoint",
-        flush=True,
+        fell_back += checkpoint_store.latest(damaged, lambda line: None).name == second.name
+    _say(
+        "corruptions",
+        f"{num_corruptions}: {noticed} noticed before a tensor was used, {fell_back} fell back to "
+        "an older checkpoint",
     )
-    return noticed == fell_back == wanted
+    return noticed == fell_back == num_corruptions
 
 
 def _damage(path: Path, chance: random.Random) -> None:
@@ -198,130 +216,61 @@ def _damage(path: Path, chance: random.Random) -> None:
     path.write_bytes(data)
 
 
-def signals(folder: Path, wanted: int, chance: random.Random) -> bool:
-    """SIGTERM once training has begun."""
+def signals(folder: Path, num_signals: int, chance: random.Random) -> bool:
+    """Send SIGTERM once training has begun, and return whether every run ended as it should."""
     valid = codes = 0
     slowest = 0.0
-    for number in range(wanted):
-        run = folder / f"signalled-{number}"
+    for number in range(num_signals):
+        run = folder / f"signaled-{number}"
         process = _spawn(train_arguments(folder, run.name))
         while not (run / "metrics.jsonl").exists():
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 2))
         sent = time.perf_counter()
         os.kill(process, signal.SIGTERM)
-        codes += os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
+        codes += _exit_code_of(process) == 128 + signal.SIGTERM
         slowest = max(slowest, time.perf_counter() - sent)
-        valid += _newest_intact(run) >= 0
+        valid += _newest_intact(run / "checkpoints") >= 0
         shutil.rmtree(run)
-    print(
-        f"signals      {wanted} SIGTERMs: {valid} valid checkpoints, {codes} exits with 143, {slowest:.1f} s at most",
-        flush=True,
+    _say(
+        "signals",
+        f"{num_signals} SIGTERMs: {valid} valid checkpoints, {codes} exits with 143, "
+        f"{slowest:.1f} s at most",
     )
-    return valid == codes == wanted
+    return valid == codes == num_signals
 
 
-def inputs(folder: Path, wanted: int, chance: random.Random) -> bool:
-    """Nonsense on the command line, in files and in texts."""
+def inputs(folder: Path, num_inputs: int, chance: random.Random) -> bool:
+    """Run malformed commands, and return whether each ended with one line and the right code."""
     right = 0
-    makers = [_bad_flag, _bad_toml, _bad_text, _bad_lines, _bad_tokenizer, _bad_name]
     slowest = 0.0
-    for number in range(wanted):
+    for number in range(num_inputs):
         place = folder / f"input-{number}"
         place.mkdir()
-        arguments, allowed = makers[number % len(makers)](place, chance)
+        case = make_case(number, place, chance)
         start = time.perf_counter()
-        code, shown = _captured(arguments, place)
+        code = _exit_code_of(_spawn(case.arguments, place / "stderr"))
         slowest = max(slowest, time.perf_counter() - start)
-        is_one_line = shown.startswith("moebius: ") and shown.count("\n") == 1 and "Traceback" not in shown
-        if is_one_line and code in allowed:
+        shown = (place / "stderr").read_text(errors="replace")
+        is_one_line = shown.startswith("moebius: ") and shown.count("\n") == 1
+        if is_one_line and code == case.exit_code:
             right += 1
         else:
-            print(f"  {arguments}: exit {code}, {shown!r}", flush=True)
+            print(f"  {case.arguments}: exit {code}, {shown!r}", flush=True)
         shutil.rmtree(place)
-    print(
-        f"inputs       {wanted} malformed: {right} single lines with the right exit code, {slowest:.1f} s at most", flush=True
+    _say(
+        "inputs",
+        f"{num_inputs} malformed: {right} single lines with the right exit code, "
+        f"{slowest:.1f} s at most",
     )
-    return right == wanted
-
-
-Case = tuple[list[str], set[int]]
-
-
-def _bad_flag(place: Path, chance: random.Random) -> Case:
-    flag = chance.choice(
-        [
-            "model.dim=-1", "model.dim=1e3", "model.num_heads=7", "model.router_type=topk", "model.dmi=3",
-            "model.num_experts=4,,4", "train.lr=nan", "train.steps=0", "train.device=tpu", "train.name=../x",
-            "data.val_fraction=1", "data.vocab_size=99999999", "observe.cv.action=panic", "observe.cv=3",
-        ]
-    )  # fmt: skip
-    return ["train", "tiny", f"--{flag}"], {2}
-
-
-def _bad_toml(place: Path, chance: random.Random) -> Case:
-    text = b'base = "tiny"\n[model]\ndim = 128\n[train]\nsteps = 10\nlr = 0.01\n'
-    cut = chance.randrange(1, len(text))
-    broken = chance.choice([
-        text[:cut] + b"\xff" + text[cut:],
-        text.replace(b"]", b"", 1),
-        text.replace(b"= 10", b'= "ten"'),
-        text.replace(b"dim", b"dmi"),
-        text.replace(b"tiny", b"tinny"),
-        text + b"steps = 3\n",
-        text.replace(b"128", b"[1"),
-    ])  # fmt: skip
-    (place / "own.toml").write_bytes(broken)
-    return ["train", str(place / "own.toml")], {2}
-
-
-def _bad_text(place: Path, chance: random.Random) -> Case:
-    text = bytearray(b"some words and a line\n" * 500)
-    kind = chance.choice(["bytes", "empty", "short", "missing", "folder"])
-    if kind == "bytes":
-        text[chance.randrange(len(text))] = chance.randrange(0x80, 0x100)
-    elif kind in ("empty", "short"):
-        del text[0 if kind == "empty" else 5 :]
-    if kind == "folder":
-        (place / "text.txt").mkdir()
-    elif kind != "missing":
-        (place / "text.txt").write_bytes(text)
-    return _on(place / "text.txt", place), {3}
-
-
-def _bad_lines(place: Path, chance: random.Random) -> Case:
-    lines = [b'{"text": "line %d of a text"}\n' % number for number in range(300)]
-    broken = chance.randrange(300)
-    lines[broken] = chance.choice([b'{"text": \n', b'{"txet": "x"}\n', b"[1, 2]\n", b'{"text": 3}\n', b'{"text": "\xff"}\n'])
-    (place / "text.jsonl").write_bytes(b"".join(lines))
-    return _on(place / "text.jsonl", place), {3}
-
-
-def _bad_tokenizer(place: Path, chance: random.Random) -> Case:
-    (place / "text.txt").write_text("".join(f"line {number} of a text\n" for number in range(500)))
-    (place / "second.txt").write_text("another document\n" * 50)
-    content = chance.choice([b"{", b"[]", b"{}", b"\xff\xfe", b'{"model": {"type": "BPE"}}', chance.randbytes(100), b""])
-    (place / "own.json").write_bytes(content)
-    return [*_on(place / "*.txt", place), f"--data.tokenizer={place / 'own.json'}"], {3}
-
-
-def _bad_name(place: Path, chance: random.Random) -> Case:
-    name = chance.choice(["..", ".", "a/b", "/tmp/x", "x" * 65, " ", "a b", "a\nb", "-" * 70, "ü"])
-    return ["train", "tiny", f"--train.name={name}"], {2}
-
-
-def _on(source: Path, place: Path) -> list[str]:
-    return ["train", "tiny", f"--data.source={source}", f"--data.cache={place / 'cache'}", f"--train.out={place / 'runs'}"]
-
-
-def _captured(arguments: list[str], place: Path) -> tuple[int, str]:
-    process = _spawn(arguments, place / "stderr")
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    return code, (place / "stderr").read_text(errors="replace")
+    return right == num_inputs
 
 
 def _spawn(arguments: list[str], stderr: Path | None = None) -> int:
-    """A forked process that runs a command; its number."""
+    """Fork a process that runs a command, and return its process id.
+
+    Its stderr goes into a file or, without one, nowhere.
+    """
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -334,35 +283,43 @@ def _spawn(arguments: list[str], stderr: Path | None = None) -> int:
             sys.stdout, sys.stderr = io.StringIO(), os.fdopen(2, "w", closefd=False)
             try:
                 cli.main(arguments)
-            except SystemExit as ended:
-                code = int(ended.code or 0)
+            except SystemExit as ending:
+                code = int(ending.code or 0)
             sys.stderr.flush()
     finally:
         os._exit(code)
 
 
-def _finish(process: int) -> None:
-    if code := os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
-        sys.exit(f"the untouched run ended with exit code {code}")
+def _exit_code_of(process: int) -> int:
+    """Wait until the process ends, and return its exit code; minus the signal if it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
-    tensors, _ = checkpoint.load(checkpoint.latest(run / "checkpoints", lambda line: None))
-    return {f"{group}/{name}": tensor for group, named in tensors.items() for name, tensor in named.items()}
+    """Return all tensors of a run's newest checkpoint: weights, moments and random generators."""
+    groups, _ = checkpoint.load(checkpoint_store.latest(run / "checkpoints", lambda line: None))
+    return {
+        f"{group}/{name}": tensor
+        for group, tensors in groups.items()
+        for name, tensor in tensors.items()
+    }
 
 
-def _newest_intact(run: Path) -> int:
-    return _newest_intact_in(run / "checkpoints")
-
-
-def _newest_intact_in(checkpoints: Path) -> int:
+def _newest_intact(checkpoints: Path) -> int:
+    """Return the step of the newest intact checkpoint; -1 if there is none."""
     with contextlib.suppress(CheckpointError):
-        return checkpoint.step_of(checkpoint.latest(checkpoints, lambda line: None))
+        return checkpoint_store.step_of(checkpoint_store.latest(checkpoints, lambda line: None))
     return -1
 
 
+def _say(part: str, result: str) -> None:
+    print(f"{part:<12} {result}", flush=True)
+
+
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = ["kills", "faults", "corruptions", "signals", "inputs"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--kills", type=int, default=200)

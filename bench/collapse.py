@@ -1,13 +1,16 @@
-"""Do experts collapse, and what cures it? One model and text, seeds fixed: without any balancing, then with each cure.
+"""Show whether experts collapse without balancing, and what each cure is worth.
 
-    python bench/collapse.py                       `tiny` with three top-1 experts, as in the founding document
+    python bench/collapse.py                       `tiny` with three top-1 experts, as in the
+                                                   founding document
     python bench/collapse.py --as-it-is            the preset's own experts
     python bench/collapse.py --jobs 8 --seeds 3 --train.device cuda --plot collapse.png
 
-Prints the founding document's table, share of the tokens per expert and CV, for the layer that is worst at the end; beside
-it the worst layer's CV after 100 steps, dead experts, and the held-out bits per byte with the difference to the control. CV
-is given of one batch, which is never even because a batch is a few documents, and of the last five logged batches together.
-The control must collapse, or the table shows nothing: the script then fails.
+All runs share one model and text. One has no balancing at all (the control); every other has one
+cure. The table has the founding document's columns, CV and share of the tokens per expert, for the
+layer that is worst at the end. Beside them are the worst layer's CV after 100 steps, the dead
+experts, and the held-out bits per byte with the difference to the control. CV is given for one
+batch, which is never even because a batch is a few documents, and for the last five logged batches
+together. The control must collapse, or the table shows nothing: the script then fails.
 """
 
 import argparse
@@ -19,13 +22,14 @@ from pathlib import Path
 import matplotlib
 from variants import train_all
 
-from moebius.observe.balance import variation
-from moebius.settings import read_config
+from moebius.config.files import read_config
+from moebius.moe.load import variation
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-COLLAPSED = 0.7  # CV that the control must exceed
+COLLAPSED = 0.7
+"""The control's CV at the end must be above this."""
 THREE_EXPERTS = [
     "--model.num_experts=3",
     "--model.router_top_k=1",
@@ -35,9 +39,13 @@ THREE_EXPERTS = [
 CONTROL = "no balancing"
 
 
-def cure(loss: float = 0.0, bias: float = 0.0, **more: object) -> list[str]:
-    """Flags of a balance loss and a loss-free bias of that strength; `more` are further fields of the model."""
-    fields = {"aux_loss_coeff": loss, "router_bias_rate": bias} | more
+def cure(loss: float = 0.0, bias: float = 0.0, **changes: object) -> list[str]:
+    """Return the flags of a cure.
+
+    loss: coefficient of the balance loss. bias: rate of the loss-free bias. changes: further
+    fields of the model section.
+    """
+    fields = {"aux_loss_coeff": loss, "router_bias_rate": bias} | changes
     return [f"--model.{name}={value}" for name, value in fields.items()]
 
 
@@ -62,33 +70,47 @@ def main() -> None:
     options, flags = _options()
     if not options.as_it_is:
         flags = THREE_EXPERTS + flags
-    is_top1 = read_config(options.config, flags).model.router_top_k == 1
-    cures = CURES | (SWITCH if is_top1 else {})
+    config = read_config(options.config, flags)
+    cures = CURES | (SWITCH if config.model.router_top_k == 1 else {})
     if options.only:
         cures = {name: cures[name] for name in (CONTROL, *options.only)}
-    # two micro-batches, so that a global batch is more than one
-    batch = read_config(options.config, flags).train.batch_size
-    flags += [f"--train.micro_batch_size={batch // 2}"] if batch % 2 == 0 else []
-    results = train_all(options.config, {name: flags + own for name, own in cures.items()}, options.seeds, options.jobs)
-    print(f"\n{options.config} {' '.join(flags)}, {options.seeds} seeds; shares of the worst layer at the end, first seed")
+    if config.train.batch_size % 2 == 0:
+        # two micro-batches, so that a global batch is more than one
+        flags += [f"--train.micro_batch_size={config.train.batch_size // 2}"]
+    variants = {name: flags + own_flags for name, own_flags in cures.items()}
+    results = train_all(options.config, variants, options.seeds, options.jobs)
+    print(f"\n{options.config} {' '.join(flags)}, {options.seeds} seeds")
+    print("shares of the worst layer at the end, first seed")
     print(f"{'':<36} {'CV at step 100':>15} {'CV at the end':>15}")
-    head = f"{'':<36} {'batch':>8} {'five':>6} {'batch':>8} {'five':>6} {'dead':>5} {'bpb':>7} {'against control':>17}"
-    print(f"{head}   share of the tokens per expert, %")
+    columns = f"{'batch':>8} {'five':>6} {'batch':>8} {'five':>6} {'dead':>5} {'bpb':>7}"
+    shares = "share of the tokens per expert, %"
+    print(f"{'':<36} {columns} {'minus control':>17}   {shares}")
     for name, runs in results.items():
         print(_row(name, runs, results[CONTROL]))
     if options.plot:
         _plot(results, options.plot)
-    collapsed = max(max(line["cv"]) for metrics in results[CONTROL] for line in metrics[-1:])
-    if collapsed <= COLLAPSED:
-        sys.exit(f"the control did not collapse: worst CV {collapsed:.2f} at the end, above {COLLAPSED} is wanted")
+    worst_cv = max(max(metrics[-1]["cv"]) for metrics in results[CONTROL])
+    if worst_cv <= COLLAPSED:
+        sys.exit(
+            f"the control did not collapse: its worst CV at the end is {worst_cv:.2f}, and the "
+            f"table means something only above {COLLAPSED}"
+        )
 
 
 def _row(name: str, runs: list[list[dict]], control: list[list[dict]]) -> str:
-    """Worst over the seeds for CV and dead experts, mean over the seeds for the loss."""
-    cvs = [max(_worst_cv(metrics, step, batches) for metrics in runs) for step in (100, math.inf) for batches in (1, 5)]
+    """Return a line of the table.
+
+    CV and dead experts are the worst over the seeds, the loss is the mean over the seeds.
+    """
+    cvs = [
+        max(_worst_cv(metrics, step, batches) for metrics in runs)
+        for step in (100, math.inf)
+        for batches in (1, 5)
+    ]
     dead = max(sum(metrics[-1]["dead_experts"]) for metrics in runs)
     bpb = statistics.mean(metrics[-1]["val_bpb"] for metrics in runs)
-    gaps = [own[-1]["val_bpb"] - other[-1]["val_bpb"] for own, other in zip(runs, control, strict=True)]
+    pairs = zip(runs, control, strict=True)
+    gaps = [metrics[-1]["val_bpb"] - baseline[-1]["val_bpb"] for metrics, baseline in pairs]
     spread = f"±{statistics.stdev(gaps):.4f}" if len(gaps) > 1 else ""
     counts = runs[0][-1]["tokens_per_expert"][_worst_layer(runs[0])]
     shares = " ".join(f"{100 * count / sum(counts):5.1f}" for count in counts)
@@ -99,20 +121,26 @@ def _row(name: str, runs: list[list[dict]], control: list[list[dict]]) -> str:
 
 
 def _worst_cv(metrics: list[dict], step: float, batches: int) -> float:
-    """Of the layers, over the last logged batches up to that step."""
+    """Return the largest CV of a layer over the last `batches` logged batches up to a step."""
     lines = [line["tokens_per_expert"] for line in metrics if line["step"] <= step][-batches:]
-    return max(variation([sum(counts) for counts in zip(*layer, strict=True)]) for layer in zip(*lines, strict=True))
+    return max(
+        variation([sum(counts) for counts in zip(*layer, strict=True)])
+        for layer in zip(*lines, strict=True)
+    )
 
 
 def _worst_layer(metrics: list[dict]) -> int:
+    """Return the number of the layer with the largest CV at the end."""
     return max(range(len(metrics[-1]["cv"])), key=lambda layer: metrics[-1]["cv"][layer])
 
 
 def _plot(results: dict[str, list[list[dict]]], path: Path) -> None:
-    """Each expert's share over the steps, in the layer that is worst at the end."""
+    """Plot each expert's share over the steps, in the layer that is worst at the end."""
     columns = 3
     rows = -(-len(results) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(12, 2.6 * rows), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(12, 2.6 * rows), sharex=True, sharey=True, squeeze=False
+    )
     for axis in axes.flat[len(results) :]:
         axis.axis("off")
     for axis, (name, runs) in zip(axes.flat, results.items(), strict=False):
@@ -120,12 +148,11 @@ def _plot(results: dict[str, list[list[dict]]], path: Path) -> None:
         steps = [line["step"] for line in runs[0]]
         counts = [line["tokens_per_expert"][layer] for line in runs[0]]
         shares = [[100 * count / sum(row) for count in row] for row in counts]
-        axis.stackplot(
-            steps,
-            *zip(*shares, strict=True),
-            colors=plt.get_cmap("viridis_r")([i / len(counts[0]) for i in range(len(counts[0]))]),
-        )
-        axis.set_title(f"{name}\nlayer {layer}, CV {runs[0][-1]['cv'][layer]:.2f} at the end", fontsize=9)
+        num_experts = len(counts[0])
+        colors = plt.get_cmap("viridis_r")([i / num_experts for i in range(num_experts)])
+        axis.stackplot(steps, *zip(*shares, strict=True), colors=colors)
+        cv = runs[0][-1]["cv"][layer]
+        axis.set_title(f"{name}\nlayer {layer}, CV {cv:.2f} at the end", fontsize=9)
         axis.set_ylim(0, 100)
         axis.margins(x=0)
     figure.supxlabel("step")
@@ -135,13 +162,16 @@ def _plot(results: dict[str, list[list[dict]]], path: Path) -> None:
 
 
 def _options() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the script's own options and the configuration's flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="tiny", help="preset or TOML file")
     parser.add_argument("--as-it-is", action="store_true", help="keep the configuration's experts")
-    parser.add_argument("--only", nargs="+", default=[], help="names of cures")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=[], help="names of the cures to compare")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of every cure")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
-    parser.add_argument("--plot", type=Path, help="PNG of the shares over time")
+    parser.add_argument("--plot", type=Path, help="write a PNG of the shares over time")
     return parser.parse_known_args()
 
 

@@ -1,5 +1,7 @@
-"""Contenders in turns, A B A B, so that a machine that slows down slows all of them. One that fails (out of memory, a kernel
-that is not there) is a result that says so."""
+"""Time contenders in turns, A B A B, so that a machine that slows down slows down all of them.
+
+A contender that fails (out of memory, a kernel that is missing) is a result that says so.
+"""
 
 import statistics
 import time
@@ -8,32 +10,49 @@ from typing import NamedTuple
 
 import torch
 
+from moebius.hardware.device import wait
+
 OUT_OF_MEMORY = "out of memory"
 
 
 class Timed(NamedTuple):
-    """Seconds, turn by turn; bytes at most beyond what was there before, 0 on a CPU."""
+    """The times of one contender."""
 
     seconds: list[float]
+    """Seconds of one call, in each turn."""
     peak_bytes: float = 0.0
+    """Largest number of bytes that were allocated on the GPU. 0 on a CPU."""
     error: str = ""
+    """Why the contender failed. Empty if it did not."""
 
     @property
     def ms(self) -> float:
+        """Milliseconds of one call: the median of the turns."""
         return statistics.median(self.seconds) * 1e3
 
-    def over(self, other: "Timed") -> str:
-        """How many times the other's, turn by turn: median and range."""
-        if not (self.seconds and other.seconds):
+    def over(self, reference: "Timed") -> str:
+        """Return the time over the reference's, turn by turn: the median and the range.
+
+        Empty if one of them failed.
+        """
+        if not (self.seconds and reference.seconds):
             return ""
-        ratios = sorted(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
+        pairs = zip(self.seconds, reference.seconds, strict=True)
+        ratios = sorted(own / other for own, other in pairs)
         return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 def functions_in_turns(
-    contenders: Mapping[str, Callable[[], object]], device: torch.device, rounds: int = 7, seconds: float = 0.05
+    contenders: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int = 7,
+    seconds: float = 0.05,
 ) -> dict[str, Timed]:
-    """Each called as often as fits in `seconds` a turn, after it has been compiled and warmed up."""
+    """Time functions that take no argument, after each has been called once to compile it.
+
+    In each of the rounds every function is called as often as fits into `seconds`. The peak memory
+    of a function does not count what was allocated before.
+    """
     counts, results = {}, {}
     for name, contender in contenders.items():
         try:
@@ -50,34 +69,32 @@ def functions_in_turns(
 
 
 def seconds_of(work: Callable[[], object], count: int, device: torch.device) -> float:
-    """For each of `count` times."""
-    _wait(device)
+    """Call `work`, and return the seconds of one call, on average over all `count`."""
+    wait(device)
     start = time.perf_counter()
     for _ in range(count):
         work()
-    _wait(device)
+    wait(device)
     return (time.perf_counter() - start) / count
 
 
 def peak_of(work: Callable[[], object], device: torch.device, beyond: bool = True) -> float:
-    """Bytes at most, beyond what was there before or in all; 0 on a CPU."""
+    """Call `work`, and return the most bytes that were allocated on the GPU; 0 on a CPU.
+
+    beyond: whether what was allocated before does not count.
+    """
     if device.type != "cuda":
         work()
         return 0.0
     before = torch.cuda.memory_allocated(device) if beyond else 0
     torch.cuda.reset_peak_memory_stats(device)
     work()
-    _wait(device)
+    wait(device)
     return float(torch.cuda.max_memory_allocated(device) - before)
 
 
 def reason(error: Exception) -> str:
-    """In a few words, for a row of a table."""
+    """Return an error in a few words, for a row of a table."""
     text = " ".join(str(error).split())
     is_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text
     return OUT_OF_MEMORY if is_memory else f"{type(error).__name__}: {text[:120]}"
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

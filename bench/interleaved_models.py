@@ -1,4 +1,4 @@
-"""Models that train, in turns, each in a process of its own."""
+"""Time models that train in turns, each in a process of its own."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,42 +14,53 @@ import torch
 from interleaved import OUT_OF_MEMORY, Timed, peak_of, reason, seconds_of
 
 from moebius.config import Config
-from moebius.memory import memory
-from moebius.model.backends import is_compiled
-from moebius.profile.measure import Steps
-from moebius.train.session import backends_for, choose_device
-from moebius.train.step import autocast, matmul_dtype
+from moebius.cost.memory import memory
+from moebius.cost.sizes import BFLOAT16
+from moebius.hardware.backends import backends_for, is_compiled
+from moebius.hardware.device import choose_device, total_memory
+from moebius.hardware.precision import autocast, matmul_dtype
+from moebius.profile.steps import Steps
 
 MICRO_BATCHES = (16, 8, 4, 2, 1)
-ROOM = 0.9  # of a GPU's memory
-CONTEXT = 0.7e9  # bytes of CUDA's own in each process
+ROOM = 0.9
+"""Share of a GPU's memory that all models together may use."""
+CONTEXT = 0.7e9
+"""Bytes that CUDA itself needs in each process."""
 
 
 class TimedModel(NamedTuple):
-    """For the tokens of a step: forward passes alone (as in training: what backward needs is kept), and whole steps."""
+    """The measured times of one model."""
 
     config: Config
+    """The configuration, with the micro-batch that was used."""
     forward: Timed
+    """Forward passes over the tokens of a step, which keep what backward would need."""
     step: Timed
+    """Whole steps."""
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens per second of whole steps."""
         train = self.config.train
         return train.batch_size * train.seq_len / self.step.ms * 1e3
 
 
-def models_in_turns(configs: Mapping[str, Config], rounds: int, jobs: int = 3) -> dict[str, TimedModel]:
-    """Each in a process of its own, all with the largest micro-batch with which every one fits beside the others' weights and
-    optimizers.
+def models_in_turns(
+    configs: Mapping[str, Config], rounds: int, jobs: int = 3
+) -> dict[str, TimedModel]:
+    """Return the times of each configuration's model, by name.
 
-    jobs: started at a time, if they fit together, because compiling takes most of the time. What does not start is started
-    again alone, with half the micro-batch if it was memory that it wanted.
+    All models use one micro-batch: the largest with which each model fits into the GPU's memory
+    beside the weights and optimizers of the others. Up to `jobs` models are started at a time if
+    they fit together, because compiling takes most of the time. A model that fails to start is
+    started again alone, with half the micro-batch for as long as memory is what it lacks.
     """
     fitted = _fitted(configs)
     admission = _Admission(_room(configs))
     models = {name: _Model(config) for name, config in fitted.items()}
 
     def start(model: _Model) -> str:
+        """Start the model once there is room for it. Return what went wrong, or ""."""
         with admission.of(_peak_bytes(model.config) - _idle_bytes(model.config)):
             return model.start()
 
@@ -72,7 +83,10 @@ def models_in_turns(configs: Mapping[str, Config], rounds: int, jobs: int = 3) -
     finally:
         for model in models.values():
             model.pool.shutdown()
-    return {name: _timed(model.config, turns.get(name, []), errors[name]) for name, model in models.items()}
+    return {
+        name: _timed(model.config, turns.get(name, []), errors[name])
+        for name, model in models.items()
+    }
 
 
 def _timed(config: Config, turns: list[tuple[float, float, float]], error: str) -> TimedModel:
@@ -83,14 +97,14 @@ def _timed(config: Config, turns: list[tuple[float, float, float]], error: str) 
 
 
 class _Model:
-    """A configuration in a process of its own: dynamo's caches, and memory, are not the others'."""
+    """A model in a process of its own, so that it shares neither memory nor dynamo's caches."""
 
     def __init__(self, config: Config):
         self.config = config
         self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     def start(self) -> str:
-        """Compile and warm up; what was wrong."""
+        """Build, compile and warm up the model. Return what went wrong, or ""."""
         error = self.call(_start, self.config)
         if error:
             self.pool.shutdown()
@@ -98,36 +112,43 @@ class _Model:
         return error
 
     def halve(self) -> bool:
-        """The micro-batch, if it can be."""
+        """Halve the micro-batch, and return whether that was possible."""
         micro_batch = self.config.train.micro_batch_size // 2
         if micro_batch:
             self.config = _with_micro_batch(self.config, micro_batch)
         return micro_batch > 0
 
     def call(self, function: Callable, *arguments: object):
+        """Return what the function returns in the model's process, or that the process died."""
         try:
             return self.pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             return "its process died"
 
 
-_running: list[Steps] = []  # one, in a model's process
+_running: list[Steps] = []
+"""The model of this process; empty in the process that starts the others."""
 
 
 def _start(config: Config) -> str:
+    """Build the model of this process and run it once. Return what went wrong, or ""."""
     try:
         _running[:] = [Steps(config, choose_device(config.train.device))]
-    except Exception as error:  # whatever is wrong with a contender is its row's to say
+    except Exception as error:  # shown in the model's row, whatever it is
         return reason(error)
     turn = _turn()
     return turn if isinstance(turn, str) else ""
 
 
 def _turn() -> tuple[float, float, float] | str:
-    """Seconds of a forward pass and of a step, and bytes at most; then the memory is the others'."""
+    """Return the seconds of a forward pass and of a step, and the largest number of bytes in use.
+
+    Return what went wrong instead, if something did. Afterwards the memory is free for the other
+    processes.
+    """
     (steps,) = _running
     try:
-        steps.run(1)  # takes the memory back
+        steps.run(1)  # allocates the memory again
         forward = seconds_of(lambda: _forward(steps), 2, steps.device)
         peak = peak_of(lambda: steps.run(1), steps.device, beyond=False)
         return forward, steps.run(2), peak
@@ -139,20 +160,26 @@ def _turn() -> tuple[float, float, float] | str:
 
 
 def _forward(steps: Steps) -> None:
+    """Run the forward passes of one step."""
     train = steps.config.train
     for micro_BL in steps.next_batch().chunk(train.accumulation_steps):
         with autocast(train, steps.device):
-            steps.state.model.loss(micro_BL, steps.end_of_text)
+            steps.state.model.loss(micro_BL, steps.feed.separator)
 
 
 class _Admission:
-    """Work goes on side by side as long as it fits into a room together; what is too large for it, alone."""
+    """Admits work side by side as long as its memory fits; work that is too large runs alone."""
 
     def __init__(self, room: float):
-        self.room, self.working, self.changed = room, 0, Condition()
+        self.room = room
+        """Bytes that are left."""
+        self.working = 0
+        """Number of pieces of work that are admitted now."""
+        self.changed = Condition()
 
     @contextmanager
     def of(self, need: float) -> Iterator[None]:
+        """Wait until `need` bytes are left or nothing else runs, and hold them in the context."""
         with self.changed:
             self.changed.wait_for(lambda: need <= self.room or not self.working)
             self._take(need, 1)
@@ -169,28 +196,35 @@ class _Admission:
 
 
 def _fitted(configs: Mapping[str, Config]) -> dict[str, Config]:
-    """All with one micro-batch, the largest that is expected to fit for each."""
-    sizes = [size for size in MICRO_BATCHES if all(config.train.batch_size % size == 0 for config in configs.values())]
+    """Return the configurations with the largest micro-batch that should fit for all of them."""
+    sizes = [
+        size
+        for size in MICRO_BATCHES
+        if all(config.train.batch_size % size == 0 for config in configs.values())
+    ]
     for size in sizes:
         fitted = {name: _with_micro_batch(config, size) for name, config in configs.items()}
-        if size == sizes[-1] or all(_peak_bytes(each) - _idle_bytes(each) < _room(configs) for each in fitted.values()):
+        needs = [_peak_bytes(config) - _idle_bytes(config) for config in fitted.values()]
+        if size == sizes[-1] or max(needs) < _room(configs):
             return fitted
     raise AssertionError("1 divides every batch")
 
 
 def _room(configs: Mapping[str, Config]) -> float:
-    """Bytes of a GPU beside what all contenders keep between their turns."""
+    """Return the bytes of a GPU that are left beside what all models keep between their turns."""
     device = choose_device(next(iter(configs.values())).train.device)
     if device.type != "cuda":
         return math.inf
-    return ROOM * torch.cuda.get_device_properties(device).total_memory - sum(map(_idle_bytes, configs.values()))
+    return ROOM * total_memory(device) - sum(map(_idle_bytes, configs.values()))
 
 
 def _peak_bytes(config: Config) -> float:
+    """Return the bytes that the model's process should need during a step."""
     device = choose_device(config.train.device)
     item = matmul_dtype(config.train, device).itemsize
-    own_kernels = backends_for(config, device).has_own_kernels
-    return memory(config, item, is_compiled(config.parallel, device), own_kernels=own_kernels).peak + CONTEXT
+    compiled = is_compiled(config.parallel, device)
+    experts = backends_for(config, device).experts
+    return memory(config, item, compiled, experts=experts).peak + CONTEXT
 
 
 def _with_micro_batch(config: Config, size: int) -> Config:
@@ -198,5 +232,6 @@ def _with_micro_batch(config: Config, size: int) -> Config:
 
 
 def _idle_bytes(config: Config) -> float:
-    kept = memory(config, item=2, compiled=True)
+    """Return the bytes that the model's process keeps between its turns."""
+    kept = memory(config, BFLOAT16, compiled=True)
     return kept.weights + kept.optimizer + CONTEXT

@@ -1,11 +1,12 @@
-"""Does the mixture pay? The preset against its dense twin: same text, steps and active parameters, several seeds.
+"""Compare a mixture of experts with its dense twin, on the same text and for the same steps.
 
     python bench/moe_vs_dense.py                      the preset tiny and its twin, three seeds
-    python bench/moe_vs_dense.py --recipes            also every recipe that docs/log.md speaks of
+    python bench/moe_vs_dense.py --recipes            other architectures too
     python bench/moe_vs_dense.py --jobs 2 --seeds 5 --train.steps 800
 
-The table is sorted by bits per byte of the held-out text; the difference is against the twin of the same seed, with its
-spread over the seeds.
+The twin is a dense model with as many parameters as are active per token. The table is sorted by
+bits per byte of the held-out text. Differences are to the twin of the same seed; their mean and
+spread over the seeds are printed.
 """
 
 import argparse
@@ -13,16 +14,27 @@ import statistics
 
 from variants import train_all
 
-from moebius.cost import active_parameters
-from moebius.presets import dense_twin
-from moebius.settings import read_config
+from moebius.config.files import read_config
+from moebius.config.presets import dense_twin
+from moebius.cost.counts import active_parameters
 
 
-def recipe(base: float, experts: int, width: float, k: int, **more: float) -> list[str]:
-    """Flags of one architecture; `more` are further fields of the model, or train's common_start."""
-    fields = {"base_expansion": base, "num_experts": experts, "moe_min_expansion": width, "moe_max_expansion": width}
-    flags = [f"--model.{name}={value}" for name, value in (fields | {"router_top_k": k, "aux_loss_coeff": 0.1} | more).items()]
-    return [flag.replace("model.common_start", "train.common_start") for flag in flags]
+def recipe(base: float, experts: int, width: float, k: int, **changes: float) -> list[str]:
+    """Return the flags of one architecture.
+
+    changes: further fields of the model section, or `common_start` of the train section.
+    """
+    fields = {
+        "base_expansion": base,
+        "num_experts": experts,
+        "moe_min_expansion": width,
+        "moe_max_expansion": width,
+        "router_top_k": k,
+        "aux_loss_coeff": 0.1,
+        **changes,
+    }
+    sections = {"common_start": "train"}
+    return [f"--{sections.get(name, 'model')}.{name}={value}" for name, value in fields.items()]
 
 
 RECIPES = {
@@ -46,39 +58,54 @@ def main() -> None:
     options, flags = _options()
     config = read_config(options.config, flags)
     twin = dense_twin(config.model)
-    dense = ["--model.num_experts", "0", "--model.base_expansion", str(twin.base_expansion), "--model.residual_mix", "add"]
+    dense = [
+        "--model.num_experts=0",
+        f"--model.base_expansion={twin.base_expansion}",
+        "--model.residual_mix=add",
+    ]
     variants = {"preset": flags, "dense twin": flags + dense}
     if options.recipes:
-        variants |= {name: flags + recipe for name, recipe in RECIPES.items()}
-    for name, own in variants.items():
-        active = active_parameters(read_config(options.config, own).model)
-        print(f"{name}: {active:,} active parameters ({active / active_parameters(twin) - 1:+.2%} against the twin)")
+        variants |= {name: flags + own_flags for name, own_flags in RECIPES.items()}
+    for name, own_flags in variants.items():
+        active = active_parameters(read_config(options.config, own_flags).model)
+        excess = active / active_parameters(twin) - 1
+        print(f"{name}: {active:,} active parameters ({excess:+.2%} compared with the twin)")
     runs = train_all(options.config, variants, options.seeds, options.jobs)
     results = {name: [metrics[-1] for metrics in by_seed] for name, by_seed in runs.items()}
-    print(f"\n{options.config}, {config.train.steps} steps, {options.seeds} seeds, held-out bits per byte")
-    print(f"{'variant':<44} {'bpb':>7} {'against twin':>16}  {'worst CV':>8} {'tok/s':>8}   by seed")
-    for name in sorted(results, key=lambda name: statistics.mean(run["val_bpb"] for run in results[name])):
+    size = f"{options.config}, {config.train.steps} steps, {options.seeds} seeds"
+    print(f"\n{size}, held-out bits per byte")
+    head = f"{'variant':<44} {'bpb':>7} {'minus twin':>16}  {'worst CV':>8} {'tok/s':>8}"
+    print(f"{head}   by seed")
+    for name in sorted(results, key=lambda name: _mean_bpb(results[name])):
         print(_row(name, results[name], results["dense twin"]))
 
 
+def _mean_bpb(runs: list[dict]) -> float:
+    return statistics.mean(run["val_bpb"] for run in runs)
+
+
 def _row(name: str, runs: list[dict], twins: list[dict]) -> str:
-    bpb = [run["val_bpb"] for run in runs]
+    """Return a line of the table from the last metrics of a variant's runs and of the twin's."""
     gaps = [run["val_bpb"] - twin["val_bpb"] for run, twin in zip(runs, twins, strict=True)]
     spread = f"±{statistics.stdev(gaps):.4f}" if len(gaps) > 1 else ""
     speed = statistics.median(run["tokens_per_second"] for run in runs)
-    worst = max(max(run["cv"], default=0.0) for run in runs)
-    each = " ".join(f"{value:.4f}" for value in bpb)
+    worst_cv = max(max(run["cv"], default=0.0) for run in runs)
+    by_seed = " ".join(f"{run['val_bpb']:.4f}" for run in runs)
     return (
-        f"{name:<44} {statistics.mean(bpb):7.4f} {statistics.mean(gaps):+8.4f} {spread:>7}  {worst:8.2f} {speed:8.0f}   {each}"
+        f"{name:<44} {_mean_bpb(runs):7.4f} {statistics.mean(gaps):+8.4f} {spread:>7}  "
+        f"{worst_cv:8.2f} {speed:8.0f}   {by_seed}"
     )
 
 
 def _options() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the script's own options and the configuration's flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="tiny", help="preset or TOML file")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="runs of every variant")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
-    parser.add_argument("--recipes", action="store_true", help="also the recipes of docs/log.md")
+    parser.add_argument("--recipes", action="store_true", help="compare other architectures too")
     return parser.parse_known_args()
 
 

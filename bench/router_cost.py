@@ -1,8 +1,9 @@
-"""What routers and statistics cost: training steps of one model, interleaved A B C A B C, medians and ratios.
+"""Measure what routers and statistics cost in the training steps of one model.
 
     python bench/router_cost.py --train.batch_size 8      on a GPU; any flags on top of `standard`
 
-The variants: softmax_topk, the switch router, and softmax_topk without the statistics that only monitoring needs.
+The variants are softmax_topk, the switch router, and softmax_topk without the statistics that only
+monitoring needs. They take turns, A B C A B C; the medians and ratios over the rounds are printed.
 """
 
 import statistics
@@ -14,58 +15,69 @@ from dataclasses import replace
 
 import torch
 
-import moebius.model.moe
+import moebius.moe.layer
 from moebius.config import Config
-from moebius.model.backends import choose_backends
-from moebius.model.router import Router, Routing, summing_to_one, who_chose
-from moebius.model.statistics import LayerStats, layer_stats
+from moebius.config.files import read_config
+from moebius.hardware.backends import choose_backends
+from moebius.hardware.device import choose_device, describe, wait
+from moebius.hardware.precision import matmul_dtype
 from moebius.model.transformer import lookahead, seeded
-from moebius.observe.ceiling import wait
+from moebius.moe.router import Router, Routing
+from moebius.moe.statistics import LayerStats, layer_stats, summing_to_one, who_chose
 from moebius.parallel.layout import lay_out
-from moebius.settings import read_config
-from moebius.train.log import step_metrics
-from moebius.train.session import choose_device
 from moebius.train.state import TrainState
-from moebius.train.step import matmul_dtype, train_step
+from moebius.train.step import train_step
+from moebius.train.step_metrics import step_metrics
 
 ROUNDS, STEPS, WARM_UP = 15, 6, 3
+UNIFORM = ["--model.moe_min_expansion=3.5", "--model.moe_max_expansion=3.5"]
 
 
 def main() -> None:
-    config = read_config("standard", ["--model.moe_min_expansion=3.5", "--model.moe_max_expansion=3.5", *sys.argv[1:]])
+    config = read_config("standard", [*UNIFORM, *sys.argv[1:]])
     device = choose_device(config.train.device)
     switch = replace(config, model=replace(config.model, router_type="switch", router_top_k=1))
     variants = {"softmax_topk": config, "switch": switch, "softmax_topk, no statistics": config}
     states = {name: _state(variant, device) for name, variant in variants.items()}
     tokens_BL = torch.randint(
-        config.model.vocab_size, (config.train.batch_size, config.train.seq_len + lookahead(config.model)), device=device
+        config.model.vocab_size,
+        (config.train.batch_size, config.train.seq_len + lookahead(config.model)),
+        device=device,
     )
     milliseconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(ROUNDS + 1):
+        steps = STEPS if turn else WARM_UP
         for name, variant in variants.items():
             with without_statistics() if "no statistics" in name else nullcontext():
-                took = _step_time(states[name], tokens_BL, variant, WARM_UP if turn == 0 else STEPS, device)
+                step_ms = _step_time(states[name], tokens_BL, variant, steps, device)
             if turn:
-                milliseconds[name].append(took)
-    own = milliseconds["softmax_topk"]
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"{device_name}, {config.train.batch_size} x {config.train.seq_len} tokens a step; {ROUNDS} rounds of {STEPS} steps")
+                milliseconds[name].append(step_ms)
+    baseline = milliseconds["softmax_topk"]
+    size = f"{config.train.batch_size} x {config.train.seq_len} tokens per step"
+    print(f"{describe(device)}, {size}; {ROUNDS} rounds of {STEPS} steps")
     for name, times in milliseconds.items():
-        ratios = sorted(a / b for a, b in zip(times, own, strict=True))
+        ratios = sorted(a / b for a, b in zip(times, baseline, strict=True))
         spread = f"{statistics.median(ratios):.4f}  ({ratios[0]:.4f} to {ratios[-1]:.4f})"
         print(f"{name:<30} {statistics.median(times):8.2f} ms  {spread}")
-    took, between = _metrics_time(states["softmax_topk"], tokens_BL, config), statistics.median(own) * config.train.log_every
-    print(f"{'turning a step into metrics':<30} {took:8.2f} ms  {took / between:.4f} of the steps between")
+    metrics_ms = _metrics_time(states["softmax_topk"], tokens_BL, config)
+    share = metrics_ms / (statistics.median(baseline) * config.train.log_every)
+    metrics = f"{'metrics of a logged step':<30} {metrics_ms:8.2f} ms"
+    print(f"{metrics}  {share:.4f} of the time between two")
 
 
 def _state(config: Config, device: torch.device) -> TrainState:
-    backends = choose_backends(config.parallel, device, matmul_dtype(config.train, device), document_masking=False)
+    backends = choose_backends(
+        config.parallel, device, matmul_dtype(config.train, device), document_masking=False
+    )
     model = seeded(0, config.model, backends).to(device)
     lay_out(model, config.parallel, device)
     return TrainState.new(model, config)
 
 
-def _step_time(state: TrainState, tokens_BL: torch.Tensor, config: Config, steps: int, device: torch.device) -> float:
+def _step_time(
+    state: TrainState, tokens_BL: torch.Tensor, config: Config, steps: int, device: torch.device
+) -> float:
+    """Return the milliseconds of one step, from the time of several."""
     wait(device)
     start = time.perf_counter()
     for _ in range(steps):
@@ -75,28 +87,30 @@ def _step_time(state: TrainState, tokens_BL: torch.Tensor, config: Config, steps
 
 
 def _metrics_time(state: TrainState, tokens_BL: torch.Tensor, config: Config) -> float:
+    """Return the milliseconds that turning a step's tensors into metrics takes."""
     times = []
     for _ in range(5):
         result = train_step(state, tokens_BL, None, config.train)
         wait(tokens_BL.device)
         start = time.perf_counter()
-        step_metrics(config, state, result)
+        step_metrics(config, state, result, tokens_per_second=1.0, matmul_ceiling=1.0, memory=0.0)
         times.append((time.perf_counter() - start) * 1e3)
     return statistics.median(times)
 
 
 @contextmanager
 def without_statistics() -> Iterator[None]:
-    """Only what the losses need is computed; the rest is left at nothing."""
-    moebius.model.moe.layer_stats = _losses_alone
+    """Let layers compute only what the losses need; the other figures are zero."""
+    moebius.moe.layer.layer_stats = _losses_alone
     try:
         yield
     finally:
-        moebius.model.moe.layer_stats = layer_stats
+        moebius.moe.layer.layer_stats = layer_stats
 
 
 def _losses_alone(router: Router, routing: Routing, groups: int) -> LayerStats:
-    chosen_PE = who_chose(routing.expert_TK, router.num_experts).unflatten(0, (groups, -1)).sum(dim=1).float()
+    chosen_TE = who_chose(routing.expert_TK, router.num_experts)
+    chosen_PE = chosen_TE.unflatten(0, (groups, -1)).sum(dim=1).float()
     nothing = torch.zeros((), device=chosen_PE.device)
     return LayerStats(
         tokens_per_expert_E=chosen_PE[0],

@@ -1,4 +1,7 @@
-"""Variants of a configuration trained for several seeds, each run a process of its own so that runs cannot touch each other."""
+"""Train variants of a configuration with several seeds, each run in a process of its own.
+
+Runs in processes of their own cannot affect each other.
+"""
 
 import os
 import subprocess
@@ -8,35 +11,56 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from moebius.observe.json_lines import read_lines
+from moebius.observe.json_lines import METRICS, read_lines
+
+WITHOUT_EXTRAS = [
+    *("--train.checkpoint_every", "0"),
+    *("--train.eval_every", "0"),
+    *("--observe.tensorboard", "false"),
+]
 
 
-def train_all(config: str, variants: Mapping[str, list[str]], seeds: int, jobs: int) -> dict[str, list[list[dict]]]:
-    """The metrics of every run, by variant and seed. variants: flags; jobs: runs at a time, which share the cores."""
-    todo = [(name, seed) for seed in range(seeds) for name in variants]
+def train_all(
+    config: str, variants: Mapping[str, list[str]], seeds: int, jobs: int
+) -> dict[str, list[list[dict]]]:
+    """Return the lines of metrics.jsonl of every run, by variant and seed.
+
+    config: a preset or a TOML file. variants: flags by name. seeds: number of runs of each
+    variant. jobs: number of runs at the same time, which share the processor's cores.
+    """
+    runs = [(name, seed) for seed in range(seeds) for name in variants]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(jobs) as pool:
         moebius(["data", config, *next(iter(variants.values()))])
 
         def train(name: str, seed: int) -> list[dict]:
-            slug = "".join(letter if letter.isalnum() else "-" for letter in name)[:50] + f"-{seed}"
-            own = ["--train.seed", str(seed), "--train.out", out, "--train.name", slug]
-            own += ["--train.checkpoint_every", "0", "--train.eval_every", "0", "--observe.tensorboard", "false"]
-            moebius(["train", config, *variants[name], *own], threads)
-            return read_lines(Path(out) / slug / "metrics.jsonl")
+            letters = "".join(letter if letter.isalnum() else "-" for letter in name)
+            run = f"{letters[:50]}-{seed}"
+            own = ["--train.seed", str(seed), "--train.out", out, "--train.name", run]
+            moebius(["train", config, *variants[name], *own, *WITHOUT_EXTRAS], threads)
+            return read_lines(Path(out) / run / METRICS)
 
         results: dict[str, list[list[dict]]] = {name: [] for name in variants}
-        for (name, seed), metrics in zip(todo, pool.map(lambda job: train(*job), todo), strict=True):
+        metrics_of_runs = pool.map(lambda run: train(*run), runs)
+        for (name, seed), metrics in zip(runs, metrics_of_runs, strict=True):
             results[name].append(metrics)
-            print(f"{name}, seed {seed}: {metrics[-1]['val_bpb']:.4f} bpb", file=sys.stderr, flush=True)
+            bits = metrics[-1]["val_bpb"]
+            print(f"{name}, seed {seed}: {bits:.4f} bpb", file=sys.stderr, flush=True)
     return results
 
 
 def moebius(arguments: list[str], threads: int = 0) -> None:
-    """Run a command; leave with its error if it fails."""
+    """Run a command of Moebius, and exit with its error if it fails.
+
+    threads: number of threads that it uses; 0 leaves that to it.
+    """
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     done = subprocess.run(
-        [sys.executable, "-m", "moebius", *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "moebius", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         sys.exit(f"moebius {' '.join(arguments)}\n{done.stderr}")

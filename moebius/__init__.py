@@ -1,9 +1,16 @@
-"""Moebius pretrains mixture-of-experts language models and shows where every FLOP and every token goes."""
+"""Moebius pretrains mixture-of-experts language models and shows where the compute goes."""
 
 from typing import TYPE_CHECKING, Any
 
-from moebius.config import Config, DataConfig, ModelConfig, ObserveConfig, ParallelConfig, TrainConfig
-from moebius.presets import dense_twin, preset
+from moebius.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObserveConfig,
+    ParallelConfig,
+    TrainConfig,
+)
+from moebius.config.presets import dense_twin, preset
 
 if TYPE_CHECKING:
     from moebius.model.transformer import Transformer

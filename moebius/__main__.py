@@ -1,4 +1,4 @@
-"""`python -m moebius`."""
+"""Runs the command line as `python -m moebius`."""
 
 from moebius.cli import main
 

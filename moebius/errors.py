@@ -1,20 +1,26 @@
-"""What can go wrong, and the exit code of each: the command line prints the message as one line and exits with it."""
+"""Everything that can go wrong, and the exit code of each kind.
+
+The command line prints the message of a `MoebiusError` as one line and exits with its code.
+"""
 
 
 class MoebiusError(Exception):
-    """An error a user can act on. Its message is one line: what, where, and what to do."""
+    """An error that a user can act on.
+
+    Its message is one line: what is wrong, where, and what to do.
+    """
 
     exit_code = 1
 
 
 class ConfigError(MoebiusError, ValueError):
-    """A configuration that cannot be run: names the field, its value, what is allowed."""
+    """A configuration that cannot be run. The message names the setting and what is allowed."""
 
     exit_code = 2
 
 
 class DataError(MoebiusError):
-    """Text, shards or a tokenizer that cannot be used: names the file and the offset."""
+    """Text, shards or a tokenizer that cannot be used. The message names file and place."""
 
     exit_code = 3
 
@@ -26,19 +32,19 @@ class CheckpointError(MoebiusError):
 
 
 class NumericError(MoebiusError):
-    """A loss or a gradient that is not finite."""
+    """A loss or a gradient that is not finite, or a result that is wrong."""
 
     exit_code = 5
 
 
 class StorageError(MoebiusError):
-    """Reading or writing failed: full disk, permission, a path in the way."""
+    """A file that cannot be read or written: full disk, permission, something in the way."""
 
     exit_code = 6
 
 
 class Interrupted(MoebiusError):
-    """A signal ended the run after its state was saved; exit code 128 + the signal's number."""
+    """A signal ended the run after its state was saved."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)

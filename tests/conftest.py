@@ -1,5 +1,8 @@
-"""One thread: the tests' tensors are small, and on a busy machine threads wait for each other longer than they work. A reason
-for the tests that a machine without a GPU skips. A corpus and a configuration that train in a second."""
+"""Settings of all tests, and a configuration whose run takes a second.
+
+Tensors of tests are small, so torch uses one thread: on a busy machine, several threads wait for
+each other longer than they work.
+"""
 
 from pathlib import Path
 
@@ -12,24 +15,42 @@ torch.set_num_threads(1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that are marked `gpu` where there is no CUDA device."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Config:
-    lines = [f"line {number}: {number * number} is the square of {number}\n" for number in range(3000)]
+    """A run of 12 steps on a text that is easy to learn, byte by byte, in the test's folder."""
     text = tmp_path / "squares.txt"
-    text.write_text("".join(lines))
+    text.write_text("".join(f"line {n}: {n * n} is the square of {n}\n" for n in range(3000)))
     return Config(
         model=ModelConfig(
-            vocab_size=257, dim=32, num_layers=2, num_heads=2, num_kv_heads=1, num_experts=3,
-            moe_min_expansion=2, moe_max_expansion=4,
+            vocab_size=257,
+            dim=32,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            num_experts=3,
+            moe_min_expansion=2,
+            moe_max_expansion=4,
         ),
-        data=DataConfig(source=str(text), tokenizer="bytes", val_fraction=0.1, cache=str(tmp_path / "cache")),
+        data=DataConfig(
+            source=str(text), tokenizer="bytes", val_fraction=0.1, cache=str(tmp_path / "cache")
+        ),
         train=TrainConfig(
-            steps=12, batch_size=4, seq_len=32, lr=3e-3, warmup_steps=2, eval_every=5, eval_tokens=2000, log_every=1,
-            checkpoint_every=5, out=str(tmp_path / "runs"), name="run",
+            steps=12,
+            batch_size=4,
+            seq_len=32,
+            lr=3e-3,
+            warmup_steps=2,
+            eval_every=5,
+            eval_tokens=2000,
+            log_every=1,
+            checkpoint_every=5,
+            out=str(tmp_path / "runs"),
+            name="run",
         ),
         observe=ObserveConfig(progress=False),
-    )  # fmt: skip
+    )

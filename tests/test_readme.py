@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""The examples of the README and the guide work as they are printed there."""
 
 import re
 import tomllib
@@ -6,38 +6,41 @@ from pathlib import Path
 
 import pytest
 
-from moebius.cost import active_parameters, parameters
-from moebius.presets import PRESETS, preset
-from moebius.settings import override
+from moebius.config.files import override
+from moebius.config.presets import PRESETS, preset
+from moebius.cost.counts import active_parameters, parameters
 
-README = Path(__file__).parent.parent / "README.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parent.parent
+README, TRAIN = ROOT / "README.md", ROOT / "docs" / "train.md"
 
 
-def test_it_opens_with_the_two_commands():
-    first = blocks("")[0].splitlines()
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a language on a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_first_block_is_the_two_commands():
+    first = blocks(README, "")[0].splitlines()
     assert [line.split("#")[0].strip() for line in first] == ["make train", "make test"]
 
 
 def test_the_python_example_runs(capsys):
-    (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
-    assert re.search(r"\d\.\d\d nats per token, balance loss of the first layer \d\.\d\d", capsys.readouterr().out)
+    (example,) = blocks(TRAIN, "python")
+    exec(compile(example, str(TRAIN), "exec"), {})
+    line = r"\d\.\d\d nats per token, balance loss of the first layer \d\.\d\d"
+    assert re.search(line, capsys.readouterr().out)
 
 
 def test_the_toml_example_is_a_configuration():
-    (example,) = blocks("toml")
+    (example,) = blocks(TRAIN, "toml")
     values = tomllib.loads(example)
     config = override(preset(values.pop("base")), values)
     assert (config.model.num_experts, config.train.steps) == (6, 50_000)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_table_of_presets(name):
+def test_the_table_of_presets_has_their_parameters(name):
     model = preset(name).model
-    row = next(line for line in README.read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    row = next(line for line in TRAIN.read_text().splitlines() if line.startswith(f"| `{name}` |"))
     assert f"{sum(parameters(model).values()) / 1e6:.1f}M" in row
     assert f"{active_parameters(model) / 1e6:.1f}M" in row

@@ -1,4 +1,8 @@
-"""Deterministic batches: a pure function of corpus, seed and step, whatever the process or the restart."""
+"""Deterministic batches of training and evaluation windows.
+
+A training batch is a pure function of the corpus, the seed and the step. Any process can therefore
+read its rows of any batch at any time, and a restarted run sees the same batches.
+"""
 
 from collections.abc import Iterator
 
@@ -10,88 +14,132 @@ from moebius.errors import ConfigError, DataError
 
 
 class Batches:
-    """Windows of seq_len tokens, each followed by the `lookahead` tokens it predicts. Every source (part of the stream) has
-    its weight's share of the sequences, and epochs of its own, each of which visits each window once in an order of its own.
+    """Shuffled training batches of windows that are cut from a token stream.
 
-    Raises DataError if the stream has too few tokens for one batch, or a source for one window.
+    A window is `seq_len` tokens and the `lookahead` tokens after them, which are the targets of
+    its last positions: 1 for next-token prediction, more for multi-token prediction. Every source
+    (a part of the stream) gets its weight's share of the sequences. Each source has epochs of its
+    own: an epoch visits every window of the source once, in an order of its own.
+
+    `stream` has the tokens, `batch_size` is the number of sequences in a global batch (over all
+    processes), and `seed` determines the order. Raises DataError if the stream has too few tokens
+    for one batch or a source has too few for one window.
     """
 
-    def __init__(self, stream: TokenStream, seq_len: int, batch_size: int, seed: int, lookahead: int = 1):
-        self.stream, self.seq_len, self.batch_size, self.seed, self.lookahead = stream, seq_len, batch_size, seed, lookahead
+    def __init__(
+        self, stream: TokenStream, seq_len: int, batch_size: int, seed: int, lookahead: int = 1
+    ):
+        self.stream = stream
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.seed = seed
+        self.lookahead = lookahead
         self._mixture = Mixture([part.weight for part in stream.parts])
-        self._windows = [_num_windows(part.stop - part.start, seq_len, lookahead) for part in stream.parts]
-        self.num_windows = sum(self._windows)
+        self._windows_per_source = [
+            _num_windows(part.stop - part.start, seq_len, lookahead) for part in stream.parts
+        ]
+        self.num_windows = sum(self._windows_per_source)
         if self.num_windows < batch_size:
             raise DataError(
-                f"the corpus has {len(stream):,} training tokens, too few for one batch of {batch_size} x {seq_len} "
-                f"(it takes {batch_size * seq_len + lookahead:,}); lower --train.batch_size or --train.seq_len, or add text"
+                f"the corpus has {len(stream):,} training tokens, too few for one batch of "
+                f"{batch_size} x {seq_len}, which needs {batch_size * seq_len + lookahead:,}; "
+                "lower --train.batch_size or --train.seq_len, or add text"
             )
-        if not all(self._windows):
-            number = self._windows.index(0)
-            part = stream.parts[number]
+        if not all(self._windows_per_source):
+            source = self._windows_per_source.index(0)
+            part = stream.parts[source]
             raise DataError(
-                f"source {number + 1} of data.source has {part.stop - part.start:,} training tokens, too few for one "
-                f"sequence of {seq_len}; lower --train.seq_len, add text or leave it out"
+                f"source {source + 1} of data.source has {part.stop - part.start:,} training "
+                f"tokens, too few for one sequence of {seq_len}; lower --train.seq_len, add text "
+                "to the source or remove it"
             )
 
-    def at(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
-        """tokens (batch_size / world, seq_len + lookahead), int64: the rank's rows of that step's batch, which is the same
-        for any `world`. A batch may straddle two epochs. Raises ConfigError if `world` does not divide it, DataError."""
-        if self.batch_size % world:
+    def at(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """Return the rows of the step's global batch that belong to process `rank`.
+
+        The result is int64, of shape (batch_size / world_size, seq_len + lookahead). The rows of
+        all ranks, one after the other, are the same global batch for any `world_size`. A batch may
+        contain the end of one epoch and the start of the next. Raises ConfigError if `world_size`
+        does not divide the batch size, and DataError if the shards are damaged.
+        """
+        if self.batch_size % world_size:
             raise ConfigError(
-                f"train.batch_size={self.batch_size}: must be a multiple of the number of processes ({world}), "
-                "each has as many sequences"
+                f"train.batch_size={self.batch_size}: must be a multiple of the number of "
+                f"processes ({world_size}), which get equally many sequences"
             )
-        rows = self.batch_size // world
-        first = step * self.batch_size + rank * rows
-        starts = self._starts(np.arange(first, first + rows)).tolist()
-        return np.stack([self.stream.read(start, start + self.seq_len + self.lookahead) for start in starts])
+        num_rows = self.batch_size // world_size
+        first = step * self.batch_size + rank * num_rows
+        starts = self._starts(np.arange(first, first + num_rows)).tolist()
+        return np.stack(
+            [self.stream.read(start, start + self.seq_len + self.lookahead) for start in starts]
+        )
 
     def _starts(self, sequences: np.ndarray) -> np.ndarray:
-        """First token of each sequence's window."""
+        """Return the position in the stream at which the window of each sequence (n,) starts.
+
+        Sequences are numbered over the whole run, from the first row of the first batch.
+        """
         starts = np.empty_like(sequences)
-        sources, numbers = self._mixture.place(sequences)
+        sources, numbers = self._mixture.locate(sequences)
         for source in np.unique(sources):
-            windows = self._windows[source]
-            epochs, places = np.divmod(numbers, windows)
+            num_windows = self._windows_per_source[source]
+            epochs, positions = np.divmod(numbers, num_windows)
             for epoch in np.unique(epochs[sources == source]):
                 rows = (sources == source) & (epochs == epoch)
-                order = shuffled(places[rows], windows, key=(self.seed, int(epoch), int(source)))
-                starts[rows] = self.stream.parts[source].start + order * self.seq_len
+                key = (self.seed, int(epoch), int(source))
+                windows = shuffled(positions[rows], num_windows, key)
+                starts[rows] = self.stream.parts[source].start + windows * self.seq_len
         return starts
 
 
 def evaluation_windows(
     stream: TokenStream, seq_len: int, lookahead: int, limit_tokens: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """The stream in order, in batches like `Batches`', up to about `limit_tokens`. Several sources take turns in proportion to
-    their weights, each in order, so that the mean over the windows is over the mixture; a short one begins anew.
+    """Yield the windows of a held-out stream in order, in batches shaped like those of `Batches`.
 
-    Only whole batches, because a compiled model would be compiled anew for another shape; a stream too short for one is one
-    batch of fewer rows, and one shorter than a window is one shorter window. Raises DataError if it predicts nothing.
+    At most about `limit_tokens` tokens are read, but at least one window. Several sources take
+    turns in proportion to their weights, so the mean over the windows is a mean over the mixture;
+    a source that is too short for its share starts again from its beginning.
+
+    All batches have the same shape, because a compiled model would be recompiled for another one;
+    windows that do not fill a last batch are left out. A stream with fewer windows than
+    `batch_size` is one smaller batch, and if a source is shorter than a window, all windows are
+    as short as that source. Raises DataError if a source is too short to predict anything.
     """
     check_evaluable(stream, lookahead)
     seq_len = min(seq_len, *(part.stop - part.start - lookahead for part in stream.parts))
     starts = _evaluation_starts(stream, seq_len, lookahead, max(1, limit_tokens // seq_len))
     batch_size = min(batch_size, len(starts))
     for first in range(0, len(starts) - batch_size + 1, batch_size):
-        yield np.stack([stream.read(start, start + seq_len + lookahead) for start in starts[first : first + batch_size]])
+        yield np.stack(
+            [
+                stream.read(start, start + seq_len + lookahead)
+                for start in starts[first : first + batch_size]
+            ]
+        )
 
 
 def check_evaluable(stream: TokenStream, lookahead: int) -> None:
-    """Raises DataError if the held-out text, of any source, is too short to predict a token of it."""
+    """Raise DataError if a source's held-out text is too short to predict one token of it."""
     shortest = min(part.stop - part.start for part in stream.parts)
     if shortest <= lookahead:
-        raise DataError(f"the held-out text has {shortest} tokens, too few to evaluate; raise --data.val_fraction")
+        raise DataError(
+            f"the held-out text has {shortest} tokens, too few to evaluate (at least "
+            f"{lookahead + 1} are needed); raise --data.val_fraction"
+        )
 
 
-def _evaluation_starts(stream: TokenStream, seq_len: int, lookahead: int, limit: int) -> list[int]:
-    windows = np.array([_num_windows(part.stop - part.start, seq_len, lookahead) for part in stream.parts])
-    firsts = np.array([part.start for part in stream.parts])
+def _evaluation_starts(
+    stream: TokenStream, seq_len: int, lookahead: int, max_windows: int
+) -> list[int]:
+    windows_per_source = np.array(
+        [_num_windows(part.stop - part.start, seq_len, lookahead) for part in stream.parts]
+    )
+    source_starts = np.array([part.start for part in stream.parts])
     mixture = Mixture([part.weight for part in stream.parts])
-    sources, numbers = mixture.place(np.arange(min(limit, windows.sum())))
-    return (firsts[sources] + numbers % windows[sources] * seq_len).tolist()
+    sources, numbers = mixture.locate(np.arange(min(max_windows, windows_per_source.sum())))
+    return (source_starts[sources] + numbers % windows_per_source[sources] * seq_len).tolist()
 
 
-def _num_windows(tokens: int, seq_len: int, lookahead: int) -> int:
-    return max(0, (tokens - lookahead) // seq_len)
+def _num_windows(num_tokens: int, seq_len: int, lookahead: int) -> int:
+    return max(0, (num_tokens - lookahead) // seq_len)

@@ -1,4 +1,7 @@
-"""One process at a time; the others wait, and a killed one holds nothing up."""
+"""A lock file that lets one process at a time work on something while the others wait.
+
+The lock belongs to the open file, so a process that is killed releases it.
+"""
 
 import fcntl
 import os
@@ -8,29 +11,35 @@ from pathlib import Path
 
 
 @contextmanager
-def alone(path: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock file at `path`, made with its folder if need be, removed after. Says if it has to wait. Raises OSError."""
+def exclusive_lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock file at `path` inside the with block, waiting for it if necessary.
+
+    The file and its folder are created if they do not exist, and the file is removed afterwards.
+    `report` gets one line if another process has the lock. Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    number = _locked(path, report)
+    descriptor = _acquire(path, report)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
-        os.close(number)
+        os.close(descriptor)
 
 
-def _locked(path: Path, report: Callable[[str], None]) -> int:
+def _acquire(path: Path, report: Callable[[str], None]) -> int:
+    """Return the descriptor of the locked file."""
     while True:
-        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                report(f"another process is at work on this ({path}); waiting for it")
-                fcntl.flock(number, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_ino == os.fstat(number).st_ino:
-                return number  # and not of a file that its owner has removed meanwhile
+                report(f"waiting for another process that is working on the same data ({path})")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # The previous owner removes the file: a lock on the removed file excludes nobody.
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
         except BaseException:
-            os.close(number)
+            os.close(descriptor)
             raise
-        os.close(number)
+        os.close(descriptor)

@@ -1,6 +1,8 @@
-"""Which window of which source a sequence is: a function of seed, number and corpus sizes, for any number, at once.
+"""The order in which training visits the windows of every source.
 
-Nothing is scanned and nothing is kept per window, so a run of any length over a corpus of any size may start anywhere.
+The source and the window of any sequence are computed directly from the seed, the sequence's
+number and the corpus sizes. Nothing is scanned or stored per window, so a run of any length over a
+corpus of any size can start anywhere.
 """
 
 from collections.abc import Sequence
@@ -9,73 +11,100 @@ from math import gcd, lcm
 
 import numpy as np
 
-LONGEST_PERIOD = 2**16  # sequences after which a mixture repeats
-ROUNDS = 8  # of the Feistel network; four make a pseudo-random permutation of a large domain, small ones want more
+LONGEST_PERIOD = 2**16
+"""Greatest number of sequences after which a mixture may repeat itself."""
+ROUNDS = 8
+"""Rounds of the Feistel network. Four rounds make a pseudo-random permutation of a large domain;
+small domains need more."""
 
 
 class Mixture:
-    """Which source each sequence is from, by weight.
+    """The source of every sequence, in proportion to the sources' weights.
 
-    Earliest deadline first, over a period in which each source has a whole number of turns: a source's j-th turn is due
-    before its share of the sequences reaches j + 1 and not before it has reached j. So of the first n sequences, each source
-    has its share of n to within one (Liu and Layland 1973: one processor that is used fully meets every deadline).
-    Weights that take a period above 65,536 are rounded to one of that.
+    Sequences are assigned by earliest deadline first, over a period in which each source has a
+    whole number of turns. A source's j-th turn (counted from 0) may be taken once its share of the
+    sequences has reached j, and is due before that share reaches j + 1. So of the first n
+    sequences, each source has its share of n to within one (Liu and Layland 1973: a single
+    processor that is fully used meets every deadline). Weights that would need a period above
+    `LONGEST_PERIOD` are rounded.
     """
 
     def __init__(self, weights: Sequence[float]):
-        turns = _whole(weights)
-        self.period = sum(turns)
-        self._turns = np.array(turns, dtype=np.int64)
+        turns_per_source = _turns_per_period(weights)
+        self.period = sum(turns_per_source)
+        self._turns_per_source = np.array(turns_per_source, dtype=np.int64)
+        # For each sequence of a period, its source and how many turns that source had before it.
         self._source = np.empty(self.period, dtype=np.int64)
-        self._turn = np.empty(self.period, dtype=np.int64)  # of its source, within the period
-        taken = [0] * len(turns)
-        for place in range(self.period):
-            ready = (each for each, share in enumerate(turns) if share and taken[each] * self.period // share <= place)
-            chosen = min(ready, key=lambda each: -(-(taken[each] + 1) * self.period // turns[each]))
-            self._source[place], self._turn[place] = chosen, taken[chosen]
+        self._turn = np.empty(self.period, dtype=np.int64)
+        taken = [0] * len(turns_per_source)
+
+        def deadline(source: int) -> int:
+            return -(-(taken[source] + 1) * self.period // turns_per_source[source])
+
+        for position in range(self.period):
+            ready = (
+                source
+                for source, turns in enumerate(turns_per_source)
+                if turns and taken[source] * self.period // turns <= position
+            )
+            chosen = min(ready, key=deadline)
+            self._source[position], self._turn[position] = chosen, taken[chosen]
             taken[chosen] += 1
 
-    def place(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each sequence (n,): its source, and how many sequences of that source came before it."""
-        periods, places = np.divmod(sequences, self.period)
-        sources = self._source[places]
-        return sources, periods * self._turns[sources] + self._turn[places]
+    def locate(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source of each sequence, and its number among the sequences of that source.
+
+        `sequences` and both results are int64, of shape (n,); all numbers count from 0.
+        """
+        periods, positions = np.divmod(sequences, self.period)
+        sources = self._source[positions]
+        return sources, periods * self._turns_per_source[sources] + self._turn[positions]
 
 
-def shuffled(places: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
-    """Where the places (n,) below `size` go under the permutation of range(size) that `key` stands for; int64.
+def shuffled(positions: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
+    """Return the images of some positions under the permutation of range(size) that `key` selects.
 
-    A Feistel network on the next power of four, walked until it falls below `size` (Black and Rogaway 2002): the image of one
-    place takes no list of all, which for a terabyte of tokens would be gigabytes in every process.
+    `positions` (n,) are below `size`; the result (n,) is int64. The permutation is a Feistel
+    network on the next power of four, applied again to every image that is not below `size` (cycle
+    walking: Black and Rogaway 2002). It computes one image without a table of all of them, which
+    for a terabyte of tokens would take gigabytes in every process.
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = np.random.SeedSequence(list(key)).generate_state(ROUNDS, np.uint64)
-    found = _feistel(places.astype(np.uint64), keys, half)
-    while (outside := found >= size).any():
-        found[outside] = _feistel(found[outside], keys, half)
-    return found.astype(np.int64)
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    round_keys = np.random.SeedSequence(list(key)).generate_state(ROUNDS, np.uint64)
+    images = _feistel(positions.astype(np.uint64), round_keys, half_bits)
+    while (outside := images >= size).any():
+        images[outside] = _feistel(images[outside], round_keys, half_bits)
+    return images.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, keys: np.ndarray, half: int) -> np.ndarray:
-    bits, mask = np.uint64(half), np.uint64(2**half - 1)
+def _feistel(values: np.ndarray, round_keys: np.ndarray, half_bits: int) -> np.ndarray:
+    bits, mask = np.uint64(half_bits), np.uint64(2**half_bits - 1)
     left, right = values >> bits, values & mask
-    for key in keys:
+    for key in round_keys:
         left, right = right, left ^ (_mixed(right + key) & mask)
     return left << bits | right
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: every bit of the input moves every bit of the output."""
+    """Return splitmix64's finalizer of each value: every input bit affects every output bit."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return values ^ values >> np.uint64(31)
 
 
-def _whole(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in the weights' proportions: exactly if they need not be large. A weight above 0 stays above 0."""
-    shares = [Fraction(str(weight)) for weight in weights]  # 0.1 is meant as a tenth
-    turns = [int(share * lcm(*(each.denominator for each in shares))) for share in shares]
-    turns = [each // gcd(*turns) for each in turns]
+def _turns_per_period(weights: Sequence[float]) -> list[int]:
+    """Return whole numbers in proportion to the weights, whose sum is the mixture's period.
+
+    The proportions are exact unless the sum would be above `LONGEST_PERIOD`. A weight above 0
+    always gets a number above 0.
+    """
+    shares = [Fraction(str(weight)) for weight in weights]  # str, because 0.1 means a tenth
+    denominator = lcm(*(share.denominator for share in shares))
+    turns = [int(share * denominator) for share in shares]
+    divisor = gcd(*turns)
+    turns = [number // divisor for number in turns]
     if sum(turns) <= LONGEST_PERIOD:
         return turns
-    return [max(1, round(share / sum(shares) * LONGEST_PERIOD)) if share else 0 for share in shares]
+    return [
+        max(1, round(share / sum(shares) * LONGEST_PERIOD)) if share else 0 for share in shares
+    ]

@@ -1,85 +1,122 @@
-"""Files at URLs that fsspec knows (s3://, gs://, hf://, https://): downloaded whole, once, into the cache."""
+"""Download files from URLs that fsspec knows (s3://, gs://, hf://, https://) into the cache, once.
+
+They are downloaded whole, so that preparing the corpus reads local files only.
+"""
 
 import hashlib
 import json
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from moebius.data.rows import one_line
+from moebius.data.messages import one_line
 from moebius.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-LIST = "files.json"
-PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "adl": "adlfs"}
-PACKAGES |= {"http": "aiohttp requests", "https": "aiohttp requests", "hf": "huggingface_hub", "sftp": "paramiko"}
-REMOTE_GLOB = set("*[")
+Answer = TypeVar("Answer")
+
+FILE_LIST = "files.json"
+"""Name of the list of a download's files and their sizes."""
+PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+    "adl": "adlfs",
+    "http": "aiohttp requests",
+    "https": "aiohttp requests",
+    "hf": "huggingface_hub",
+    "sftp": "paramiko",
+}
+"""Packages that fsspec needs for each protocol."""
+GLOB_CHARACTERS = set("*[")
+COPIED_BYTES = 2**22
+"""Number of bytes that are copied at a time."""
 
 
 def is_remote(source: str) -> bool:
-    """Whether it is a URL."""
+    """Return whether the source is a URL."""
     return "://" in source
 
 
-def downloaded(source: str, cache: Path) -> list[Path]:
-    """Local copies of the file, folder or glob at a URL, in the order of their names there.
+def download(source: str, cache: Path) -> list[Path]:
+    """Return local copies of the file, folder or glob at a URL, sorted by their remote names.
 
-    A second call finds them and asks nobody, so a run can be resumed without a network, and does not notice what has changed
-    there: delete the folder (DataError and StorageError name it) for that. Names there do not become paths here: a copy is
-    called by its number and the last part of its name. Raises ConfigError if a package is missing, DataError if there is
-    nothing or less than announced, StorageError if it cannot be read or kept.
+    The first call downloads them. Later calls use the copies without any network traffic, so a run
+    can be resumed offline; to notice that the remote files changed, delete the folder of the
+    copies. A copy is named after its number and the last part of its remote name, so a remote name
+    cannot point outside of the cache.
+
+    Raises ConfigError if a package is missing, DataError if there are no such files or one is not
+    as long as announced, and StorageError if they cannot be read or stored.
     """
     folder = cache / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:20]
     try:
-        if not (folder / LIST).is_file():
+        if not (folder / FILE_LIST).is_file():
             _download(source, folder)
-        sizes = _sizes(folder)
-        for name, size in sizes.items():
-            if (found := (folder / name).stat().st_size) != size:
-                raise DataError(f"{folder / name}: {found} bytes, {size} were downloaded; delete {folder}")
+        sizes = _listed_sizes(folder)
+        for name, expected in sizes.items():
+            if (size := (folder / name).stat().st_size) != expected:
+                raise DataError(
+                    f"{folder / name}: {size} bytes, but {expected} were downloaded; "
+                    f"delete {folder} to download again"
+                )
     except OSError as error:
         raise StorageError(
-            f"{error.filename or folder}: {error.strerror or error}; set --data.cache to a folder that can be written"
+            f"{error.filename or folder}: {error.strerror or error}; "
+            "set --data.cache to a folder that can be written"
         ) from None
     return [folder / name for name in sizes]
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def _listed_sizes(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of each file in the folder, from its list."""
     try:
-        return {Path(name).name: int(size) for name, size in json.loads((folder / LIST).read_bytes()).items()}
+        sizes = json.loads((folder / FILE_LIST).read_bytes())
+        return {Path(name).name: int(size) for name, size in sizes.items()}
     except (ValueError, TypeError, AttributeError):
-        raise DataError(f"{folder / LIST}: damaged; delete {folder} to download again") from None
+        raise DataError(
+            f"{folder / FILE_LIST}: damaged; delete {folder} to download again"
+        ) from None
 
 
 def _download(source: str, folder: Path) -> None:
-    """Aside, then renamed: a folder of its final name is whole."""
-    system, names = _listed(source)
+    """Download into another folder and rename it, so that a folder of this name is complete."""
+    system, names = _find(source)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
     try:
-        aside.mkdir()
+        partial.mkdir()
         sizes: dict[str, int] = {}
         for number, name in enumerate(names):
-            copy = aside / f"{number:06d}-{name.rstrip('/').rpartition('/')[2] or 'file'}"
-            expected = _asked(source, lambda name=name: system.info(name)).get("size")
+            copy = partial / f"{number:06d}-{name.rstrip('/').rpartition('/')[2] or 'file'}"
+            info = _translate_errors(source, lambda name=name: system.info(name))
             _copy(source, system, name, copy)
             sizes[copy.name] = copy.stat().st_size
-            if expected is not None and sizes[copy.name] != expected:
-                raise DataError(f"data.source={source!r}: {name}: {sizes[copy.name]} bytes came, {expected} were announced")
-        (aside / LIST).write_text(json.dumps(sizes), encoding="utf-8")
+            announced = info.get("size")
+            if announced is not None and sizes[copy.name] != announced:
+                raise DataError(
+                    f"data.source={source!r}: {name}: {sizes[copy.name]} bytes came, "
+                    f"but {announced} were announced"
+                )
+        (partial / FILE_LIST).write_text(json.dumps(sizes), encoding="utf-8")
         try:
-            aside.rename(folder)
+            partial.rename(folder)
         except OSError:
-            if not (folder / LIST).is_file():  # else another process was first
+            if not (folder / FILE_LIST).is_file():  # no other process has downloaded it meanwhile
                 raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _listed(source: str) -> "tuple[AbstractFileSystem, list[str]]":
+def _find(source: str) -> "tuple[AbstractFileSystem, list[str]]":
+    """Return the file system of a URL and the sorted names of its files there."""
     import fsspec
 
     protocol = source.partition("://")[0]
@@ -88,14 +125,18 @@ def _listed(source: str) -> "tuple[AbstractFileSystem, list[str]]":
     except ImportError as error:
         package = PACKAGES.get(protocol)
         hint = f"pip install {package}" if package else one_line(error)
-        raise ConfigError(f"data.source={source!r}: {protocol}:// needs another package: {hint}") from None
+        raise ConfigError(
+            f"data.source={source!r}: {protocol}:// needs another package: {hint}"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"data.source={source!r}: {one_line(error)}") from None
-    if protocol in ("http", "https"):  # where a folder is a page, and no character is special
+    if protocol in ("http", "https"):  # a folder is a page there, and a glob has no meaning
         return system, [path]
-    is_glob = bool(REMOTE_GLOB & set(path))
-    names: list[str] = _asked(source, lambda: system.glob(path) if is_glob else system.find(path))
-    if not is_glob:  # as in a local folder, hidden files are not read
+    is_glob = bool(GLOB_CHARACTERS & set(path))
+    names: list[str] = _translate_errors(
+        source, lambda: system.glob(path) if is_glob else system.find(path)
+    )
+    if not is_glob:  # hidden files are not read, as in a local folder
         names = [name for name in names if "/." not in name.removeprefix(path)]
     if not names:
         raise DataError(f"data.source={source!r}: no such file, folder or glob")
@@ -103,17 +144,22 @@ def _listed(source: str) -> "tuple[AbstractFileSystem, list[str]]":
 
 
 def _copy(source: str, system: "AbstractFileSystem", name: str, copy: Path) -> None:
-    opened = _asked(source, lambda: system.open(name, "rb"))
+    opened: Any = _translate_errors(source, lambda: system.open(name, "rb"))
     with opened, copy.open("wb") as file:
-        while data := _asked(source, lambda: opened.read(2**22)):
+        while data := _translate_errors(source, lambda: opened.read(COPIED_BYTES)):
             file.write(data)
 
 
-def _asked(source: str, question: Any) -> Any:
-    """The answer of the other side, whose libraries raise errors of any kind."""
+def _translate_errors(source: str, request: Callable[[], Answer]) -> Answer:
+    """Return the answer to a request to the remote side, whose libraries raise errors of any kind.
+
+    Raises DataError if there is no such file, and StorageError for all other errors.
+    """
     try:
-        return question()
+        return request()
     except FileNotFoundError:
         raise DataError(f"data.source={source!r}: no such file, folder or glob") from None
     except Exception as error:
-        raise StorageError(f"data.source={source!r}: {type(error).__name__}: {one_line(error)}") from None
+        raise StorageError(
+            f"data.source={source!r}: {type(error).__name__}: {one_line(error)}"
+        ) from None

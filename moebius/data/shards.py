@@ -1,4 +1,8 @@
-"""Token shards: raw little-endian ids in files, checksums of their blocks beside them, and a meta.json about them all."""
+"""Write token shards: files of raw token ids, checksums beside them, and one meta.json.
+
+The ids are little-endian. A shard's `.crc` file has a CRC-32 of each of its blocks, and meta.json
+describes all shards of a folder.
+"""
 
 import hashlib
 import json
@@ -11,46 +15,57 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from moebius.data.messages import one_line
 from moebius.errors import DataError
 
 FORMAT_VERSION = 3
 META = "meta.json"
 TOKENIZER = "tokenizer.json"
 SHARD_TOKENS = 2**27
-BLOCK_BYTES = 2**16  # a CRC-32 each: checking one takes 50 us, and of a terabyte they are 64 MB
+"""Most tokens in one shard."""
+BLOCK_BYTES = 2**16
+"""Bytes of a shard per checksum. Checking a block takes 50 us, and the checksums of a terabyte
+take 64 MB."""
 CHECKSUM = np.dtype("<u4")
 
 
 @dataclass
 class Shard:
-    """A file of a split. sha256: of the file of its blocks' checksums."""
+    """One file of token ids."""
 
     file: str
+    """Name of the file in the corpus folder."""
     tokens: int
+    """Number of tokens in the file."""
     sha256: str
+    """SHA-256 of the file with the checksums of the shard's blocks."""
 
     @property
     def checksums(self) -> str:
-        """Name of that file."""
+        """The name of the file with the checksums."""
         return f"{Path(self.file).stem}.crc"
 
 
 @dataclass
 class Split:
-    """What a split holds; `bytes` of UTF-8 text, separators not counted."""
+    """The sizes and the shards of one split, `train` or `val`, of a source."""
 
     tokens: int = 0
+    """Number of tokens, separators included."""
     documents: int = 0
     bytes: int = 0
+    """Bytes of UTF-8 text in the documents, which have no separators."""
     shards: list[Shard] = field(default_factory=list)
+    """The shards that are complete, in order."""
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> "Split":
-        """From JSON. Raises TypeError, KeyError, ValueError."""
-        split = cls(**values)
-        split.shards = [Shard(**shard) for shard in split.shards]  # pyright: ignore[reportCallIssue]
-        if any(Path(shard.file).name != shard.file for shard in split.shards):
+    def from_json(cls, values: dict[str, Any]) -> "Split":
+        """Return the split that meta.json describes. Raises TypeError, KeyError or ValueError."""
+        shards = [Shard(**shard) for shard in values["shards"]]
+        if any(Path(shard.file).name != shard.file for shard in shards):
             raise ValueError("a shard outside the folder")
+        split = cls(**values)
+        split.shards = shards
         return split
 
 
@@ -60,37 +75,58 @@ class Meta:
 
     version: int = FORMAT_VERSION
     dtype: str
+    """NumPy name of the shards' dtype, uint16 or uint32."""
     vocab_size: int
+    """Number of ids of the tokenizer."""
     end_of_text: int
+    """Id of the separator with which each document begins."""
     tokenizer_sha256: str
+    """SHA-256 of tokenizer.json in the same folder."""
     skipped: int
+    """Number of documents that were left out because they could not be read."""
     splits: dict[str, Split]
+    """The splits by name."""
 
     def write(self, folder: Path) -> None:
+        """Write meta.json into the folder. Raises OSError."""
         (folder / META).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Meta":
-        """Raises DataError if it is missing, damaged or of another format."""
+        """Return the contents of the folder's meta.json.
+
+        Raises DataError if the file is missing, damaged or of another version of the format.
+        """
         path, remedy = folder / META, f"delete {folder} to prepare it again"
         try:
             values = json.loads(path.read_bytes())
             version = values["version"]
             if version != FORMAT_VERSION:
-                raise DataError(f"{path}: format {version}, this Moebius reads {FORMAT_VERSION}; {remedy}")
-            meta = cls(splits={name: Split.of(split) for name, split in values.pop("splits").items()}, **values)
+                raise DataError(
+                    f"{path}: has format {version}, but this Moebius reads {FORMAT_VERSION}; "
+                    f"{remedy}"
+                )
+            splits = values.pop("splits").items()
+            meta = cls(splits={name: Split.from_json(split) for name, split in splits}, **values)
             if meta.dtype != (expected := token_dtype(meta.vocab_size).name):
-                raise DataError(f"{path}: dtype {meta.dtype}, but {meta.vocab_size} ids are stored as {expected}; {remedy}")
+                raise DataError(
+                    f"{path}: dtype {meta.dtype}, but {meta.vocab_size} ids are stored as "
+                    f"{expected}; {remedy}"
+                )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{path}: not readable ({type(error).__name__}: {reason}); {remedy}") from None
+            raise DataError(
+                f"{path}: not readable ({type(error).__name__}: {one_line(error)}); {remedy}"
+            ) from None
         return meta
 
 
 class ShardWriter:
-    """Appends documents to a split's shards, 16 bits a token where the vocabulary allows. A context manager.
+    """A writer that appends documents to the shards of one split, and a context manager.
 
-    split: what an earlier writer had written when it was last synced; the rest of its last file is cut off.
+    The files are `folder/NAME-00000.bin` and so on, of `shard_tokens` tokens at most, and a token
+    takes 2 bytes if `vocab_size` allows it, else 4. `split` continues the work of an earlier
+    writer: it is that writer's split when it was last synced, and whatever else the earlier writer
+    wrote is cut off. Exiting the with block only closes the open file; call `finish` first.
     """
 
     def __init__(
@@ -102,7 +138,10 @@ class ShardWriter:
         shard_tokens: int = SHARD_TOKENS,
         split: Split | None = None,
     ):
-        self.folder, self.name, self.vocab_size, self.end_of_text = folder, name, vocab_size, end_of_text
+        self.folder = folder
+        self.name = name
+        self.vocab_size = vocab_size
+        self.end_of_text = end_of_text
         self.shard_tokens = shard_tokens
         self.dtype = token_dtype(vocab_size)
         self.split = split or Split()
@@ -121,18 +160,24 @@ class ShardWriter:
             self._file.close()
 
     def append(self, ids: np.ndarray, num_bytes: int, begins: bool = True) -> None:
-        """Ids (n,) of a document of `num_bytes` bytes of UTF-8, or of its next piece; where one begins, its separator, the
-        end-of-text id, is stored first.
+        """Append the ids (n,) of a document, or of the next piece of a document.
 
-        Raises DataError for an id past the vocabulary (none is truncated) and for a separator inside the document.
+        `num_bytes` is the number of bytes of UTF-8 text to count for them. If `begins`, they begin
+        a document, and its separator, the end-of-text id, is stored first. Raises DataError for an
+        id outside the vocabulary (ids are never truncated to the dtype) and for a separator inside
+        the document.
         """
         if ids.size and (ids.max() >= self.vocab_size or ids.min() < 0):
             worst = ids.max() if ids.min() >= 0 else ids.min()
             raise DataError(
-                f"token id {worst} is past the vocabulary of {self.vocab_size}; set --model.vocab_size {ids.max() + 1}"
+                f"token id {worst} is outside the vocabulary of {self.vocab_size}; "
+                f"set --model.vocab_size {ids.max() + 1}"
             )
         if (ids == self.end_of_text).any():
-            raise DataError(f"the tokenizer turned text into its end-of-text id {self.end_of_text}; give it a special token")
+            raise DataError(
+                f"the tokenizer turned text into its end-of-text id {self.end_of_text}; "
+                "use a tokenizer whose end of text is a special token"
+            )
         tokens = ids.astype(self.dtype)
         if begins:
             tokens = np.concatenate([np.array([self.end_of_text], dtype=self.dtype), tokens])
@@ -144,13 +189,13 @@ class ShardWriter:
             tokens = tokens[room:]
 
     def sync(self) -> None:
-        """From here on what `split` says is on the disk."""
+        """Make sure that everything `split` counts is on the disk. Raises OSError."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def finish(self) -> Split:
-        """End the last shard and sync."""
+        """Complete the last shard, sync it and return the split. Raises OSError."""
         self._end_shard()
         return self.split
 
@@ -172,7 +217,9 @@ class ShardWriter:
         self.sync()
         self._file.close()
         path = Path(self._file.name)
-        checksums = np.fromiter((zlib.crc32(block) for block in _blocks(path)), dtype=CHECKSUM).tobytes()
+        checksums = np.fromiter(
+            (zlib.crc32(block) for block in _blocks(path)), dtype=CHECKSUM
+        ).tobytes()
         shard = Shard(path.name, self._in_shard, hashlib.sha256(checksums).hexdigest())
         with (self.folder / shard.checksums).open("wb") as file:
             file.write(checksums)
@@ -183,19 +230,19 @@ class ShardWriter:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 up to 65,536 ids, else uint32; little-endian."""
+    """Return the dtype of stored ids: little-endian uint16 up to 65,536 ids, else uint32."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
 def file_sha256(file: Path) -> str:
-    """Of its bytes; empty if there is no such file."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of a file's contents, or an empty string if there is no such file."""
+    digest = hashlib.sha256()
     try:
         for block in _blocks(file):
-            found.update(block)
+            digest.update(block)
     except FileNotFoundError:
         return ""
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

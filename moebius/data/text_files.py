@@ -1,27 +1,41 @@
-"""A text file as one document, or as many if it is long or all there is."""
+"""Read a text file as one document, or as several if it is long or the only file of its source."""
 
 import codecs
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
-LONGEST_DOCUMENT = 2**20  # bytes
+LONGEST_DOCUMENT = 2**20
+"""Bytes above which a file is cut into several documents."""
 PIECE_BYTES = 2**16
-FEWEST_PIECES = 16  # of a short file that is the whole source: enough to hold one out
+"""Length of the documents that a long file is cut into."""
+FEWEST_PIECES = 16
+"""Documents that a short file is cut into if it is the whole source; one can then be held out."""
 SHORTEST_PIECE = 256
+"""Least number of bytes in a document that a short file is cut into."""
 SNIFFED_BYTES = 8192
-WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's starts with UTF-16-LE's
+"""Bytes at the start of a file in which a zero byte means that the file is binary."""
+# The mark of little-endian UTF-32 starts with that of UTF-16, so it need not be listed.
+WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+
+Refuse = Callable[[str], None]
+"""Function that is called with the reason when a document cannot be read.
+
+It either raises an error or returns; then the document is left out."""
 
 
 def text_pieces(
-    file: Path, refuse: Callable[[str], None], is_whole_source: bool, pass_over_binary: bool
+    file: Path, refuse: Refuse, is_whole_source: bool, pass_over_binary: bool
 ) -> Iterator[tuple[str, str]]:
-    """(text, origin) of each document in a text file. Raises OSError.
+    """Yield the text and the origin (file and byte offset) of each document in a text file.
 
-    A file is one document. One above 1 MiB, or one that is the whole source, is cut after line ends into pieces of 64 KiB
-    (of 1/16 of the file if that is less): nothing marks documents in it, and uncut it could neither be held out in part
-    nor tokenised in bounded memory. The cuts depend on the file's bytes alone, so they are the same on any machine.
-    What is not UTF-8 goes to `refuse` with its offset.
+    A file is one document. A file above 1 MiB, or one that is the whole source, is cut after line
+    ends into documents of 64 KiB (or of 1/16 of the file, if that is less), because nothing marks
+    documents in it, and uncut it could neither be held out in part nor be tokenized in bounded
+    memory. The cuts depend on the file's bytes alone, so they are the same on any machine.
+
+    A document that is not UTF-8 is reported to `refuse` with the offset. With `pass_over_binary`,
+    a file that looks binary has no documents. Raises OSError.
     """
     size = file.stat().st_size
     with file.open("rb") as opened:
@@ -39,18 +53,26 @@ def text_pieces(
             offset += len(piece)
 
 
-def decode(data: bytes, name: str, offset: int, refuse: Callable[[str], None]) -> str | None:
-    """UTF-8 that begins at `offset` of what is called `name`, or None after `refuse` returned."""
-    # by hand, because a file opened as text would translate line ends and so change the count of bytes
+def decode(data: bytes, name: str, offset: int, refuse: Refuse) -> str | None:
+    """Return the text of some UTF-8, or None if it is invalid and `refuse` did not raise.
+
+    `name` and `offset` say for the message which file the data is from and where it begins there.
+    """
+    # Not by opening the file as text: that would translate line ends and so change byte offsets.
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        refuse(f"{name}: byte offset {offset + error.start} is not UTF-8 (0x{data[error.start]:02x})")
+        refuse(
+            f"{name}: byte offset {offset + error.start} is not UTF-8 (0x{data[error.start]:02x})"
+        )
         return None
 
 
 def _is_binary(opened: BufferedReader) -> bool:
-    """git's rule: a zero byte near the start. UTF-16 text has those too, but it is text, so its reader shall be told."""
+    """Return whether the file looks binary by git's rule, a zero byte near the start.
+
+    UTF-16 text has zero bytes too, but it is text, so the user should be told that it is not read.
+    """
     start = opened.read(SNIFFED_BYTES)
     opened.seek(0)
     return b"\0" in start and not start.startswith(WIDE_MARKS)
@@ -59,7 +81,8 @@ def _is_binary(opened: BufferedReader) -> bool:
 def _cut(opened: BufferedReader, length: int) -> Iterator[bytes]:
     while piece := opened.read(length):
         piece += opened.readline(length)
-        # a line may go on for gigabytes: it is cut too, but not inside a character (at most 3 continuation bytes)
+        # A line may go on for gigabytes, so lines are cut too, but not inside a UTF-8 character,
+        # which has at most 3 continuation bytes.
         for _ in range(3):
             following = opened.peek(1)[:1]
             if not b"\x80" <= following < b"\xc0":

@@ -1,7 +1,8 @@
-"""Tokenising on all cores: processes that read texts and write ids, and get their work in order.
+"""Tokenize on all cores, with processes that read texts and write ids, and keep the order.
 
-Processes, because the word cache is Python; plain pipes with lengths in front, because nothing that runs code should travel
-on them, and a worker whose owner is gone reads the end of its pipe and ends too.
+Processes, because the word cache is written in Python. They talk through plain pipes, with lengths
+before the data, because nothing on them should be able to run code. A worker whose owner is gone
+reads the end of its pipe and ends too.
 """
 
 import os
@@ -22,33 +23,40 @@ import numpy as np
 from moebius.data.tokenizer import Tokenizer
 from moebius.errors import StorageError
 
-AHEAD = 2  # batches for each worker: one being tokenised, one waiting
+BATCHES_PER_WORKER = 2
+"""Batches that are under way for each worker: one is being tokenized, one waits."""
 
 Texts = list[str]
 Ids = list[np.ndarray]
-About = TypeVar("About")
+Context = TypeVar("Context")
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use."""
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
-def encoded(
-    batches: Iterator[tuple[Texts, About]], tokenizer: Tokenizer, file: Path, workers: int
-) -> Iterator[tuple[Ids, About]]:
-    """Ids (uint32) of the texts of each batch, and what came with them, in order whatever the number of workers.
+def encode_batches(
+    batches: Iterator[tuple[Texts, Context]],
+    tokenizer: Tokenizer,
+    tokenizer_json: Path,
+    num_workers: int,
+) -> Iterator[tuple[Ids, Context]]:
+    """Yield the ids (uint32) of the texts of each batch, with whatever came with the texts.
 
-    file: the tokenizer's json. Raises StorageError if a worker is killed.
+    The order is that of the batches, for any number of workers. `tokenizer_json` is the file from
+    which the workers load the tokenizer. Raises StorageError if a worker is killed.
     """
     head = list(islice(batches, 2))
     batches = chain(head, batches)
-    if workers == 1 or len(head) < 2:  # starting a process takes as long as tokenising a batch
-        yield from ((tokenizer.encode_batch(texts), about) for texts, about in batches)
+    if num_workers == 1 or len(head) < 2:  # starting a process takes as long as a batch
+        yield from ((tokenizer.encode_batch(texts), context) for texts, context in batches)
         return
-    pool = [_Worker(file) for _ in range(workers)]
+    workers = [_Worker(tokenizer_json) for _ in range(num_workers)]
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    for worker in pool:
+    for worker in workers:
         idle.put(worker)
 
     def encode(texts: Texts) -> Ids:
@@ -58,30 +66,30 @@ def encoded(
         finally:
             idle.put(worker)
 
-    pending: deque[tuple[Future[Ids], About]] = deque()
+    pending: deque[tuple[Future[Ids], Context]] = deque()
     try:
-        with ThreadPoolExecutor(workers) as threads:
+        with ThreadPoolExecutor(num_workers) as threads:
             try:
-                for texts, about in batches:
-                    pending.append((threads.submit(encode, texts), about))
-                    if len(pending) == AHEAD * workers:
-                        future, first = pending.popleft()
-                        yield future.result(), first
+                for texts, context in batches:
+                    pending.append((threads.submit(encode, texts), context))
+                    if len(pending) == BATCHES_PER_WORKER * num_workers:
+                        future, oldest_context = pending.popleft()
+                        yield future.result(), oldest_context
                 while pending:
-                    future, first = pending.popleft()
-                    yield future.result(), first
+                    future, oldest_context = pending.popleft()
+                    yield future.result(), oldest_context
             finally:
                 threads.shutdown(cancel_futures=True)
     finally:
-        for worker in pool:
+        for worker in workers:
             worker.end()
 
 
 class _Worker:
-    """A process that is started with its first batch."""
+    """A process that tokenizes, started when it gets its first batch."""
 
-    def __init__(self, file: Path):
-        self._file = file
+    def __init__(self, tokenizer_json: Path):
+        self._tokenizer_json = tokenizer_json
         self._process: subprocess.Popen[bytes] | None = None
 
     def encode(self, texts: Texts) -> Ids:
@@ -92,7 +100,8 @@ class _Worker:
             return [np.frombuffer(ids, dtype=np.uint32) for ids in _receive(self._process.stdout)]
         except (EOFError, OSError):
             raise StorageError(
-                f"a tokenising process ended with {self._process.wait()}, perhaps for want of memory; lower --data.workers"
+                f"a tokenizing process ended with exit code {self._process.wait()}, perhaps "
+                "because memory ran out; lower --data.workers"
             ) from None
 
     def end(self) -> None:
@@ -103,17 +112,31 @@ class _Worker:
     def _start(self) -> "subprocess.Popen[bytes]":
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        # one thread each: the processes are the parallelism
-        environment = os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", "from moebius.data.workers import serve; serve()", str(self._file)]
+        environment = os.environ | {
+            "PYTHONPATH": path,
+            # One thread per process, because there are as many processes as cores.
+            "TOKENIZERS_PARALLELISM": "false",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        command = [
+            sys.executable,
+            "-c",
+            "from moebius.data.workers import serve; serve()",
+            str(self._tokenizer_json),
+        ]
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
         )
 
 
 def serve() -> None:
-    """What a worker runs: texts from stdin, ids to stdout, until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the owner decides
+    """Run a worker: read texts from stdin and write their ids to stdout until stdin ends."""
+    # Ctrl-C reaches all processes of the terminal, but only the owner decides what it does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     tokenizer = Tokenizer.load(Path(sys.argv[1]))
     while True:
         try:
@@ -124,6 +147,7 @@ def serve() -> None:
 
 
 def _send(pipe: IO[bytes], parts: list[bytes]) -> None:
+    """Write the number of parts, the length of each part in bytes, and the parts."""
     pipe.write(struct.pack(f"<Q{len(parts)}Q", len(parts), *map(len, parts)))
     for part in parts:
         pipe.write(part)
@@ -131,6 +155,7 @@ def _send(pipe: IO[bytes], parts: list[bytes]) -> None:
 
 
 def _receive(pipe: IO[bytes]) -> list[bytes]:
+    """Return the parts that `_send` wrote. Raises EOFError if the pipe ends before them."""
     (count,) = struct.unpack("<Q", _read(pipe, 8))
     lengths = struct.unpack(f"<{count}Q", _read(pipe, 8 * count))
     return [_read(pipe, length) for length in lengths]

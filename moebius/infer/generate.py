@@ -7,17 +7,23 @@ import torch
 
 from moebius.config import ParallelConfig
 from moebius.data import Tokenizer
+from moebius.hardware.backends import backends_for
 from moebius.model.transformer import Transformer
-from moebius.train import checkpoint
+from moebius.train import checkpoint, checkpoint_store
 from moebius.train.run_directory import RunDirectory
-from moebius.train.session import backends_for
 from moebius.train.state import load_model
 
 
-def load_trained(run: RunDirectory, device: torch.device, report: Callable[[str], None] = print) -> Transformer:
-    """The model of a run's newest intact checkpoint, for evaluation. Raises CheckpointError."""
+def load_trained(
+    run: RunDirectory, device: torch.device, report: Callable[[str], None] = print
+) -> Transformer:
+    """Return the model of a run's newest intact checkpoint, in evaluation mode.
+
+    `report` gets a line for each damaged checkpoint that is passed over. Raises CheckpointError
+    if none is intact.
+    """
     config = run.config()
-    folder = checkpoint.latest(run.checkpoints, report)
+    folder = checkpoint_store.latest(run.checkpoints, report)
     tensors, _ = checkpoint.load(folder)
     # not compiled: a text grows by a token each time, and every length would be compiled anew
     uncompiled = replace(config, parallel=ParallelConfig(compile="off"))
@@ -37,16 +43,18 @@ def generate(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[str]:
-    """Yield the text that follows `prompt`, piece by piece, until the end-of-text token or `max_tokens`.
+    """Yield the text that follows `prompt`, piece by piece.
 
-    context: tokens the model was trained on at once; older ones are forgotten. temperature 0 takes the likeliest token.
-    dtype: of the matrix products, as in training.
-    The model is read anew for every token (there is no cache): meant for looking at a run, not for serving.
+    It ends with the end-of-text token or after `max_tokens` tokens. `context` is the number of
+    tokens that the model was trained on at once; older ones are forgotten. A temperature of 0
+    takes the most likely token. `dtype` is that of the matrix products, as in training. The model
+    reads all tokens again for every new one (there is no cache): this is for looking at a run, not
+    for serving.
     """
     device = model.embedding.weight.device
     generator = torch.Generator(device).manual_seed(seed)
     tokens = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
-    first = len(tokens)
+    prompt_length = len(tokens)
     written = ""
     for _ in range(max_tokens):
         window_1S = torch.tensor([tokens[-context:]], device=device)
@@ -57,13 +65,15 @@ def generate(
         if token == tokenizer.end_of_text:
             break
         tokens.append(token)
-        text = tokenizer.decode(tokens[first:])
+        text = tokenizer.decode(tokens[prompt_length:])
         if not text.endswith("\ufffd"):  # a character may take several tokens
             yield text[len(written) :]
             written = text
 
 
 def _sample(logits_V: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
+    """Return the id of a token drawn from the logits."""
     if temperature == 0:
         return int(logits_V.argmax())
-    return int(torch.multinomial(torch.softmax(logits_V / temperature, dim=-1), 1, generator=generator))
+    probabilities_V = torch.softmax(logits_V / temperature, dim=-1)
+    return int(torch.multinomial(probabilities_V, 1, generator=generator))

@@ -1,4 +1,7 @@
-"""The experts' activations and their derivatives, in float32, on blocks. `moebius/model/mlp.py` has the definitions."""
+"""The experts' activations and their derivatives, computed in float32 on blocks inside kernels.
+
+moebius/moe/mlp.py defines the same activations in PyTorch.
+"""
 
 from typing import NamedTuple
 
@@ -8,16 +11,21 @@ from torch import Tensor
 
 
 class Between(NamedTuple):
-    """What happens between an expert's products."""
+    """What an expert computes between its up and down projections: an activation, then dropout."""
 
     activation: str
+    """Either "swiglu", "relu2" or "gelu"."""
+
     dropout: float
-    seed: Tensor  # of dropout; one integer
+    """Probability that a hidden activation is set to zero."""
+
+    seed: Tensor
+    """Tensor of integers whose first element is the seed of dropout; not read if dropout is 0."""
 
 
 @triton.jit
 def activate(up, gate, ACTIVATION: tl.constexpr):
-    """gate is read by SwiGLU alone."""
+    """Return the activation of a block of pre-activations; only SwiGLU reads `gate`."""
     if ACTIVATION == "swiglu":
         return gate * tl.sigmoid(gate) * up
     elif ACTIVATION == "relu2":
@@ -29,7 +37,10 @@ def activate(up, gate, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def activate_backward(grad, up, gate, ACTIVATION: tl.constexpr):
-    """The activation itself, and the gradients of up and gate; without a gate the last is that of up again."""
+    """Return the activation, the gradient of `up` and the gradient of SwiGLU's `gate`.
+
+    The other activations have no gate, and return the gradient of `up` in its place.
+    """
     if ACTIVATION == "swiglu":
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
@@ -46,6 +57,9 @@ def activate_backward(grad, up, gate, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def keep_scale(seed_ptr, row, column, F, DROPOUT: tl.constexpr):
-    """A block of dropout's factors, 0 or 1 / (1 - DROPOUT), by the place in (R, F) alone: backward draws the same."""
+    """Return the block of dropout's factors, each 0 or 1 / (1 - DROPOUT).
+
+    A factor depends only on the seed and the place in (R, F), so the backward pass draws the same.
+    """
     draw = tl.rand(tl.load(seed_ptr), row[:, None] * F + column[None, :])
     return tl.where(draw < DROPOUT, 0.0, 1.0 / (1.0 - DROPOUT))

@@ -1,7 +1,9 @@
-"""The backward products for the rows: down's, with the activation's derivative after it, and up's and gate's.
+"""The matrix products of the backward pass that give gradients of rows.
 
-The activation is recomputed from the pre-activations, and the down projection's output is never stored: a gate's gradient is
-the row's product of the activation with its own gradient (SonicMoE, 2025).
+The first product goes back through down, and the activation's derivative follows it. The second
+goes back through up and gate. The activations are recomputed from the pre-activations, and the
+output of the down projection is never needed: the gradient of a router's gate is the dot product
+of the row's hidden activations with their gradient (SonicMoE, 2025).
 """
 
 import torch
@@ -29,11 +31,19 @@ from moebius.kernels.tiles import (
 
 
 def down_backward(
-    grad_RD: Tensor, w_down_EFD: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order, between: Between, tile: Tile
+    grad_RD: Tensor,
+    w_down_EFD: Tensor,
+    pre_PRF: Tensor,
+    gate_TK: Tensor,
+    order: Order,
+    between: Between,
+    tile: Tile,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of the pre-activations, the gated activation, for w_down's gradient, and the gradient of gate_TK.
+    """Return the gradient of pre_PRF, the gated hidden activations, and the gradient of gate_TK.
 
-    grad_RD: of each row's token. A product, and a pass over what it makes: see Tile.epilogue.
+    `grad_RD` holds for each row the gradient of its token's output. The second result, the hidden
+    activations times the router's gates, is what the gradient of w_down needs. `tile.epilogue`
+    says which kernels run.
     """
     if tile.epilogue == "by hand":
         return by_hand.down_backward(grad_RD, w_down_EFD, pre_PRF, gate_TK, order)
@@ -41,59 +51,100 @@ def down_backward(
     return run(grad_RD, w_down_EFD, pre_PRF, gate_TK, order, between, tile)
 
 
-def up_backward(pre_grad_PRF: Tensor, w_gate_EDF: Tensor | None, w_up_EDF: Tensor, order: Order, tile: Tile) -> Tensor:
-    """x's gradient: by token where a token has one slot, else by row, for `combine`."""
+def up_backward(
+    pre_grad_PRF: Tensor, w_gate_EDF: Tensor | None, w_up_EDF: Tensor, order: Order, tile: Tile
+) -> Tensor:
+    """Return the gradient of x: x_grad_TD if tokens have one slot, else rows for `combine`."""
     matrices = (w_up_EDF,) if w_gate_EDF is None else (w_up_EDF, w_gate_EDF)
-    return _times_transposed(tuple(pre_grad_PRF), matrices, order, order.row_TK.shape[1] == 1, tile)
+    return _times_transposed(
+        tuple(pre_grad_PRF), matrices, order, order.row_TK.shape[1] == 1, tile
+    )
 
 
 def _down_backward_fused(
-    grad_RD: Tensor, w_down_EFD: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order, between: Between, tile: Tile
+    grad_RD: Tensor,
+    w_down_EFD: Tensor,
+    pre_PRF: Tensor,
+    gate_TK: Tensor,
+    order: Order,
+    between: Between,
+    tile: Tile,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the work of `down_backward` in one kernel; a second adds up the router's gradient."""
     E, F, D = w_down_EFD.shape
     pre_grad_PRF, hidden_RF = torch.empty_like(pre_PRF), torch.empty_like(pre_PRF[0])
-    partial_NR = torch.empty(cdiv(F, tile.n), len(grad_RD), dtype=torch.float32, device=grad_RD.device)
-    given = [block_descriptor(pre_PRF[plane], tile.m, tile.n) for plane in (0, -1)]
-    made = [ragged_descriptor(made_RF, tile.m, tile.n) for made_RF in (pre_grad_PRF[0], pre_grad_PRF[-1], hidden_RF)]
+    partial_NR = torch.empty(
+        cdiv(F, tile.n), len(grad_RD), dtype=torch.float32, device=grad_RD.device
+    )
+    inputs = [block_descriptor(pre_PRF[plane], tile.m, tile.n) for plane in (0, -1)]
+    outputs = [
+        ragged_descriptor(output_RF, tile.m, tile.n)
+        for output_RF in (pre_grad_PRF[0], pre_grad_PRF[-1], hidden_RF)
+    ]
     launch(
-        _down_backward, (num_programs(grad_RD.device, tile),), block_descriptor(grad_RD, tile.m, tile.k),
-        block_descriptor(w_down_EFD, tile.n, tile.k), *given, *made, gate_TK, partial_NR, order.assignment_R, order.start,
-        between.seed, len(grad_RD), D, F, E, scan_width(E), between.activation, between.dropout, tile.m, tile.n, tile.k,
-        **tile.options(),
+        _down_backward, (num_programs(grad_RD.device, tile),),
+        block_descriptor(grad_RD, tile.m, tile.k), block_descriptor(w_down_EFD, tile.n, tile.k),
+        *inputs, *outputs, gate_TK, partial_NR, order.assignment_R, order.start, between.seed,
+        len(grad_RD), D, F, E, scan_width(E), between.activation, between.dropout,
+        tile.m, tile.n, tile.k, **tile.options(),
     )  # fmt: skip
     return pre_grad_PRF, hidden_RF, sum_gate_gradients(partial_NR, order, E)
 
 
 def _down_backward_split(
-    grad_RD: Tensor, w_down_EFD: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order, between: Between, tile: Tile
+    grad_RD: Tensor,
+    w_down_EFD: Tensor,
+    pre_PRF: Tensor,
+    gate_TK: Tensor,
+    order: Order,
+    between: Between,
+    tile: Tile,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    hidden_RF = _times_transposed((grad_RD,), (w_down_EFD,), order, False, tile)  # its gradient so far
-    pre_grad_PRF, gate_grad_TK = activation_backward(hidden_RF, pre_PRF, gate_TK, order, len(w_down_EFD), between)
+    """Do the work of `down_backward` in two kernels: the product, then the derivative."""
+    hidden_grad_RF = _times_transposed((grad_RD,), (w_down_EFD,), order, False, tile)
+    pre_grad_PRF, gate_grad_TK = activation_backward(
+        hidden_grad_RF, pre_PRF, gate_TK, order, len(w_down_EFD), between
+    )
+    hidden_RF = hidden_grad_RF  # overwritten by activation_backward
     return pre_grad_PRF, hidden_RF, gate_grad_TK
 
 
 def _times_transposed(
-    given: tuple[Tensor, ...], weights: tuple[Tensor, ...], order: Order, to_tokens: bool, tile: Tile
+    rows: tuple[Tensor, ...],
+    weights: tuple[Tensor, ...],
+    order: Order,
+    to_tokens: bool,
+    tile: Tile,
 ) -> Tensor:
-    """The sum over one or two pairs of given_RK @ weights_ENK.T by expert; out_RN, or out_TN for tokens of one slot."""
+    """Return the rows times their expert's transposed matrix, summed over one or two such pairs.
+
+    Each of `rows` has shape (R, K) and each of `weights` (E, N, K), where K and N are the number
+    of terms in the sum and of columns in the result. The result has shape (R, N). If `to_tokens`
+    is set, which needs tokens with one slot, each row is stored in the place of its token.
+    """
     E, N, K = weights[0].shape
-    out = given[0].new_empty(len(given[0]), N)
+    out = rows[0].new_empty(len(rows[0]), N)
     launch(
         _product, (num_programs(out.device, tile),),
-        *(block_descriptor(given[which], tile.m, tile.k) for which in (0, -1)),
-        *(block_descriptor(weights[which], tile.n, tile.k) for which in (0, -1)), ragged_descriptor(out, tile.m, tile.n), out,
-        order.assignment_R, order.start, N, K, E, scan_width(E + 1), len(given) == 2, to_tokens, tile.m, tile.n, tile.k,
-        **tile.options(),
+        *(block_descriptor(rows[pair], tile.m, tile.k) for pair in (0, -1)),
+        *(block_descriptor(weights[pair], tile.n, tile.k) for pair in (0, -1)),
+        ragged_descriptor(out, tile.m, tile.n), out, order.assignment_R, order.start, N, K, E,
+        scan_width(E + 1), len(rows) == 2, to_tokens, tile.m, tile.n, tile.k, **tile.options(),
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _down_backward(
-    grad, w_down, pre_up, pre_gate, up_grad, gate_grad, hidden, gate_ptr, partial_ptr, assignment_ptr, start_ptr, seed_ptr,
-    R, D, F, E, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr,
+    grad, w_down, pre_up, pre_gate, up_grad, gate_grad, hidden, gate_ptr, partial_ptr,
+    assignment_ptr, start_ptr, seed_ptr, R, D, F, E,
+    WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
+    """Compute grad @ w_down.T for each expert's rows, then differentiate the activation.
+
+    The sum of a tile's columns is its part of the gradient of the router's gate.
+    """
     columns = tl.cdiv(F, BN)
     tiles = count_row_tiles(start_ptr, E, WIDTH, BM) * columns
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
@@ -104,14 +155,20 @@ def _down_backward(
         scale = tl.load(gate_ptr + assignment).to(tl.float32)[:, None]
         block = tl.zeros((BM, BN), tl.float32)
         for k in range(0, D, BK):
-            block = tl.dot(grad.load([row, k]), w_down.load([expert * F + column, k]).T, block, input_precision="ieee")
+            block = tl.dot(
+                grad.load([row, k]),
+                w_down.load([expert * F + column, k]).T,
+                block,
+                input_precision="ieee",
+            )
         if DROPOUT > 0:
             keep = keep_scale(seed_ptr, rows, column_range, F, DROPOUT)
             block *= keep
         up = pre_up.load([row, column]).to(tl.float32)
         gate = pre_gate.load([row, column]).to(tl.float32) if ACTIVATION == "swiglu" else up
         activation, up_block, gate_block = activate_backward(block, up, gate, ACTIVATION)
-        part = tl.sum(block * activation, axis=1)  # beyond F the activation is that of zero, which is zero
+        # Columns from F on read as zero, and every activation of zero is zero.
+        part = tl.sum(block * activation, axis=1)
         tl.store(partial_ptr + tile % columns * tl.cast(R, tl.int64) + rows, part, mask=rows < end)
         dtype: tl.constexpr = hidden.dtype
         store_rows(up_grad, end, row, column, (up_block * scale).to(dtype))
@@ -124,9 +181,11 @@ def _down_backward(
 
 @triton.jit
 def _product(
-    left, left2, right, right2, out, out_ptr, assignment_ptr, start_ptr, N, K, E, WIDTH: tl.constexpr,
-    TWO: tl.constexpr, TO_TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    left, left2, right, right2, out, out_ptr, assignment_ptr, start_ptr, N, K, E,
+    WIDTH: tl.constexpr, TWO: tl.constexpr, TO_TOKENS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
+    """Compute left @ right.T for each expert's rows, and add left2 @ right2.T if there are TWO."""
     columns = tl.cdiv(N, BN)
     num_ids = E + 1 if TO_TOKENS else E
     tiles = count_row_tiles(start_ptr, num_ids, WIDTH, BM) * columns
@@ -136,10 +195,22 @@ def _product(
         block = tl.zeros((BM, BN), tl.float32)
         steps = tl.where(expert < E, K, 0)
         for k in range(0, steps, BK):
-            block = tl.dot(left.load([row, k]), right.load([expert * N + column, k]).T, block, input_precision="ieee")
-        if TWO:  # a loop of its own: two products in one leave nothing to run while the other's sum is waited for
+            block = tl.dot(
+                left.load([row, k]),
+                right.load([expert * N + column, k]).T,
+                block,
+                input_precision="ieee",
+            )
+        # The second pair has a loop of its own. With both products in one loop there would be no
+        # work left to do while one waits for the other's sum.
+        if TWO:
             for k in range(0, steps, BK):
-                block = tl.dot(left2.load([row, k]), right2.load([expert * N + column, k]).T, block, input_precision="ieee")
+                block = tl.dot(
+                    left2.load([row, k]),
+                    right2.load([expert * N + column, k]).T,
+                    block,
+                    input_precision="ieee",
+                )
         if TO_TOKENS:
             rows = row + tl.arange(0, BM)
             token = tl.load(assignment_ptr + rows, mask=rows < end, other=0)

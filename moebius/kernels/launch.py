@@ -1,4 +1,7 @@
-"""Starting kernels in little host time: a layer starts a dozen, and a device that waits for the host is as slow as the host."""
+"""Starting kernels with little work on the host.
+
+A layer starts a dozen kernels, and a device that waits for the host is only as fast as the host.
+"""
 
 from typing import Any
 
@@ -12,16 +15,21 @@ _has_gpu = torch.cuda.is_available()
 
 
 class Descriptor(TensorDescriptor):
-    """What the kernels' own wrappers describe: checking it again takes a quarter of a launch."""
+    """A tensor descriptor that skips Triton's checks, which take a quarter of a launch.
+
+    The functions in tiles.py only build descriptors that are valid.
+    """
 
     def __post_init__(self) -> None:
         pass
 
 
 def launch(kernel: Any, programs: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """kernel[programs](*args, **options), without binding, checking and hashing the arguments anew each time.
+    """Run `kernel[programs](*args, **options)` without Triton's overhead at every call.
 
-    What a compiled kernel depends on is its key: numbers and strings, the types of tensors and whether they are aligned.
+    Triton binds, checks and hashes all arguments each time. Here a compiled kernel is looked up
+    by what its code depends on: numbers and strings, the dtypes of tensors and descriptors, and
+    whether a tensor starts at a multiple of 16 bytes.
     """
     device = torch.cuda.current_device() if _has_gpu else 0
     key: list[Any] = [id(kernel), device, *options.values()]
@@ -30,20 +38,30 @@ def launch(kernel: Any, programs: tuple[int, ...], *args: Any, **options: Any) -
             key += (arg.dtype, arg.data_ptr() % 16 == 0)
         else:
             key.append(arg.base.dtype if hasattr(arg, "base") else arg)
-    known = _compiled.get(tuple(key))
-    if known is None:
-        _compiled[tuple(key)] = kernel[programs](*args, **options)  # None from the interpreter
+    compiled = _compiled.get(tuple(key))
+    if compiled is None:
+        _compiled[tuple(key)] = kernel[programs](*args, **options)  # None in Triton's interpreter
         return
-    # what the compiled kernel's own [] does, but for hooks
-    stream = driver.active.get_current_stream(device)  # pyright: ignore[reportAttributeAccessIssue]
-    known.run(*(*programs, 1, 1)[:3], stream, known.function, known.packed_metadata, None, None, None, *args)
+    # This is what CompiledKernel.__getitem__ does, without the launch hooks.
+    active_driver: Any = driver.active
+    stream = active_driver.get_current_stream(device)
+    compiled.run(
+        *(*programs, 1, 1)[:3],
+        stream,
+        compiled.function,
+        compiled.packed_metadata,
+        None,
+        None,
+        None,
+        *args,
+    )
 
 
 def cdiv(a: int, b: int) -> int:
-    """Triton's own takes as long as half a launch, and so does its next_power_of_2."""
+    """Return a / b, rounded up. Triton's own function takes half as long as a launch."""
     return -(-a // b)
 
 
 def power_of_2(number: int) -> int:
-    """The next one: `number` itself if it is one."""
+    """Return the smallest power of 2 that is at least `number`; Triton's own function is slow."""
     return 1 << (number - 1).bit_length()

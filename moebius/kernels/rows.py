@@ -1,4 +1,8 @@
-"""Moving rows between the tokens' order and the experts'; sums in the order of a token's slots, without atomics."""
+"""Moving rows between the order of the tokens and the order of the experts.
+
+Sums over a token's slots are made in the order of the slots and without atomics, so their bits are
+the same every time.
+"""
 
 import torch
 import triton
@@ -8,11 +12,12 @@ from torch import Tensor
 from moebius.kernels.launch import cdiv, launch
 from moebius.kernels.order import Order
 
-COLUMNS, ROWS = 128, 32
+COLUMNS, ROWS = 128, 32  # block of one program in `_gather` and `_combine`
+ASSIGNMENTS = 256  # block of one program in `_sum_gate_gradients`
 
 
 def gather(x_TD: Tensor, order: Order) -> Tensor:
-    """x_RD: each row's token."""
+    """Return x_RD, which holds for each row the vector of its token."""
     (R,), D, num_slots = order.assignment_R.shape, x_TD.shape[1], order.row_TK.shape[1]
     x_RD = x_TD.new_empty(R, D)
     grid = (cdiv(R, ROWS), cdiv(D, COLUMNS))
@@ -21,20 +26,32 @@ def gather(x_TD: Tensor, order: Order) -> Tensor:
 
 
 def combine(y_RD: Tensor, order: Order, num_experts: int) -> Tensor:
-    """out_TD: each token's sum over its slots that have an expert, in float32."""
+    """Return out_TD: for each token the sum of the rows of its slots that have an expert.
+
+    The sum is made in float32 and rounded to the dtype of `y_RD`.
+    """
     T, num_slots = order.row_TK.shape
     D = y_RD.shape[1]
     out_TD = y_RD.new_empty(T, D)
     grid = (cdiv(T, ROWS), cdiv(D, COLUMNS))
-    launch(_combine, grid, y_RD, out_TD, order.row_TK, order.start, num_experts, T, D, num_slots, ROWS, COLUMNS)
+    launch(
+        _combine, grid, y_RD, out_TD, order.row_TK, order.start,
+        num_experts, T, D, num_slots, ROWS, COLUMNS,
+    )  # fmt: skip
     return out_TD
 
 
 def sum_gate_gradients(partial_NR: Tensor, order: Order, num_experts: int) -> Tensor:
-    """gate_TK's gradient from each column tile's part of it; zero for assignments without an expert."""
+    """Return the float32 gradient of gate_TK; it is zero for assignments without an expert.
+
+    `partial_NR` holds the part of each row's gradient that each of N tiles of columns contributes.
+    """
     gate_grad_TK = torch.empty(order.row_TK.shape, dtype=torch.float32, device=partial_NR.device)
     N, R = partial_NR.shape
-    launch(_sum_gate_gradients, (cdiv(R, 256),), partial_NR, gate_grad_TK, order.row_TK, order.start, num_experts, N, R, 256)
+    launch(
+        _sum_gate_gradients, (cdiv(R, ASSIGNMENTS),), partial_NR, gate_grad_TK, order.row_TK,
+        order.start, num_experts, N, R, ASSIGNMENTS,
+    )  # fmt: skip
     return gate_grad_TK
 
 
@@ -49,7 +66,9 @@ def _gather(x_ptr, out_ptr, assignment_ptr, R, D, num_slots, BR: tl.constexpr, B
 
 
 @triton.jit
-def _combine(y_ptr, out_ptr, row_ptr, start_ptr, E, T, D, num_slots, BT: tl.constexpr, BD: tl.constexpr):
+def _combine(
+    y_ptr, out_ptr, row_ptr, start_ptr, E, T, D, num_slots, BT: tl.constexpr, BD: tl.constexpr
+):
     token = tl.program_id(0) * BT + tl.arange(0, BT)
     column = tl.program_id(1) * BD + tl.arange(0, BD)
     taken = tl.load(start_ptr + E)
@@ -57,9 +76,15 @@ def _combine(y_ptr, out_ptr, row_ptr, start_ptr, E, T, D, num_slots, BT: tl.cons
     for slot in range(num_slots):
         row = tl.load(row_ptr + token * num_slots + slot, mask=token < T, other=taken)
         wanted = (row < taken)[:, None] & (column < D)[None, :]
-        total += tl.load(y_ptr + row[:, None].to(tl.int64) * D + column[None, :], mask=wanted, other=0.0)
+        total += tl.load(
+            y_ptr + row[:, None].to(tl.int64) * D + column[None, :], mask=wanted, other=0.0
+        )
     place = out_ptr + token[:, None].to(tl.int64) * D + column[None, :]
-    tl.store(place, total.to(out_ptr.dtype.element_ty), mask=(token < T)[:, None] & (column < D)[None, :])
+    tl.store(
+        place,
+        total.to(out_ptr.dtype.element_ty),
+        mask=(token < T)[:, None] & (column < D)[None, :],
+    )
 
 
 @triton.jit

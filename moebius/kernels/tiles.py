@@ -1,4 +1,7 @@
-"""Where an expert's rows lie, and descriptors that read and write them without touching their neighbours'."""
+"""Tiles of an expert's rows: where they are, and how to read and write only those rows.
+
+Kernels read and write blocks through tensor descriptors, which Hopper's copy engine (TMA) follows.
+"""
 
 from functools import cache
 from typing import NamedTuple
@@ -10,62 +13,99 @@ from torch import Tensor
 
 from moebius.kernels.launch import Descriptor, power_of_2
 
+# Constants of `ragged_descriptor`: the row at which the hardware clips, and a stride in elements.
+# ROWS such strides are a multiple of 2**64 bytes, so an address that moves by them wraps around to
+# where it was.
 ROWS: tl.constexpr = tl.constexpr(2**30)
-_WRAP = 2**34  # elements: 2**30 such steps are a multiple of 2**64 bytes, an address that has gone round
+_WRAP = 2**34
 
 
 class Tile(NamedTuple):
-    """How a kernel cuts its product: tiles of m x n, k at a time, and what runs one.
-
-    epilogue: "fused" into the product, "split" off into a second kernel, or "by hand": of hopper/, for SwiGLU in bfloat16
-    without dropout.
-    """
+    """How a kernel cuts its matrix product into tiles, and the resources it uses for a tile."""
 
     m: int
+    """Rows of the product in a tile."""
+
     n: int
+    """Columns of the product in a tile."""
+
     k: int
+    """Terms of the sum that one step of the tile's loop adds."""
+
     warps: int
+    """Warps of 32 threads that compute a tile together."""
+
     stages: int
+    """Steps of the loop whose operands are in flight at once."""
+
     per_sm: int = 1
+    """Programs that each multiprocessor runs at the same time."""
+
     epilogue: str = "fused"
+    """Where the elementwise work after the product runs.
+
+    "fused" runs it in the product's kernel, "split" in a second kernel, and "by hand" in a kernel
+    of moebius/kernels/hopper, which exists for SwiGLU in bfloat16 without dropout.
+    """
 
     def options(self) -> dict[str, int | None]:
-        """A multiprocessor's 65,536 registers are shared by the programs that it is to hold."""
+        """Return the launch options for Triton.
+
+        The 65,536 registers of a multiprocessor are divided among the programs that it runs.
+        """
         registers = 65536 // (32 * self.warps * self.per_sm) // 8 * 8
-        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": min(255, registers) if self.per_sm > 1 else None}
+        return {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "maxnreg": min(255, registers) if self.per_sm > 1 else None,
+        }
 
 
 def num_programs(device: torch.device, tile: Tile) -> int:
-    """Programs of a persistent kernel: as many as run at once. The interpreter's few make each do several tiles."""
+    """Return how many programs a persistent kernel starts: as many as run at the same time.
+
+    Triton's interpreter, which is for tests, gets 3, so that every program computes several tiles.
+    """
     return multiprocessors(device) * tile.per_sm if device.type == "cuda" else 3
 
 
 @cache
 def multiprocessors(device: torch.device) -> int:
+    """Return the number of multiprocessors (SMs) of a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def scan_width(num_ids: int) -> int:
-    """Of the scan over all ids for a tile's own; the same for up to 32, so that their kernels are compiled once."""
+    """Return the width of the scan that finds a tile's expert: a power of 2, at least `num_ids`.
+
+    The width is never less than 32, so that up to 32 ids share one compiled kernel.
+    """
     return max(32, power_of_2(num_ids))
 
 
 def block_descriptor(matrix: Tensor, rows: int, columns: int) -> Descriptor:
-    """Blocks of a contiguous tensor's last two dimensions, the ones before flattened into rows. Outside it reads give zero."""
+    """Describe blocks of a contiguous tensor whose leading dimensions are flattened into rows.
+
+    Reads outside of the tensor give zero.
+    """
     height, width = matrix.numel() // matrix.shape[-1], matrix.shape[-1]
     return Descriptor(matrix, [height, width], [width, 1], [rows, columns])
 
 
 def stack_descriptor(stack_EMN: Tensor, rows: int, columns: int) -> Descriptor:
-    """Blocks of one matrix of a stack."""
-    return Descriptor(stack_EMN, list(stack_EMN.shape), list(stack_EMN.stride()), [1, rows, columns])
+    """Describe blocks of one matrix in a stack of matrices; none reaches into the next matrix."""
+    return Descriptor(
+        stack_EMN, list(stack_EMN.shape), list(stack_EMN.stride()), [1, rows, columns]
+    )
 
 
 def ragged_descriptor(matrix_RN: Tensor, rows: int, columns: int) -> Descriptor:
-    """Blocks of an expert's rows, for `load_rows` and `store_rows`: the hardware clips them where the expert ends.
+    """Describe blocks of one expert's rows, for `load_rows` and `store_rows`.
 
-    A view of four dimensions whose first two shift the third's fixed bound to any row, by addresses that go round 2**64
-    (Triton's tools/ragged_tma.py, where the trick is from).
+    The hardware clips such a block where the expert's rows end. A descriptor only clips at fixed
+    bounds, so this one describes a view of four dimensions: indices into the first two move the
+    bound of the third to any row, by addresses that wrap around at 2**64. The trick comes from
+    Triton's tools/ragged_tma.py.
     """
     stride = matrix_RN.stride(0)
     shape = [0x7FFF0000, 0x7FFF0000, ROWS.value, matrix_RN.shape[1]]
@@ -74,28 +114,35 @@ def ragged_descriptor(matrix_RN: Tensor, rows: int, columns: int) -> Descriptor:
 
 @triton.jit
 def load_rows(ragged, end, row, column):
-    """Rows from `row` on, zero from `end` on."""
+    """Load a block that begins at `row`; rows from `end` on read as zero."""
     block = ragged.load([ROWS, end, ROWS - end + row, column])
     return block.reshape(block.shape[2], block.shape[3])
 
 
 @triton.jit
 def store_rows(ragged, end, row, column, block):
-    """Rows from `row` on, except those from `end` on."""
-    ragged.store([ROWS, end, ROWS - end + row, column], block.reshape(1, 1, block.shape[0], block.shape[1]))
+    """Store a block that begins at `row`, without the rows from `end` on."""
+    ragged.store(
+        [ROWS, end, ROWS - end + row, column], block.reshape(1, 1, block.shape[0], block.shape[1])
+    )
 
 
 @triton.jit
 def scatter_rows(out_ptr, to_row, wanted, column, block, D, BN: tl.constexpr):
-    """Each wanted row of the block to a row of an (N, D)."""
+    """Store each row of the block that is `wanted` to the row `to_row` of a matrix with D columns.
+
+    The block's first column goes to `column`.
+    """
     columns = column + tl.arange(0, BN)
     place = out_ptr + to_row[:, None].to(tl.int64) * D + columns[None, :]
-    tl.store(place, block.to(out_ptr.dtype.element_ty), mask=wanted[:, None] & (columns < D)[None, :])
+    tl.store(
+        place, block.to(out_ptr.dtype.element_ty), mask=wanted[:, None] & (columns < D)[None, :]
+    )
 
 
 @triton.jit
 def count_row_tiles(start_ptr, num_ids, WIDTH: tl.constexpr, BM: tl.constexpr):
-    """How many tiles of BM rows the first num_ids experts have."""
+    """Return how many tiles of BM rows the ids below `num_ids` have."""
     expert = tl.arange(0, WIDTH)
     start = tl.load(start_ptr + expert, mask=expert < num_ids, other=0)
     end = tl.load(start_ptr + expert + 1, mask=expert < num_ids, other=0)
@@ -104,7 +151,11 @@ def count_row_tiles(start_ptr, num_ids, WIDTH: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def find_row_tile(tile, start_ptr, num_ids, WIDTH: tl.constexpr, BM: tl.constexpr):
-    """The expert of a tile, its first row and its expert's end. A scan of E numbers: no table has to be built for each BM."""
+    """Return the expert of a tile, the tile's first row, and the end of its expert's rows.
+
+    A tile has BM rows. This scans the starts of all ids, so that no table has to be built for
+    each BM.
+    """
     expert = tl.arange(0, WIDTH)
     start = tl.load(start_ptr + expert, mask=expert < num_ids, other=0)
     end = tl.load(start_ptr + expert + 1, mask=expert < num_ids, other=0)

@@ -1,4 +1,7 @@
-"""Which tile a product is cut into: the fastest of a few, measured once for a device and a shape, and kept on disk."""
+"""The choice of a tile for each product: the fastest of a few candidates.
+
+It is measured once for a device and a shape, and then kept on disk.
+"""
 
 import json
 import os
@@ -20,48 +23,79 @@ Result = TypeVar("Result")
 
 BY_HAND = Tile(parts.BM, parts.BN, parts.BK, 16, parts.STAGES, epilogue="by hand")
 
-# The first of each fits every shape, and is what runs where nothing is measured.
+# The candidates for each kind of product. The first of a list fits every shape, and is used where
+# nothing is measured.
 CANDIDATES = {
     "up": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
     "swiglu": [BY_HAND, Tile(128, 128, 64, 8, 3)],
-    "down": [Tile(256, 128, 64, 8, 3), Tile(256, 128, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3, 2)],
+    "down": [
+        Tile(256, 128, 64, 8, 3),
+        Tile(256, 128, 64, 8, 4),
+        Tile(128, 256, 64, 8, 3),
+        Tile(128, 128, 64, 4, 3, 2),
+    ],
     "down_backward": [
         Tile(64, 128, 64, 4, 3, 2),
         *(Tile(m, n, 64, 8, 3, epilogue="split") for m, n in ((256, 128), (128, 256))),
     ],
-    "swiglu_backward": [BY_HAND, Tile(256, 128, 64, 8, 3, epilogue="split"), Tile(64, 128, 64, 4, 3, 2)],
-    "up_backward": [Tile(256, 128, 64, 8, 3), Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 4, 3, 2)],
+    "swiglu_backward": [
+        BY_HAND,
+        Tile(256, 128, 64, 8, 3, epilogue="split"),
+        Tile(64, 128, 64, 4, 3, 2),
+    ],
+    "up_backward": [
+        Tile(256, 128, 64, 8, 3),
+        Tile(256, 128, 64, 8, 4),
+        Tile(128, 128, 64, 4, 3, 2),
+    ],
     "weights": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
 }
-SMALL = Tile(64, 64, 32, 4, 2)  # float32 in full precision has no tensor cores to feed
-RUNS = 5
+# For float32, which is multiplied in full precision without tensor cores that a large tile would
+# feed.
+SMALL = Tile(64, 64, 32, 4, 2)
+RUNS = 5  # timed runs of each candidate
 _chosen: dict[tuple, Tile] = {}
 
 
-def with_best_tile(kind: str, given: Tensor, shape: tuple[int, ...], run: Callable[[Tile], Result]) -> Result:
-    """run(tile) with the tile that is fastest for this kind of product, type, shape and about as many rows as `given` has.
+def with_best_tile(
+    kind: str, rows: Tensor, shape: tuple[int, ...], run: Callable[[Tile], Result]
+) -> Result:
+    """Return `run(tile)` for the fastest tile.
 
-    Measuring waits for the device, once. MOEBIUS_TUNE=off measures nothing and reads no file.
+    The tile is chosen for the kind of product (a key of CANDIDATES), the device, the `shape` of
+    the layer, and the number of `rows` rounded up to a power of 2. If the cache file does not
+    hold the choice yet, the candidates are measured, which waits for the device. With
+    MOEBIUS_TUNE=off in the environment nothing is measured, no file is read, and the first
+    candidate is used.
     """
-    if given.dtype != torch.bfloat16 or given.device.type != "cuda":
+    if rows.dtype != torch.bfloat16 or rows.device.type != "cuda":
         return run(SMALL)
-    key = (kind, given.device, power_of_2(len(given)), *shape)
+    key = (kind, rows.device, power_of_2(len(rows)), *shape)
     if key not in _chosen:
         _chosen[key] = _choose(CANDIDATES[kind], key, run)
     return run(_chosen[key])
 
 
 def cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebius" / "tiles.json"
+    """Return the path of the JSON file that keeps the measured choices, in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "moebius" / "tiles.json"
 
 
 def _choose(candidates: list[Tile], key: tuple, run: Callable[[Tile], object]) -> Tile:
-    if len(candidates) == 1 or os.environ.get("MOEBIUS_TUNE") == "off" or torch.cuda.is_current_stream_capturing():
+    """Return the tile that the cache file has for this key, or measure and save the fastest."""
+    if (
+        len(candidates) == 1
+        or os.environ.get("MOEBIUS_TUNE") == "off"
+        or torch.cuda.is_current_stream_capturing()
+    ):
         return candidates[0]
     kind, device, *shape = key
-    name = " ".join(map(str, (kind, *shape, torch.cuda.get_device_name(device), "triton", triton.__version__)))
-    known = _read()
-    tile = next((tile for tile in candidates if known.get(name) == list(tile)), None)  # a tile of another version is none
+    device_name = torch.cuda.get_device_name(device)
+    name = " ".join(map(str, (kind, *shape, device_name, "triton", triton.__version__)))
+    saved = _read().get(name)
+    # A tile that another version of Moebius saved may not be a candidate any more.
+    tile = next((tile for tile in candidates if saved == list(tile)), None)
     if tile is None:
         tile = min(candidates, key=lambda tile: _time(run, tile))
         _write({**_read(), name: list(tile)})
@@ -69,7 +103,7 @@ def _choose(candidates: list[Tile], key: tuple, run: Callable[[Tile], object]) -
 
 
 def _time(run: Callable[[Tile], object], tile: Tile) -> float:
-    """Milliseconds, the fastest of a few; infinite for a tile that does not fit."""
+    """Return the milliseconds of the fastest of RUNS runs; infinity if the tile does not fit."""
     try:
         run(tile)
     except OutOfResources:
@@ -86,21 +120,25 @@ def _time(run: Callable[[Tile], object], tile: Tile) -> float:
 
 
 def _read() -> dict[str, list]:
+    """Return the choices in the cache file; none if it is missing or damaged."""
     try:
-        known = json.loads(cache_file().read_text("utf-8"))
+        choices = json.loads(cache_file().read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return choices if isinstance(choices, dict) else {}
 
 
-def _write(known: dict[str, list]) -> None:
-    """Whole or not at all; a place that cannot be written to costs the next run a second."""
+def _write(choices: dict[str, list]) -> None:
+    """Replace the cache file in one step, so that no other process ever sees a part of it.
+
+    If the file cannot be written, the next run measures again, which takes about a second.
+    """
     path = cache_file()
-    new = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps(known, indent=1, sort_keys=True), "utf-8")
-        new.replace(path)
+        temporary.write_text(json.dumps(choices, indent=1, sort_keys=True), "utf-8")
+        temporary.replace(path)
     except OSError:
         with suppress(OSError):
-            new.unlink()
+            temporary.unlink()

@@ -1,5 +1,6 @@
-"""The model: every part a readable reference, each fast path tested against it.
+"""The transformer: every part a readable reference, and each fast path tested against it.
 
-Tensor names end in their shape: B batch, S sequence, T = B*S tokens, D model dim, V vocab, N query heads, G KV heads,
-H head dim, F expert hidden, E experts, K top-k, C capacity, R routed rows.
+Names of tensors end in their shape: B batch, S sequence, L = S and the tokens that the loss looks
+ahead to, T = B * S tokens, D model dimension, V vocabulary, N query heads, G KV heads, H head
+dimension, O offsets of multi-token prediction, and M layers with experts.
 """

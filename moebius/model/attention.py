@@ -1,11 +1,13 @@
 """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with causal and document masks.
 
-Key-value heads are never copied with repeat_interleave: the backends take them as they are, and where none does they are
-expanded, which autograd sums back without an index.
+Each key-value head serves a group of query heads. It is never copied with repeat_interleave, whose
+backward pass would add the gradients up by an index. Some backends read it in place; where none
+can, it is expanded, and the gradients of the copies are one plain sum.
 """
 
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +16,42 @@ from torch import Tensor, nn
 from moebius.config import ModelConfig
 from moebius.model.rope import Rotation, rotate
 
-# (q_BNSH, k_BGSH, v_BGSH, mask) -> out_BNSH; the mask is what the backend's own mask function made, None for plain causal.
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+"""(q_BNSH, k_BGSH, v_BGSH, mask) -> out_BNSH. The mask comes from the same backend."""
+MaskFunction = Callable[[Tensor | None], Any]
+"""document_BS -> the mask that the backend's attention takes. None stands for one document."""
+
+
+class AttentionBackend(NamedTuple):
+    """One implementation of attention."""
+
+    attend: AttentionFunction
+    """Computes the attention."""
+    mask: MaskFunction
+    """Makes the mask for it from the numbers of the tokens' documents."""
+
+
+_PLACES = {  # imported only when used: flex imports a compiler, which takes seconds
+    "sdpa_native": ("moebius.model.attention", "SDPA_NATIVE"),
+    "sdpa_expanded": ("moebius.model.attention", "SDPA_EXPANDED"),
+    "flex": ("moebius.model.flex", "FLEX"),
+}
+
+
+def attention_backend(name: str) -> AttentionBackend:
+    """Return the attention backend of that name, a key of moebius/config/attention.py's records.
+
+    Raises KeyError for an unknown name.
+    """
+    module, attribute = _PLACES[name]
+    return getattr(import_module(module), attribute)
 
 
 class Attention(nn.Module):
-    """x_BSD -> out_BSD."""
+    """The attention of a block: projections, rotary embedding, attention, output projection."""
 
     def __init__(self, config: ModelConfig, attend: AttentionFunction):
+        """Build uninitialized projections around a backend's attention function."""
         super().__init__()
         self.config = config
         self.attend = attend
@@ -34,45 +64,71 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(H, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x_BSD: Tensor, rotation: Rotation, mask: Any) -> Tensor:
+        """Return out_BSD. The mask is the backend's; it says which tokens a token may see."""
         B, S, _ = x_BSD.shape
         config = self.config
         q_BSNH = self.query(x_BSD).view(B, S, config.num_heads, config.head_width)
         k_BSGH = self.key(x_BSD).view(B, S, config.num_kv_heads, config.head_width)
         v_BSGH = self.value(x_BSD).view(B, S, config.num_kv_heads, config.head_width)
         if self.query_norm is not None and self.key_norm is not None:
-            q_BSNH, k_BSGH = _normalised(q_BSNH, self.query_norm), _normalised(k_BSGH, self.key_norm)
+            q_BSNH = _normalized(q_BSNH, self.query_norm)
+            k_BSGH = _normalized(k_BSGH, self.key_norm)
         group = config.num_heads // config.num_kv_heads
         q_BSNH = rotate(q_BSNH, rotation, config.rotary_kv_heads * group)
         k_BSGH = rotate(k_BSGH, rotation, config.rotary_kv_heads)
-        out_BNSH = self.attend(q_BSNH.transpose(1, 2), k_BSGH.transpose(1, 2), v_BSGH.transpose(1, 2), mask)
+        out_BNSH = self.attend(
+            q_BSNH.transpose(1, 2), k_BSGH.transpose(1, 2), v_BSGH.transpose(1, 2), mask
+        )
         return self.output(out_BNSH.transpose(1, 2).reshape(B, S, -1))
 
 
-def _normalised(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    # in the weight's float32: torch has no fused norm of mixed types
+def _normalized(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """Return x normalized in the weight's float32: torch has no fused norm of mixed dtypes."""
     return norm(x.to(norm.weight.dtype)).type_as(x)
 
 
-def attend_native(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask_B1SS: Tensor | None) -> Tensor:
-    """scaled_dot_product_attention reading each KV head where it lies, for all its query heads."""
+def attend_native(
+    q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask_B1SS: Tensor | None
+) -> Tensor:
+    """Return out_BNSH by torch's attention, which reads each KV head in place for its group."""
     return F.scaled_dot_product_attention(
         q_BNSH, k_BGSH, v_BGSH, attn_mask=mask_B1SS, is_causal=mask_B1SS is None, enable_gqa=True
     )
 
 
-def attend_expanded(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask_B1SS: Tensor | None) -> Tensor:
-    """The same for kernels without native GQA: each KV head is expanded over its query heads."""
+def attend_expanded(
+    q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask_B1SS: Tensor | None
+) -> Tensor:
+    """Return out_BNSH by torch's attention, with each KV head expanded over its group.
+
+    This is for kernels without native grouped-query attention.
+    """
     k_BNSH, v_BNSH = _expand(k_BGSH, q_BNSH.shape[1]), _expand(v_BGSH, q_BNSH.shape[1])
-    return F.scaled_dot_product_attention(q_BNSH, k_BNSH, v_BNSH, attn_mask=mask_B1SS, is_causal=mask_B1SS is None)
+    return F.scaled_dot_product_attention(
+        q_BNSH, k_BNSH, v_BNSH, attn_mask=mask_B1SS, is_causal=mask_B1SS is None
+    )
 
 
 def _expand(x_BGSH: Tensor, num_heads: int) -> Tensor:
+    """Return x_BNSH, in which each of the query heads of a group has a copy of their KV head."""
     B, G, S, H = x_BGSH.shape
     return x_BGSH[:, :, None].expand(B, G, num_heads // G, S, H).reshape(B, num_heads, S, H)
 
 
+def _causal_or_dense_mask(document_BS: Tensor | None) -> Tensor | None:
+    """Return the mask for torch's attention: None, which is plain causal, or the dense mask."""
+    return None if document_BS is None else dense_mask(document_BS)
+
+
 def dense_mask(document_BS: Tensor) -> Tensor:
-    """mask_B1SS, True where a token may look: not ahead, not into another document."""
+    """Return mask_B1SS, which is true where a query (first S) may see a key (second S).
+
+    A token sees itself and the earlier tokens of its own document.
+    """
     S = document_BS.shape[1]
     same = document_BS[:, :, None] == document_BS[:, None, :]
     return (same & torch.ones(S, S, dtype=torch.bool, device=document_BS.device).tril())[:, None]
+
+
+SDPA_NATIVE = AttentionBackend(attend_native, _causal_or_dense_mask)
+SDPA_EXPANDED = AttentionBackend(attend_expanded, _causal_or_dense_mask)

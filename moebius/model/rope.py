@@ -9,14 +9,20 @@ from moebius.config import ModelConfig
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every position and rotated pair, shape (S, rotary_dims / 2), float32."""
+    """The angles of all positions and rotated pairs; float32, of shape (S, rotary_dims / 2)."""
 
     cos: Tensor
+    """Cosine of each angle."""
     sin: Tensor
+    """Sine of each angle."""
 
 
 def rotation(seq_len: int, config: ModelConfig, device: torch.device) -> Rotation:
-    """Angles of positions 0..S-1. Attention sees only differences, so packed documents need no positions of their own."""
+    """Return the angles of the positions 0 to seq_len - 1.
+
+    Attention depends on differences of positions alone, so packed documents need no positions of
+    their own.
+    """
     pairs = torch.arange(config.rotary_dims // 2, device=device, dtype=torch.float32)
     frequencies = config.rope_theta ** (-2 * pairs / max(config.rotary_dims, 1))
     angles = torch.arange(seq_len, device=device, dtype=torch.float32)[:, None] * frequencies
@@ -24,15 +30,16 @@ def rotation(seq_len: int, config: ModelConfig, device: torch.device) -> Rotatio
 
 
 def rotate(x_BSNH: Tensor, rotation: Rotation, num_rotated_heads: int) -> Tensor:
-    """Rotate the leading dimensions of the first `num_rotated_heads` heads; the rest pass unchanged.
+    """Return x with the leading dimensions of its first `num_rotated_heads` heads rotated.
 
-    Dimension i is paired with i + rotary_dims/2 (the half-split convention of GPT-NeoX and Llama).
+    Dimension i is paired with i + rotary_dims/2, the half-split convention of GPT-NeoX and Llama.
+    Other dimensions and heads pass unchanged.
     """
     half = rotation.cos.shape[-1]
-    turned = x_BSNH[:, :, :num_rotated_heads]
+    heads = x_BSNH[:, :, :num_rotated_heads]
     cos, sin = rotation.cos[:, None].to(x_BSNH.dtype), rotation.sin[:, None].to(x_BSNH.dtype)
-    first, second, rest = turned[..., :half], turned[..., half : 2 * half], turned[..., 2 * half :]
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
     if num_rotated_heads == x_BSNH.shape[2]:
-        return turned
-    return torch.cat([turned, x_BSNH[:, :, num_rotated_heads:]], dim=2)
+        return rotated
+    return torch.cat([rotated, x_BSNH[:, :, num_rotated_heads:]], dim=2)

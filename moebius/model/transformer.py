@@ -8,71 +8,97 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moebius.config import MTP_OFFSETS, ModelConfig
-from moebius.model.attention import Attention
-from moebius.model.backends import Backends, choose_backends
-from moebius.model.experts import Experts
+from moebius.hardware.backends import Backends, choose_backends
+from moebius.model.attention import Attention, AttentionFunction, attention_backend
 from moebius.model.head import head_cross_entropy, part_of_loss
-from moebius.model.init import initialise
-from moebius.model.loss import Balancing, Loss, documents, shifted_targets, total_loss
-from moebius.model.moe import MoE
+from moebius.model.init import initialize
+from moebius.model.loss import Loss, documents, shifted_targets, total_loss
 from moebius.model.mtp import MultiTokenPrediction
 from moebius.model.rope import Rotation, rotation
-from moebius.model.router import Router
-from moebius.model.statistics import LayerStats
+from moebius.moe.backends import expert_backend
+from moebius.moe.balance import Balancing
+from moebius.moe.experts import Experts, ExpertsFunction
+from moebius.moe.layer import MoE
+from moebius.moe.router import Router
+from moebius.moe.statistics import LayerStats
 
 
 class Output(NamedTuple):
-    """logits_BSV of the next token, and one LayerStats per layer with experts."""
+    """The result of a forward pass."""
 
     logits_BSV: Tensor
+    """Logits of the next token."""
     stats: tuple[LayerStats, ...]
+    """Routing statistics of each layer with experts."""
 
 
 class Transformer(nn.Module):
-    """tokens_BS -> logits_BSV. Weights are float32; run it under torch.autocast for bfloat16 arithmetic."""
+    """The language model: tokens_BS -> logits_BSV.
+
+    Weights are float32. Run the model under torch.autocast for bfloat16 arithmetic.
+    """
 
     def __init__(self, config: ModelConfig, backends: Backends | None = None):
+        """Build and initialize a model, by default with the backends for a CPU."""
         super().__init__()
         self.config = config
         self.backends = backends or choose_backends()
         self.loss_part = part_of_loss
+        run_experts = expert_backend(self.backends.experts)
+        attend, self.attention_mask = attention_backend(self.backends.attention)
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         shapes = zip(config.experts_per_layer, config.expert_widths, strict=True)
-        self.layers = nn.ModuleList(Block(config, *shape, self.backends) for shape in shapes)
+        self.layers = nn.ModuleList(Block(config, *shape, attend, run_experts) for shape in shapes)
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.mtp = MultiTokenPrediction(config, self.backends.run_experts) if config.use_mtp else None
+        self.mtp = MultiTokenPrediction(config, run_experts) if config.use_mtp else None
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
-        initialise(self, config)
+        initialize(self, config)
 
     def forward(self, tokens_BS: Tensor, document_BS: Tensor | None = None) -> Output:
-        """Tokens see only earlier tokens and, with document_BS given, only their own document."""
+        """Return the logits of the next token at every position, and the routing statistics.
+
+        A token sees itself and earlier tokens. With document_BS, the number of each token's
+        document, it sees those of its own document alone.
+        """
         hidden_BSD, stats = self.hidden(tokens_BS, document_BS)
         return Output(self.lm_head(self.norm(hidden_BSD)), stats)
 
-    def loss(self, tokens_BL: Tensor, end_of_text: int | None = None, balancing: Balancing | None = None) -> Loss:
-        """The training loss of sequences of S = L - lookahead tokens followed by the `lookahead` tokens to predict.
+    def loss(
+        self, tokens_BL: Tensor, end_of_text: int | None = None, balancing: Balancing | None = None
+    ) -> Loss:
+        """Return the training loss of sequences of S tokens.
 
-        end_of_text: the separator with which each document begins, to keep documents apart; None does not. balancing: how
-        strongly each layer is balanced and over what; by default as configured, over these sequences.
+        tokens_BL: the S tokens that the model reads, and then the `lookahead` tokens that only
+        serve as targets.
+        end_of_text: the separator that every document begins with; it keeps documents apart. With
+        None they are not kept apart.
+        balancing: how strongly each layer is balanced, and over which tokens. None means as
+        configured, over these sequences.
         """
         S = tokens_BL.shape[1] - lookahead(self.config)
-        document_BL = None if end_of_text is None else documents(tokens_BL, end_of_text)
-        hidden_BSD, stats = self.hidden(tokens_BL[:, :S], None if document_BL is None else document_BL[:, :S])
+        document_BL = document_BS = None
+        if end_of_text is not None:
+            document_BL = documents(tokens_BL, end_of_text)
+            document_BS = document_BL[:, :S]
+        hidden_BSD, stats = self.hidden(tokens_BL[:, :S], document_BS)
         next_token = self.head_loss(hidden_BSD, shifted_targets(tokens_BL, 1, S, document_BL))
         if self.mtp is None:
             return total_loss(next_token, None, stats, self.config, balancing)
         outputs, mtp_stats = self.mtp(hidden_BSD)
         losses = []
         for offset, (ahead_BSD, bias_V) in zip(MTP_OFFSETS, outputs, strict=True):
-            losses.append(self.head_loss(ahead_BSD, shifted_targets(tokens_BL, offset, S, document_BL), bias_V))
+            target_BS = shifted_targets(tokens_BL, offset, S, document_BL)
+            losses.append(self.head_loss(ahead_BSD, target_BS, bias_V))
         stats += (mtp_stats,) if mtp_stats is not None else ()
         return total_loss(next_token, torch.stack(losses).mean(), stats, self.config, balancing)
 
-    def hidden(self, tokens_BS: Tensor, document_BS: Tensor | None = None) -> tuple[Tensor, tuple[LayerStats, ...]]:
-        """The residual stream after the last block, before the final norm."""
-        mask = self.backends.mask(document_BS)
+    def hidden(
+        self, tokens_BS: Tensor, document_BS: Tensor | None = None
+    ) -> tuple[Tensor, tuple[LayerStats, ...]]:
+        """Return hidden_BSD, the residual stream before the final norm, and the statistics."""
+        mask = self.attention_mask(document_BS)
         angles = rotation(tokens_BS.shape[1], self.config, tokens_BS.device)
         hidden_BSD = self.embed(tokens_BS)
         all_stats: list[LayerStats] = []
@@ -82,57 +108,79 @@ class Transformer(nn.Module):
                 all_stats.append(stats)
         return hidden_BSD, tuple(all_stats)
 
-    def head_loss(self, hidden_BSD: Tensor, target_BS: Tensor, bias_V: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of the LM head's logits, with a bias on them."""
+    def head_loss(
+        self, hidden_BSD: Tensor, target_BS: Tensor, bias_V: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean cross-entropy of the LM head's logits, with bias_V added to them."""
         chunks = self.backends.loss_chunks
-        return head_cross_entropy(self.norm(hidden_BSD), self.lm_head.weight, target_BS, bias_V, chunks, self.loss_part)
+        return head_cross_entropy(
+            self.norm(hidden_BSD), self.lm_head.weight, target_BS, bias_V, chunks, self.loss_part
+        )
 
     def embed(self, tokens_BS: Tensor) -> Tensor:
-        """Unit variance, unless the embedding is also the head: see moebius/model/init.py."""
+        """Return x_BSD, of unit variance at first unless the embedding is also the LM head.
+
+        moebius/model/init.py gives the reasons.
+        """
         x_BSD = F.embedding(tokens_BS, self.embedding.weight)
         return x_BSD if self.config.tie_embeddings else x_BSD * math.sqrt(self.config.dim)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MoE, each added to the stream."""
+    """Attention and a mixture of experts, each with a norm before it and added to the stream."""
 
-    def __init__(self, config: ModelConfig, num_experts: int, hidden: int, backends: Backends):
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_experts: int,
+        hidden: int,
+        attend: AttentionFunction,
+        run_experts: ExpertsFunction,
+    ):
+        """Build one layer of `num_experts` experts of width `hidden`, around the backends."""
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, backends.attend)
+        self.attention = Attention(config, attend)
         self.moe_norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.moe = MoE(config, num_experts, hidden, backends.run_experts)
+        self.moe = MoE(config, num_experts, hidden, run_experts)
 
-    def forward(self, x_BSD: Tensor, rotation: Rotation, mask: Any) -> tuple[Tensor, LayerStats | None]:
+    def forward(
+        self, x_BSD: Tensor, rotation: Rotation, mask: Any
+    ) -> tuple[Tensor, LayerStats | None]:
+        """Return the residual stream after the block, and the statistics of its routing."""
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, mask)
         out_BSD, stats = self.moe(self.moe_norm(x_BSD))
         return x_BSD + out_BSD, stats
 
 
 class RoutedLayer(NamedTuple):
-    """The trained parts of a layer with experts."""
+    """The parts of a layer that route tokens."""
 
     router: Router
+    """The layer's router."""
     experts: Experts
+    """The layer's experts."""
 
 
 def routed_layers(model: Transformer) -> list[RoutedLayer]:
-    """The layers with experts, the MTP layer last: those that `stats` has an entry for, in its order."""
-    every: list[Any] = [layer.moe for layer in model.layers] + ([model.mtp.moe] if model.mtp is not None else [])
-    return [RoutedLayer(moe.router, moe.experts) for moe in every if moe.router is not None]
+    """Return the layers with experts, in the order of the statistics; the MTP layer is last."""
+    moes: list[Any] = [layer.moe for layer in model.layers]
+    if model.mtp is not None:
+        moes.append(model.mtp.moe)
+    return [RoutedLayer(moe.router, moe.experts) for moe in moes if moe.router is not None]
 
 
 def lookahead(config: ModelConfig) -> int:
-    """Tokens that a sequence must carry beyond those the model reads."""
+    """Return the number of tokens after those that the model reads which the loss needs."""
     return max(MTP_OFFSETS) if config.use_mtp else 1
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Every parameter once, tied ones too."""
+    """Return the number of parameters; tied parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def seeded(seed: int, config: ModelConfig, backends: Backends | None = None) -> Transformer:
-    """A model whose initial weights depend on the seed alone."""
+    """Return a model whose initial weights depend on nothing but the seed."""
     torch.manual_seed(seed)
     return Transformer(config, backends)

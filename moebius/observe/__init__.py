@@ -1,1 +1,1 @@
-"""What a run shows: balance of the experts, metrics on disk, the terminal, the device's measured ceiling."""
+"""What a run shows: a step's metrics, alarms, metric sinks, the terminal."""

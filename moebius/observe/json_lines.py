@@ -1,51 +1,90 @@
-"""metrics.jsonl and events.jsonl: one JSON object a line, each with its step."""
+"""metrics.jsonl and events.jsonl: one JSON object per line, each with its step."""
 
 import json
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from moebius.errors import StorageError
+from moebius.observe.metrics import StepMetrics
+from moebius.observe.sinks import Event
+
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
 class JsonLines:
-    """Appends lines; on resuming, the lines of steps that will be run again are dropped first."""
+    """The sink that every run has: two files of JSON lines in its directory."""
 
-    def __init__(self, path: Path, resume_step: int = 0):
+    def open(self, run: Path, step: int) -> None:
+        """Open both files for appending, without the lines of steps after `step`."""
+        self._metrics = _opened_after(run / METRICS, step)
         try:
-            kept = [line for line in read_lines(path) if line["step"] <= resume_step] if path.exists() else []
-            aside = path.with_suffix(".jsonl.partial")
-            aside.write_text("".join(_line(values) for values in kept))
-            aside.replace(path)
-            self._file = path.open("a", buffering=1)
-        except OSError as error:
-            raise StorageError(f"{path}: {error.strerror}") from None
+            self._events = _opened_after(run / EVENTS, step)
+        except StorageError:
+            _close(self._metrics)
+            raise
 
-    def write(self, values: dict[str, Any]) -> None:
-        """Append one line, at once."""
-        try:
-            self._file.write(_line(values))
-        except OSError as error:
-            raise StorageError(f"{self._file.name}: {error.strerror}") from None
+    def write(self, metrics: StepMetrics) -> None:
+        """Append a line to metrics.jsonl at once."""
+        _append(self._metrics, metrics.to_json())
+
+    def event(self, event: Event) -> None:
+        """Append a line to events.jsonl at once."""
+        _append(self._events, event.to_json())
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics after `step`. Events stay: they say why the run went back."""
+        _close(self._metrics)
+        self._metrics = _opened_after(Path(self._metrics.name), step)
 
     def close(self) -> None:
-        with suppress(OSError):  # what `write` could not write stays in the buffer; it has been reported
-            self._file.close()
+        """Close both files."""
+        _close(self._metrics)
+        _close(self._events)
+
+
+def read_metrics(path: Path) -> list[StepMetrics]:
+    """Return the steps in a metrics.jsonl. Raises OSError."""
+    return [StepMetrics.from_json(line) for line in read_lines(path)]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a last line cut short by a crash is left out."""
+    """Return all whole lines of a file; a last line that a crash cut short is left out."""
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def _line(values: dict[str, Any]) -> str:
-    return json.dumps(_finite(values)) + "\n"
+def _opened_after(path: Path, step: int) -> TextIO:
+    """Return the file for appending, once it holds no line of a step after `step`."""
+    try:
+        lines = read_lines(path) if path.exists() else []
+        aside = path.with_suffix(".jsonl.partial")
+        aside.write_text("".join(_text(line) for line in lines if line["step"] <= step))
+        aside.replace(path)
+        return path.open("a", buffering=1)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from None
+
+
+def _append(file: TextIO, line: dict[str, Any]) -> None:
+    try:
+        file.write(_text(line))
+    except OSError as error:
+        raise StorageError(f"{file.name}: {error.strerror}") from None
+
+
+def _close(file: TextIO) -> None:
+    with suppress(OSError):  # what `_append` could not write stays in the buffer; it was reported
+        file.close()
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(_finite(line)) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    # JSON has no NaN; null keeps the file readable by every parser
+    """Return the value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,58 +1,90 @@
 """A run's metrics for TensorBoard: `tensorboard --logdir RUN/tb`."""
 
+import time
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from moebius.errors import StorageError
+from moebius.observe.metrics import StepMetrics
+from moebius.observe.sinks import Event
+
+FileEvent: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+Summary: Any = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+FOLDER = "tb"
 
 
 class TensorBoard:
-    """Writes metrics lines as scalars; figures of layers and experts by name: cv/layer_03, tokens_per_expert/layer_03/1.
+    """A sink that writes every figure as a scalar, tagged by its name, layer and expert.
 
-    One event a line, not one a scalar: a large model has hundreds, and the GPU waits while they are written.
+    Tags look like `loss`, `cv/layer_03` and `tokens_per_expert/layer_03/1`. A step is one event,
+    not one per scalar: a large model has hundreds of them, and the GPU waits while they are
+    written.
     """
 
-    def __init__(self, folder: Path, resume_step: int = 0):
-        self.folder, self.failed = folder, False
+    def open(self, run: Path, step: int) -> None:
+        """Start a new event file in the run's tb/ folder; hide what earlier files have later."""
+        self.folder, self.failed = run / FOLDER, False
         try:
-            self._writer = EventFileWriter(str(folder))
+            self._writer = EventFileWriter(str(self.folder))
         except OSError as error:
-            raise StorageError(f"{folder}: {error.strerror}") from None
-        if resume_step:  # what an interrupted run wrote beyond its checkpoint is not shown
-            self._writer.add_event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
+            raise StorageError(f"{self.folder}: {error.strerror}") from None
+        if step:
+            self.rewind(step)
 
-    def write(self, metrics: dict[str, Any], wall_time: float) -> None:
-        """wall_time: seconds since 1970."""
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(metrics).items()]
+    def write(self, metrics: StepMetrics, wall_time: float | None = None) -> None:
+        """Write a logged step. wall_time is in seconds since 1970; None is now."""
+        line = metrics.to_json()
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(line)]
+        event = FileEvent(
+            step=metrics.step,
+            wall_time=time.time() if wall_time is None else wall_time,
+            summary=Summary(value=values),
+        )
+        self._add(event)
+
+    def event(self, event: Event) -> None:
+        """Write nothing: TensorBoard shows figures, and the event's are among the metrics."""
+
+    def rewind(self, step: int) -> None:
+        """Hide what was written of later steps: the run is about to train them again.
+
+        The files keep it, and TensorBoard drops it when it reads this event.
+        """
+        self._add(FileEvent(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def close(self) -> None:
+        """Write what is still in memory and close the file."""
+        if not self.failed:  # closing would raise the same error again, over the first one
+            self._writer.close()
+
+    def _add(self, event: Any) -> None:
         try:
-            self._writer.add_event(Event(step=metrics["step"], wall_time=wall_time, summary=Summary(value=values)))
-        except OSError as error:  # of an earlier event: they are written in a thread
+            self._writer.add_event(event)
+        except OSError as error:  # from an earlier event: a thread writes them
             self.failed = True
             raise StorageError(f"{self.folder}: {error.strerror}") from None
 
-    def close(self) -> None:
-        if not self.failed:  # else closing raises the same again, over what is being raised
-            self._writer.close()
+
+def _scalars(line: dict[str, Any]) -> list[tuple[str, float]]:
+    """Return the numbers of a metrics line with their tags; the step is no figure of its own."""
+    return [
+        pair for name, value in line.items() if name != "step" for pair in _tagged(name, value)
+    ]
 
 
-def scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a metrics line by tag."""
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        if name != "step":
-            found |= _scalars(name, value)
-    return found
-
-
-def _scalars(tag: str, value: Any) -> dict[str, float]:
+def _tagged(tag: str, value: Any) -> list[tuple[str, float]]:
     if isinstance(value, list):
-        inner: dict[str, float] = {}
-        for index, item in enumerate(value):
-            # layers are numbered with two digits, so that they are shown in their order
-            inner |= _scalars(f"{tag}/layer_{index:02d}" if "/" not in tag else f"{tag}/{index}", item)
-        return inner
-    return {} if value is None else {tag: float(value)}
+        # layers are numbered with two digits, so that they are shown in their order
+        of_layers = "/" not in tag
+        names = (f"layer_{n:02d}" if of_layers else str(n) for n in range(len(value)))
+        return [
+            pair
+            for name, item in zip(names, value, strict=True)
+            for pair in _tagged(f"{tag}/{name}", item)
+        ]
+    return [] if value is None else [(tag, float(value))]

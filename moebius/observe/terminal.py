@@ -1,19 +1,32 @@
-"""The run on the terminal: a summary before, a progress bar while, one line per logged step where there is no terminal."""
+"""The run on the terminal: a progress bar or, elsewhere, a line per logged step."""
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
+
+from moebius.cost.units import short
+from moebius.observe.metrics import StepMetrics
+from moebius.observe.sinks import Event
+from moebius.parallel.process import Process
 
 
 class Terminal:
-    """Everything a run prints. Use as a context manager around the training loop."""
+    """A sink that prints. A process that does not write prints nothing."""
 
-    def __init__(self, total_steps: int, first_step: int = 0, progress: bool = True):
+    def __init__(self, total_steps: int, progress: bool = True, process: Process | None = None):
         self.console = Console(highlight=False, soft_wrap=True)
-        self.is_live = progress and self.console.is_terminal
+        self.console.quiet = process is not None and not process.writes
+        self.is_live = progress and self.console.is_terminal and not self.console.quiet
         self.progress = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
             BarColumn(bar_width=None),
@@ -24,58 +37,73 @@ class Terminal:
             disable=not self.is_live,
         )
         self.total_steps = total_steps
-        self.task = self.progress.add_task("train", total=total_steps, completed=first_step, metrics={})
+        self.task = self.progress.add_task("train", total=total_steps, metrics=None)
 
-    def __enter__(self) -> "Terminal":
+    def open(self, run: Path, step: int) -> None:
+        """Show the bar, with `step` steps done."""
+        self.step(step)
         self.progress.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def write(self, metrics: StepMetrics) -> None:
+        """Show a logged step beside the bar or, without one, as a line."""
+        self.progress.update(self.task, metrics=metrics)
+        if not self.is_live:
+            self.say(f"step {metrics.step}/{self.total_steps}  {describe(metrics)}")
+
+    def event(self, event: Event) -> None:
+        """Print an event as a line above the bar."""
+        self.say(str(event))
+
+    def rewind(self, step: int) -> None:
+        """Move the bar back."""
+        self.step(step)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
         self.progress.stop()
+
+    def step(self, step: int) -> None:
+        """Move the bar to a number of steps done."""
+        self.progress.update(self.task, completed=step)
 
     def say(self, *lines: str) -> None:
         """Print lines above the bar."""
         for line in lines:
             self.console.print(line, markup=False)
 
-    def step(self, step: int) -> None:
-        """Move the bar."""
-        self.progress.update(self.task, completed=step)
 
-    def metrics(self, metrics: dict[str, Any]) -> None:
-        """Show a logged step."""
-        self.progress.update(self.task, metrics=metrics)
-        if not self.is_live:
-            self.say(f"step {metrics['step']}/{self.total_steps}  {describe(metrics)}")
+def describe(metrics: StepMetrics) -> str:
+    """Return a step in one line: loss, speed, load of the experts, and validation loss.
 
-
-def describe(metrics: dict[str, Any]) -> str:
-    """loss, speed, the worst layer's CV, dead experts, its lost tokens, and the validation loss where there is one."""
-    parts = [f"loss {metrics['loss']:.3f}", f"{_short(metrics['tokens_per_second'])} tok/s"]
-    layers = [layer for layer, counts in enumerate(metrics["tokens_per_expert"]) if counts]
+    The load is the worst layer's CV, the number of dead experts over all layers and the worst
+    layer's share of dropped and unrouted tokens, where there are any.
+    """
+    speed = metrics.tokens_per_second
+    parts = [f"loss {metrics.loss:.3f}", f"{short(speed, 2 if speed >= 1e6 else 1)} tok/s"]
+    layers = dict(metrics.routed_layers)
     if layers:
-        worst = max(layers, key=lambda layer: metrics["cv"][layer])
-        parts += [f"cv {metrics['cv'][worst]:.2f} (layer {worst})", f"dead {sum(metrics['dead_experts'])}"]
-        for what in ("dropped", "unrouted"):
-            if share := max(metrics[f"{what}_share"]):
-                parts.append(f"{what} {share:.0%}")
-    if "val_loss" in metrics:
-        parts.append(f"val {metrics['val_loss']:.3f} ({metrics['val_bpb']:.3f} bpb)")
+        worst = max(layers, key=lambda number: layers[number].cv)
+        parts.append(f"cv {layers[worst].cv:.2f} (layer {worst})")
+        parts.append(f"dead {sum(layer.dead_experts for layer in layers.values())}")
+        if dropped := max(layer.dropped_share for layer in layers.values()):
+            parts.append(f"dropped {dropped:.0%}")
+        if unrouted := max(layer.unrouted_share for layer in layers.values()):
+            parts.append(f"unrouted {unrouted:.0%}")
+    if metrics.val_loss is not None:
+        parts.append(f"val {metrics.val_loss:.3f} ({metrics.val_bpb:.3f} bpb)")
     return "  ".join(parts)
 
 
 def table(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Two aligned columns."""
+    """Return rows of a name and a text as lines with two aligned columns."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
 
 class _Metrics(ProgressColumn):
+    """The latest logged step, beside the bar."""
+
     def render(self, task: Task) -> Text:
         metrics = task.fields["metrics"]
         return Text(describe(metrics) if metrics else "starting")
-
-
-def _short(number: float) -> str:
-    return f"{number / 1e3:.1f}k" if number < 1e6 else f"{number / 1e6:.2f}M"

@@ -1,1 +1,1 @@
-"""How a model is laid out on the hardware: applied to the finished model from outside, in one visible order."""
+"""How a finished model is laid out on processes and devices, from outside, in one order."""

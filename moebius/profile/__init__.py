@@ -1,1 +1,1 @@
-"""Where the time of a training step goes, and what that costs against what it should."""
+"""Where the time of a training step goes, compared with the least that it could cost."""

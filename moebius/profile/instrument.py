@@ -1,4 +1,4 @@
-"""Marks put around the parts of a model, from outside: the model knows nothing of them."""
+"""Marks around the parts of a model, put there from outside: the model knows nothing of them."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -6,28 +6,33 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from moebius.model import attention, experts, moe, transformer
+from moebius.model import attention, transformer
 from moebius.model.transformer import Transformer
+from moebius.moe import experts, layer
 from moebius.profile.timeline import Place, Timeline
 
-# functions that the model calls by these names; those of a block only where it is not compiled
-OF_STEPS = (
+# (where, name, component) of functions that are looked up by name whenever they are called
+IN_EVERY_STEP = (
     (transformer, "total_loss", "router"),
     (torch.nn.utils, "clip_grad_norm_", "optimizer"),
 )
-OF_BLOCKS = (
+IN_EAGER_BLOCKS = (
     (attention, "rotate", "rotary"),
     (experts, "sort_by_expert", "dispatch"),
     (experts, "dispatch", "dispatch"),
     (experts, "activate", "activation"),
     (experts, "combine", "combine"),
-    (moe.MoE, "_join", "combine"),
-    (moe, "layer_stats", "router"),
+    (layer.MoE, "_join", "combine"),
+    (layer, "layer_stats", "router"),
 )
-# functions inside the operators that are the experts' own kernels, compiled around or not
-OF_KERNELS = (("sort_by_expert", "dispatch"), ("gather", "dispatch"), ("combine", "combine"))
+# functions that our own expert kernels consist of, inside operators that the compiler leaves alone
+IN_OWN_KERNELS = (
+    ("sort_by_expert", "dispatch"),
+    ("gather", "dispatch"),
+    ("combine", "combine"),
+)
 MODULES = {
     "query": "attention_projections",
     "key": "attention_projections",
@@ -42,27 +47,35 @@ MODULES = {
     "base": "base_mlp",
     "mtp": "mtp",
 }
+"""Component of each module, by the name of its attribute."""
 
 
 @contextmanager
 def marked_calls(timeline: Timeline, compiled: bool, own_kernels: bool) -> Iterator[None]:
-    """Marks around the functions, for as long as the context lasts. own_kernels: the experts'."""
+    """Put marks around functions for as long as the context lasts.
+
+    compiled: whether the blocks are compiled. own_kernels: whether the experts run in Moebius's
+    own Triton kernels.
+    """
     with ExitStack() as stack:
-        for place, name, component in OF_STEPS + (() if compiled else OF_BLOCKS):
-            stack.enter_context(patch.object(place, name, timeline.around(component, getattr(place, name))))
+        for place, name, component in IN_EVERY_STEP + (() if compiled else IN_EAGER_BLOCKS):
+            marked = timeline.around(component, getattr(place, name))
+            stack.enter_context(patch.object(place, name, marked))
         if own_kernels:
             from moebius.kernels import experts as kernels
 
-            for name, component in OF_KERNELS:
+            for name, component in IN_OWN_KERNELS:
                 marked = timeline.part(component, "expert_gemms", getattr(kernels, name))
                 stack.enter_context(patch.object(kernels, name, marked))
         yield
 
 
-def instrument(model: Transformer, optimizers: list[torch.optim.Optimizer], timeline: Timeline, compiled: bool) -> None:
-    """Marks around the modules, for good: after the model is laid out."""
+def instrument(
+    model: Transformer, optimizers: list[torch.optim.Optimizer], timeline: Timeline, compiled: bool
+) -> None:
+    """Put marks around a model's modules, for good, after it has been laid out on the device."""
     if compiled:
-        _mark_what_stays_eager(model, timeline)
+        _mark_eager_experts(model, timeline)
     else:
         for name, module in model.named_modules():
             if component := MODULES.get(name.rpartition(".")[2]):
@@ -70,28 +83,42 @@ def instrument(model: Transformer, optimizers: list[torch.optim.Optimizer], time
             if isinstance(module, attention.Attention):
                 _wrap(module, "attend", "attention_core", timeline)
             if isinstance(module, transformer.Block):
-                _wrap(module, "forward", "norms", timeline)  # its own: the sums into the residual stream
+                # what is left of a block's own time are the sums into the residual stream
+                _wrap(module, "forward", "norms", timeline)
     _wrap(model, "embed", "embedding", timeline)
     for optimizer in optimizers:
         optimizer.register_step_pre_hook(lambda *_: timeline.mark(Place("optimizer")))
         optimizer.register_step_post_hook(lambda *_: timeline.mark(Place()))
+    _mark_head(model, timeline)
+
+
+def _mark_head(model: Transformer, timeline: Timeline) -> None:
+    """Mark the LM head: with a bias on the logits it belongs to multi-token prediction."""
     next_token = timeline.around("lm_head", model.head_loss)
     ahead = timeline.around("mtp", model.head_loss)
 
-    def head_loss(hidden_BSD: torch.Tensor, target_BS: torch.Tensor, bias_V: torch.Tensor | None = None) -> torch.Tensor:
-        return next_token(hidden_BSD, target_BS) if bias_V is None else ahead(hidden_BSD, target_BS, bias_V)
+    def head_loss(hidden_BSD: Tensor, target_BS: Tensor, bias_V: Tensor | None = None) -> Tensor:
+        if bias_V is None:
+            return next_token(hidden_BSD, target_BS)
+        return ahead(hidden_BSD, target_BS, bias_V)
 
     model.head_loss = head_loss
 
 
-def _mark_what_stays_eager(model: Transformer, timeline: Timeline) -> None:
-    """Experts one by one take as many tokens as the router says, which the compiler leaves alone. It compiles what they call,
-    marked or not, and never the marks."""
+def _mark_eager_experts(model: Transformer, timeline: Timeline) -> None:
+    """Mark experts that stay outside of the compiled blocks.
+
+    Their backend takes as many tokens as the router says, and the compiler leaves such code alone.
+    It does compile the functions that this code calls, marked or not, but never the marks.
+    """
+    if model.backends.expert_record.has_static_rows:
+        return
     for name, module in model.named_modules():
-        if isinstance(module, experts.Experts) and module.run is experts.loop:
+        if isinstance(module, experts.Experts):
             component = "mtp" if name.startswith("mtp.") else "expert_gemms"
-            marked: Any = torch._dynamo.disable(timeline.around(component, torch.compile(module.run)))
-            module.run = marked
+            marked = timeline.around(component, torch.compile(module.run))
+            unseen: Any = torch._dynamo.disable(marked)
+            module.run = unseen
 
 
 def _wrap(owner: nn.Module, name: str, component: str, timeline: Timeline) -> None:

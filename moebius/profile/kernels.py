@@ -1,8 +1,9 @@
 """Marks inside compiled code: before each kernel, the components that its operations came from.
 
-torch.compile keeps with every operation, of the backward pass too, the lines of source that it came from. The names of the
-functions in that trace say whose a kernel is, and one line in the code that inductor generates marks it. The kernels
-themselves, and what is fused into them, are exactly those of a step that is not profiled.
+torch.compile keeps the lines of source that each operation came from, in the backward pass too.
+The names of the functions in that trace say which component a kernel belongs to, and one line in
+the code that inductor generates marks it. The kernels themselves, and what is fused into them,
+are exactly those of a step that is not profiled.
 """
 
 import re
@@ -14,44 +15,53 @@ from unittest.mock import patch
 
 from moebius.profile.timeline import REST, WHOLE
 
-# By file and function; "" is any other function of the file. The innermost frame that is listed decides, but for the
-# WHOLE components, which own all that they call.
+PACKAGE = Path(__file__).parents[1]
+TORCH = "torch"
 OWNERS = {
-    ("functional", "rms_norm"): "norms",
-    ("rope", ""): "rotary",
-    ("attention", "forward"): "attention_projections",
-    ("attention", ""): "attention_core",
-    ("flex", ""): "attention_core",
-    ("router", ""): "router",
-    ("statistics", ""): "router",
-    ("experts", "sort_by_expert"): "dispatch",
-    ("experts", "dispatch"): "dispatch",
-    ("experts", "combine"): "combine",
-    ("experts", ""): "expert_gemms",
-    ("float8", "aligned"): "dispatch",
-    ("float8", ""): "expert_gemms",
-    ("mlp", "activate"): "activation",
-    ("mlp", "forward"): "base_mlp",
-    ("moe", "_join"): "combine",
-    ("mtp", ""): "mtp",
-    ("transformer", "head_loss"): "lm_head",
-    ("head", ""): "lm_head",
-    ("loss", "cross_entropy"): "lm_head",
+    (TORCH, "rms_norm"): "norms",
+    ("model/rope", ""): "rotary",
+    ("model/attention", "forward"): "attention_projections",
+    ("model/attention", ""): "attention_core",
+    ("model/flex", ""): "attention_core",
+    ("moe/router", ""): "router",
+    ("moe/statistics", ""): "router",
+    ("moe/balance", ""): "router",
+    ("moe/experts", "sort_by_expert"): "dispatch",
+    ("moe/experts", "dispatch"): "dispatch",
+    ("moe/experts", "combine"): "combine",
+    ("moe/experts", ""): "expert_gemms",
+    ("kernels/experts", ""): "expert_gemms",
+    ("moe/float8", "aligned"): "dispatch",
+    ("moe/float8", ""): "expert_gemms",
+    ("moe/mlp", "activate"): "activation",
+    ("moe/mlp", "forward"): "base_mlp",
+    ("moe/layer", "_join"): "combine",
+    ("model/mtp", ""): "mtp",
+    ("model/transformer", "head_loss"): "lm_head",
+    ("model/head", ""): "lm_head",
+    ("model/loss", "cross_entropy"): "lm_head",
 }
-# what costs nothing by itself, or comes with any component: it decides only where there is nothing else
+"""Component of each function, by its file in the package and its name; "" is any other function of
+the file. The innermost frame that is listed decides, except that a WHOLE component owns all that
+it calls."""
 PLAIN = re.compile(
-    r"reshape|view|permute|transpose|slice|select|(un)?squeeze|expand|full|iota|scalar_tensor|empty|getitem|as_strided|split"
-    r"|convert_element_type|_to_copy|clone|add"
+    r"reshape|view|permute|transpose|slice|select|(un)?squeeze|expand|full|iota|scalar_tensor"
+    r"|empty|getitem|as_strided|split|convert_element_type|_to_copy|clone|add"
 )
-# a kernel that is one of these by itself; what its inputs came from is among its operations, too
+"""Operations that cost nothing by themselves, or that occur in every component. They decide only
+in a kernel that consists of nothing else."""
 PRODUCT = re.compile(r"(^|_|[^a-z])(add|b|baddb)?mm\b|attention|^moebius\.")
+"""Operations that are a kernel of their own. The operations that produced their inputs are listed
+among that kernel's, but do not belong to it."""
 FRAME = re.compile(r'File "([^"]+)", line \d+, in (\w+)')
-PACKAGE = str(Path(__file__).parents[1])
 
 
 @contextmanager
 def marked_kernels() -> Iterator[None]:
-    """What is compiled in this context has marks. Nothing is taken from the compiler's caches or left there."""
+    """Mark everything that is compiled in this context.
+
+    Nothing is taken from the compiler's caches or left in them.
+    """
     import torch._functorch.config as functorch
     import torch._inductor.config as inductor
     from torch._inductor.scheduler import Scheduler
@@ -60,12 +70,18 @@ def marked_kernels() -> Iterator[None]:
 
     def enter(self: Any, node: Any) -> None:
         original_enter(self, node)
-        origins = {origin for part in node.get_nodes() if part.node is not None for origin in part.node.get_origins()}
-        _write(self, owners([(str(origin.target), origin.stack_trace or "") for origin in origins]))
+        origins = {
+            origin
+            for part in node.get_nodes()
+            if part.node is not None
+            for origin in part.node.get_origins()
+        }
+        operations = [(str(origin.target), origin.stack_trace or "") for origin in origins]
+        _write(self, owners(operations))
 
     def codegen(self: Any, nodes: Any) -> None:
         original_codegen(self, nodes)
-        _write(self, ())  # what follows is whose the code around it is
+        _write(self, ())  # what follows belongs to the code around the compiled one
 
     with (
         inductor.patch(fx_graph_cache=False),
@@ -77,27 +93,40 @@ def marked_kernels() -> Iterator[None]:
 
 
 def owners(operations: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """The components of a kernel's operations, each given by its name and its trace of source lines."""
+    """Return the components that a kernel belongs to, in alphabetical order.
+
+    operations: name and trace of source lines of each operation in the kernel.
+    """
     operations = list(operations)
-    operations = [each for each in operations if PRODUCT.search(each[0])] or operations
-    names = {operation: _owner(*operation) for operation in operations}
-    telling = {owner for (target, _), owner in names.items() if owner != REST and not PLAIN.search(_name(target))}
+    products = [operation for operation in operations if PRODUCT.search(operation[0])]
+    names = {operation: _owner(*operation) for operation in products or operations}
+    telling = {
+        owner
+        for (target, _), owner in names.items()
+        if owner != REST and not PLAIN.search(_name(target))
+    }
     return tuple(sorted(telling or set(names.values()) - {REST} or {REST}))
 
 
 def _owner(target: str, trace: str) -> str:
-    frames = [(Path(file).stem, function) for file, function in FRAME.findall(trace) if _is_ours(file, function)]
-    found = [OWNERS.get((stem, function)) or OWNERS.get((stem, "")) for stem, function in frames]
-    whole = next((owner for owner in found if owner in WHOLE), None)
+    """Return the component of one operation, from the outermost frame of its trace inwards."""
+    listed = [OWNERS.get(frame) or OWNERS.get((frame[0], "")) for frame in _frames(trace)]
+    whole = next((owner for owner in listed if owner in WHOLE), None)
     if whole:
         return whole
     if "rms_norm" in target:
         return "norms"
-    return next((owner for owner in reversed(found) if owner), REST)
+    return next((owner for owner in reversed(listed) if owner), REST)
 
 
-def _is_ours(file: str, function: str) -> bool:
-    return file.startswith(PACKAGE) or function == "rms_norm"
+def _frames(trace: str) -> Iterator[tuple[str, str]]:
+    """Yield file and function of each frame that lies in the package or is torch's RMSNorm."""
+    for file, function in FRAME.findall(trace):
+        path = Path(file)
+        if path.is_relative_to(PACKAGE):
+            yield path.relative_to(PACKAGE).with_suffix("").as_posix(), function
+        elif function == "rms_norm":
+            yield TORCH, function
 
 
 def _name(target: str) -> str:
@@ -105,9 +134,11 @@ def _name(target: str) -> str:
 
 
 def _write(scheduler: Any, components: tuple[str, ...]) -> None:
+    """Add a call of `passed` to the code that is being generated."""
     from torch._inductor.virtualized import V
 
-    if str(scheduler.current_device or scheduler.default_device_context or "cpu").startswith("cpu"):
-        scheduler.flush()  # on a CPU code is collected, and written later
+    device = str(scheduler.current_device or scheduler.default_device_context or "cpu")
+    if device.startswith("cpu"):
+        scheduler.flush()  # code for a CPU is collected, and written later
     V.graph.wrapper_code.add_import_once("from moebius.profile.timeline import passed")
     V.graph.wrapper_code.writeline(f"passed({', '.join(map(repr, components))})")

@@ -1,12 +1,12 @@
-"""A step's time, cut without gaps into pieces that each belong to one component, forward and backward.
+"""A step's time, cut without gaps into pieces that each belong to one component and one direction.
 
-A piece begins where a component is entered or left, at a mark. In eager code marks stand where calls begin and end, and in the
-backward pass where their gradients pass: a hook on a tensor. In compiled code they stand
-before each kernel (kernels.py). All pieces together are the step, by construction: on a CPU a piece lasts from its mark to the
-next, on a GPU it is what was launched in between (gpu.py).
+A piece begins at a mark, where a component is entered or left. In eager code marks stand where
+calls begin and end and, in the backward pass, where the gradients of their inputs and outputs
+are known: hooks on tensors. In compiled code they stand before each kernel (kernels.py). All
+pieces together are the whole step, by construction: on a CPU a piece lasts from its mark to the
+next one, and on a GPU it is what was launched in between (clocks.py).
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,29 +14,37 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moebius.profile.gpu import DeviceClock
+from moebius.profile.clocks import DeviceClock, HostClock
 
 REST = "everything_else"
-WHOLE = {"mtp", "base_mlp"}  # what happens inside is theirs, whatever it is
+"""The component that has all time that no other component has."""
+WHOLE = {"mtp", "base_mlp"}
+"""Components that own everything that happens inside of them, whatever it is."""
 
 
 class Piece(NamedTuple):
-    """To whom a stretch of the step belongs. direction: forward (loading and updating too), backward, or waiting: a GPU had
-    nothing to do before the component's next work."""
+    """What a part of the step's time is counted for."""
 
     component: str
     direction: str
+    """`forward` (which includes loading and updating), `backward`, or `waiting`: a GPU had nothing
+    to do before the component's next kernel."""
 
 
 class Place(NamedTuple):
-    """Where in the model a mark is: whose the time is, and the WHOLE component around it, if any."""
+    """A place in the model, at which a mark can stand."""
 
     component: str = REST
+    """Component that the time after the mark belongs to."""
     whole: str = ""
+    """The WHOLE component around that place, if there is one."""
 
 
 class Timeline:
-    """Collects marks between `begin` and `end`. At other times a mark costs a Python call."""
+    """A collection of the marks between `begin` and `end`.
+
+    At other times a mark costs one Python call.
+    """
 
     def __init__(self, device: torch.device):
         self._clock = DeviceClock(device) if device.type == "cuda" else HostClock()
@@ -50,7 +58,7 @@ class Timeline:
         return _running is self
 
     def begin(self) -> None:
-        """Steps begin."""
+        """Collect marks from now on. No other timeline may be running."""
         global _running
         _running = self
         self._inside.clear()
@@ -58,37 +66,50 @@ class Timeline:
         self.mark(Place())
 
     def end(self) -> dict[Piece, float]:
-        """Seconds of each piece since `begin`; those of several components, of a fused kernel, evenly split. Waits for
-        the device."""
+        """Wait for the device, and return the seconds of each piece since `begin`.
+
+        The time of a kernel that several components share is split evenly between them.
+        """
         global _running
         _running = None
         seconds: dict[Piece, float] = defaultdict(float)
-        for components, direction, took in self._clock.stop():
-            for component in components:
-                seconds[Piece(component, direction)] += took / len(components)
+        for stretch in self._clock.stop():
+            for component in stretch.components:
+                piece = Piece(component, stretch.direction)
+                seconds[piece] += stretch.seconds / len(stretch.components)
         return seconds
 
     @property
     def host_seconds(self) -> float:
-        """How long the host was busy between `begin` and `end`, at least; 0 where it is the device."""
+        """Seconds in which the host was busy between `begin` and `end`, at least.
+
+        0 on a CPU, where the host is the device.
+        """
         return self._clock.host_seconds
 
     def mark(self, place: Place) -> None:
-        """From here on time is the component's."""
+        """Count the time from now on for a place's component."""
         self._place = place
         self.record(())
 
     def record(self, components: tuple[str, ...]) -> None:
-        """From here on time is these components', by default that of the last mark, or that of the WHOLE one around them."""
+        """Count the time from now on for these components, or without any for the last place's.
+
+        If a WHOLE component is around the last place, the time is that component's instead.
+        """
         if not self.is_on:
             return
         self._components = components = components or (self._place.component,)
         is_backward = torch._C._current_graph_task_id() != -1
         whole = self._place.whole
-        self._clock.mark((whole,) if whole else components, "backward" if is_backward else "forward")
+        direction = "backward" if is_backward else "forward"
+        self._clock.mark((whole,) if whole else components, direction)
 
     def around(self, component: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time the component's. What it calls may be other components', which comes off its own."""
+        """Return the function with marks around its calls, forward and backward.
+
+        Time that it spends in calls that are marked for other components is theirs.
+        """
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             if not self.is_on:
@@ -98,7 +119,11 @@ class Timeline:
         return timed
 
     def part(self, component: str, of: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, called inside an operator that is all one component's to the compiler: its time is another's."""
+        """Return a function, called inside an operator of component `of`, as one of `component`.
+
+        To the compiler such an operator belongs to one component as a whole. Where more than that
+        one component owns the present time, nothing is marked.
+        """
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._components != (of,):
@@ -111,7 +136,11 @@ class Timeline:
         return timed
 
     def _enter(self, component: str, args: Any) -> Any:
-        """The arguments of a call. The gradient of the first that has one, from this use of it alone, ends the call's own."""
+        """Begin a call, and return its arguments.
+
+        The call's own backward pass is over when the gradient of its first argument that has one
+        is known. Only this use of that argument counts, so it is replaced by a view of itself.
+        """
         outside = self._now()
         whole = outside.whole or (component if component in WHOLE else "")
         self._inside.append(Place(whole or component, whole))
@@ -120,7 +149,7 @@ class Timeline:
         return marked
 
     def _leave(self, result: Any) -> Any:
-        """The result of a call, with whose gradient the call's backward begins."""
+        """End a call, and return its result, whose gradient begins the call's backward pass."""
         inside = self._inside.pop()
         result = _replace_first(result, lambda tensor: self._marked(tensor, inside))
         self.mark(self._now())
@@ -130,43 +159,28 @@ class Timeline:
         return self._inside[-1] if self._inside else Place()
 
     def _marked(self, x: Tensor, place: Place) -> Tensor:
-        """x, with a mark when its gradient is known."""
+        """Return x, with a mark for the place at the time when its gradient is known."""
         x.register_hook(lambda _: self.mark(place))
         return x
 
 
-class HostClock:
-    """Times between marks, of a device that has done its work when a call returns."""
-
-    host_seconds = 0.0
-
-    def start(self) -> None:
-        """Forget the last marks."""
-        self._marks: list[tuple[tuple[str, ...], str, float]] = []
-
-    def mark(self, components: tuple[str, ...], direction: str) -> None:
-        """What follows is theirs."""
-        self._marks.append((components, direction, time.perf_counter()))
-
-    def stop(self) -> list[tuple[tuple[str, ...], str, float]]:
-        """Components, direction and seconds of each piece."""
-        ends = [start for _, _, start in self._marks[1:]] + [time.perf_counter()]
-        return [
-            (components, direction, end - start) for (components, direction, start), end in zip(self._marks, ends, strict=True)
-        ]
-
-
-_running: Timeline | None = None  # generated code has no other way to it
+_running: Timeline | None = None  # a global, because generated code has no other way to it
 
 
 def passed(*components: str) -> None:
-    """Compiled code is about to start a kernel of these components; of none, it is left."""
+    """Note that compiled code is about to start a kernel of these components.
+
+    Without any, compiled code is being left. Only generated code calls this (kernels.py).
+    """
     if _running is not None:
         _running.record(components)
 
 
 def _replace_first(values: Any, replace: Callable[[Tensor], Tensor]) -> Any:
-    """The first tensor with a gradient replaced, if there is one in a tensor or a tuple (of tuples)."""
+    """Return values with the first tensor that requires a gradient replaced.
+
+    values: a tensor, a tuple (which may contain tuples) or anything else, which stays as it is.
+    """
     if isinstance(values, Tensor):
         return replace(values) if values.requires_grad else values
     if isinstance(values, tuple):

@@ -1,6 +1,7 @@
-"""Parts of the step tried alone, forward and backward: what another shape would take, as a ratio to the present one.
+"""Parts of the step in other shapes, tried alone, forward and backward.
 
-Both are run in turns on the same machine in the same minute, so that whatever else it does hits both.
+The other shape and the present one are run in turns on the same machine, so that whatever else
+the machine does affects both alike.
 """
 
 import statistics
@@ -10,30 +11,38 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moebius.model.experts import ExpertWeights
+from moebius.hardware.device import wait
+from moebius.hardware.precision import matmul_dtype
+from moebius.model.attention import attention_backend
 from moebius.model.head import head_cross_entropy, part_of_loss
-from moebius.model.router import Routing
-from moebius.observe.ceiling import wait
-from moebius.profile.measure import Steps
-from moebius.train.step import matmul_dtype
+from moebius.model.loss import documents
+from moebius.moe.backends import expert_backend
+from moebius.moe.experts import ExpertWeights
+from moebius.moe.router import Routing
+from moebius.profile.steps import Steps
 
 ROUNDS = 7
 Work = Callable[[], object]
 
 
-def attention(steps: Steps, heads: int, kv_heads: int, width: int) -> Work:
-    """The attention core on one micro-batch's sequences and documents."""
-    tokens_BL = steps.next_batch()[: steps.micro_batch]
+def attention(steps: Steps, heads: int, kv_heads: int, width: int, backend: str = "") -> Work:
+    """Return the attention core, for the sequences and documents of one micro-batch.
+
+    heads and kv_heads are the numbers of query and KV heads, and width is that of one head.
+    backend is the attention backend's name, by default the one that the model runs with.
+    """
     S = steps.config.train.seq_len
-    document_BS = None if steps.end_of_text is None else (tokens_BL[:, :S] == steps.end_of_text).cumsum(dim=1)
-    mask = steps.backends.mask(document_BS)
-    attend = torch.compile(steps.backends.attend) if steps.is_compiled else steps.backends.attend
-    q, k, v = (_random(steps, len(tokens_BL), n, S, width) for n in (heads, kv_heads, kv_heads))
-    return _both_ways(lambda: attend(q, k, v, mask), q, k, v)
+    tokens_BS = steps.next_batch()[: steps.micro_batch, :S]
+    separator = steps.feed.separator
+    attend, make_mask = attention_backend(backend or steps.backends.attention)
+    mask = make_mask(None if separator is None else documents(tokens_BS, separator))
+    run = torch.compile(attend) if steps.is_compiled else attend
+    q, k, v = (_random(steps, len(tokens_BS), n, S, width) for n in (heads, kv_heads, kv_heads))
+    return _both_ways(lambda: run(q, k, v, mask), q, k, v)
 
 
 def head(steps: Steps, chunks: int) -> Work:
-    """The LM head and its loss on one micro-batch's tokens."""
+    """Return the LM head and its loss in that many parts, for the tokens of one micro-batch."""
     model, S = steps.config.model, steps.config.train.seq_len
     hidden_BSD = _random(steps, steps.micro_batch, S, model.dim)
     weight_VD = _random(steps, model.vocab_size, model.dim)
@@ -43,43 +52,58 @@ def head(steps: Steps, chunks: int) -> Work:
         run = torch.compile(run)
     elif steps.is_compiled:
         part = torch.compile(part)
-    return _both_ways(lambda: run(hidden_BSD, weight_VD, target_BS, None, chunks, part), hidden_BSD, weight_VD)
+    return _both_ways(
+        lambda: run(hidden_BSD, weight_VD, target_BS, None, chunks, part), hidden_BSD, weight_VD
+    )
 
 
-def product(steps: Steps, rows: int, columns: int) -> Work:
-    """A matrix product of one micro-batch's tokens."""
-    x = _random(steps, steps.micro_batch * steps.config.train.seq_len, rows)
-    weight = _random(steps, columns, rows)
+def product(steps: Steps, inputs: int, outputs: int) -> Work:
+    """Return a linear layer of these widths, for the tokens of one micro-batch."""
+    x = _random(steps, steps.micro_batch * steps.config.train.seq_len, inputs)
+    weight = _random(steps, outputs, inputs)
     return _both_ways(lambda: torch.nn.functional.linear(x, weight), x, weight)
 
 
 def experts(steps: Steps, load_E: Tensor) -> Work:
-    """The widest layer's experts on one micro-batch's tokens, that many of the step's on each."""
-    model, tokens = steps.config.model, steps.micro_batch * steps.config.train.seq_len
-    count, width = len(load_E), max(model.expert_widths)
-    slots = max(1, round(load_E.sum().item() / tokens / steps.config.train.accumulation_steps))
-    expert_R = torch.full((tokens * slots,), count, device=steps.device)
-    chosen = torch.repeat_interleave((load_E / load_E.sum() * tokens * slots).long())
+    """Return the widest layer's experts under a load, for the tokens of one micro-batch.
+
+    load_E: tokens that each expert takes in a whole step.
+    """
+    model, T = steps.config.model, steps.micro_batch * steps.config.train.seq_len
+    E, D, F = len(load_E), model.dim, max(model.expert_widths)
+    K = max(1, round(load_E.sum().item() / T / steps.config.train.accumulation_steps))
+    expert_R = torch.full((T * K,), E, device=steps.device)
+    chosen = torch.repeat_interleave((load_E / load_E.sum() * T * K).long())
     expert_R[: len(chosen)] = chosen
-    nothing_TE = torch.zeros(tokens, count, device=steps.device)
-    gate_TK = torch.ones(tokens, slots, device=steps.device)
-    routing = Routing(gate_TK, expert_R.view(slots, tokens).T, nothing_TE, nothing_TE)
-    gate_EDF = _random(steps, count, model.dim, width) if model.matrices_per_mlp == 3 else None
-    up_EDF, down_EFD = _random(steps, count, model.dim, width), _random(steps, count, width, model.dim)
+    unused_TE = torch.zeros(T, E, device=steps.device)
+    gate_TK = torch.ones(T, K, device=steps.device)
+    routing = Routing(gate_TK, expert_R.view(K, T).T, unused_TE, unused_TE)
+    gate_EDF = _random(steps, E, D, F) if model.matrices_per_mlp == 3 else None
+    up_EDF, down_EFD = _random(steps, E, D, F), _random(steps, E, F, D)
     weights = ExpertWeights(gate_EDF, up_EDF, down_EFD, model.activation, 0.0)
-    x_TD = _random(steps, tokens, model.dim)
-    inputs = [each for each in (x_TD, gate_EDF, up_EDF, down_EFD) if each is not None]
-    return _both_ways(lambda: steps.backends.run_experts(x_TD, routing, weights), *inputs)
+    x_TD = _random(steps, T, D)
+    inputs = [x for x in (x_TD, gate_EDF, up_EDF, down_EFD) if x is not None]
+    run = expert_backend(steps.backends.experts)
+    return _both_ways(lambda: run(x_TD, routing, weights), *inputs)
 
 
 def ratio(other: Work, present: Work, device: torch.device) -> float:
-    """Of their times, the median over rounds in which each runs once, after one that does not count."""
+    """Return the time of `other` over that of `present`.
+
+    Both run once in each round. The result is the median over the rounds; the first round only
+    warms up.
+    """
     pairs = [(_seconds(other, device), _seconds(present, device)) for _ in range(ROUNDS + 1)]
-    return statistics.median(one / two for one, two in pairs[1:])
+    return statistics.median(
+        other_seconds / present_seconds for other_seconds, present_seconds in pairs[1:]
+    )
 
 
 def _both_ways(forward: Callable[[], Tensor], *inputs: Tensor) -> Work:
-    """Forward, and the gradients of the inputs from one that is there before: nothing is summed or added up besides."""
+    """Return work that runs forward, and then computes the gradients of the inputs.
+
+    The output's gradient is prepared beforehand, so no loss has to be computed.
+    """
     upstream = torch.ones_like(forward())
     return lambda: torch.autograd.grad(forward(), inputs, upstream)
 

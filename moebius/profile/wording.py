@@ -1,36 +1,49 @@
 """Findings in words, for the terminal and for the page."""
 
-from moebius.profile.findings import Finding
-from moebius.profile.report import Profile
+from collections.abc import Sequence
+
+from moebius.cost.units import gigabytes
+from moebius.profile.finding import Finding
+from moebius.profile.result import Profile
 
 
-def describe(profile: Profile, found: list[Finding]) -> list[str]:
-    """Lines for the terminal."""
-    if not found:
+def describe(profile: Profile, findings: Sequence[Finding]) -> list[str]:
+    """Return the findings as lines for the terminal, each with its change and its prediction."""
+    if not findings:
         return [f"findings   nothing wrong; {bound(profile)}"]
-    text = ["findings"]
-    for number, each in enumerate(found, start=1):
-        text += [
-            f"{number:>3}. {each.title}: {each.evidence}",
-            f"     {' '.join(each.flags)}",
-            f"     {prediction(profile, each)}",
+    lines = ["findings"]
+    for number, finding in enumerate(findings, start=1):
+        lines += [
+            f"{number:>3}. {finding.title}: {finding.evidence}",
+            f"     {' '.join(finding.flags)}",
+            f"     {prediction(profile, finding)}",
         ]
-    return text
+    return lines
 
 
 def prediction(profile: Profile, finding: Finding) -> str:
-    """What the change should bring, in words."""
-    step, saved = profile.measured.seconds, f", and {finding.bytes / 1e9:.1f} GB less" if finding.bytes else ""
-    return f"predicted {step / finding.seconds:.2f}x as fast: {step * 1e3:.1f} -> {finding.seconds * 1e3:.1f} ms{saved}"
+    """Return what a finding's change should bring."""
+    before, after = profile.measured.seconds, finding.seconds
+    saved = f", and {gigabytes(finding.bytes)} less memory" if finding.bytes else ""
+    return (
+        f"predicted {before / after:.2f}x as fast: "
+        f"{before * 1e3:.1f} -> {after * 1e3:.1f} ms{saved}"
+    )
 
 
 def bound(profile: Profile) -> str:
-    """What the step is spent on, for a configuration with nothing wrong."""
-    rows = profile.rows
-    top = max(rows, key=lambda row: row.seconds)
-    products = sum(row.seconds for row in rows if row.flops / profile.ceilings.flops > row.bytes / profile.ceilings.bytes)
-    waiting = profile.measured.waiting / profile.measured.seconds
-    if waiting > 0.05:
-        return f"it is bound by the host, for which the device waits in {waiting:.0%} of the step"
-    what = "matrix products" if products > 0.5 * profile.measured.seconds else "moving bytes"
-    return f"it is bound by {what}, most of all {top.component.replace('_', ' ')} ({top.share:.0%} of the step)"
+    """Return what the step is spent on, for a configuration with nothing wrong."""
+    seconds, waiting = profile.measured.seconds, profile.measured.waiting
+    if waiting / seconds > 0.05:
+        return (
+            "the step is bound by the host, for which the device waits in "
+            f"{waiting / seconds:.0%} of it"
+        )
+    flops, bytes_ = profile.limits
+    in_products = sum(
+        row.seconds for row in profile.rows if row.flops / flops > row.bytes / bytes_
+    )
+    what = "matrix products" if in_products > 0.5 * seconds else "moving bytes"
+    longest = max(profile.rows, key=lambda row: row.seconds)
+    name = longest.component.replace("_", " ")
+    return f"the step is bound by {what}, most of all by {name} ({longest.share:.0%} of the step)"

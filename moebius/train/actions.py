@@ -7,22 +7,29 @@ from torch import Tensor
 
 from moebius.errors import NumericError
 from moebius.model.transformer import RoutedLayer, routed_layers
+from moebius.moe.load import DEAD_SHARE
 from moebius.observe.alarms import Alarm
-from moebius.observe.balance import DEAD_SHARE
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.log import StepLog
 from moebius.train.rollback import roll_back
 from moebius.train.state import TrainState, aux_coefficients, is_finite
 
-HIGHEST_LEVEL = 5  # of raise_aux: 32 times
-NUDGE = 0.1  # in units of probability, for an expert without any token
-NOISE = 0.1  # of a revived expert's weights, in standard deviations of those it is copied from
+HIGHEST_LEVEL = 5  # of raise_aux: 2**5 = 32 times the balance loss
+NUDGE = 0.1  # largest shift of a bias, in units of probability: for an expert without any token
+NOISE = 0.1  # added to a revived expert's weights, in standard deviations of the copied ones
 
 
-def answer(alarms: list[Alarm], state: TrainState, writer: CheckpointWriter, log: StepLog, max_rollbacks: int) -> None:
+def answer(
+    alarms: list[Alarm],
+    state: TrainState,
+    writer: CheckpointWriter,
+    log: StepLog,
+    max_rollbacks: int,
+) -> None:
     """Carry out what each alarm's rule asks for, and record it.
 
-    Raises NumericError, with the state saved, for an alarm that stops the run, and for one roll-back too many.
+    Raises NumericError, with the state saved, for an alarm that stops the run and for one
+    roll-back more than max_rollbacks.
     """
     revived: Counter[int] = Counter()
     for alarm in alarms:
@@ -37,46 +44,48 @@ def answer(alarms: list[Alarm], state: TrainState, writer: CheckpointWriter, log
 
 
 def carry_out(alarm: Alarm, state: TrainState, revived_before: int = 0) -> str:
-    """Do what the alarm asks for; returns what was done, in words. revived_before: experts of the layer, in this step: each
-    is copied from another."""
-    place = _routed_index(state, alarm.layer)
+    """Do what the alarm asks for and return what was done, in words.
+
+    revived_before is the number of the layer's experts that were revived in this step already:
+    each one is copied from another expert.
+    """
+    index = _routed_index(state, alarm.layer)
     if alarm.action == "raise_aux":
-        return _raise_or_relax(alarm, state, place)
+        return _raise_or_relax(alarm, state, index)
     if alarm.over:
         return ""
-    layer = routed_layers(state.model)[place]
+    layer = routed_layers(state.model)[index]
     if alarm.action == "nudge_bias":
-        nudge_bias(layer, alarm.figures["tokens_per_expert"])
+        nudge_bias(layer, alarm.counts)
         return "choice shifted towards the experts with little load"
     if alarm.action == "revive":
-        counts = alarm.figures["tokens_per_expert"]
-        by_load = sorted(range(len(counts)), key=lambda expert: -counts[expert])
-        weak = alarm.expert if alarm.rule == "dead_expert" else by_load[-1]
-        dead_share = alarm.threshold if alarm.rule == "dead_expert" else DEAD_SHARE
-        alive = [expert for expert in by_load if counts[expert] >= dead_share * sum(counts) and expert != weak]
-        if not alive:
-            return "no busier expert to copy"
-        busy = alive[revived_before % len(alive)]
-        revive(layer, weak, busy, state.optimizers, seed=hash((alarm.step, alarm.layer, weak)) % 2**63)
-        return f"expert {weak} is now a copy of expert {busy}, with noise"
+        return _revive_weakest(alarm, layer, state, revived_before)
     return ""
 
 
 @torch.no_grad()
 def nudge_bias(layer: RoutedLayer, counts: list[int]) -> None:
-    """Shift the choice towards experts below the mean load, in proportion, by NUDGE at most. A bias stays within -1 and 1,
-    which is as far as probabilities are apart."""
+    """Shift the choice towards experts below the mean load, in proportion, by NUDGE at most.
+
+    A bias stays within -1 and 1, which is as far as two probabilities can be apart.
+    """
     bias_E = layer.router.bias_E
-    load_E = torch.tensor(counts, dtype=bias_E.dtype, device=bias_E.device) * len(counts) / max(1, sum(counts))
+    load_E = torch.tensor(counts, dtype=bias_E.dtype, device=bias_E.device)
+    load_E *= len(counts) / max(1, sum(counts))
     bias_E += NUDGE * (1 - load_E).clamp(min=-1)
     bias_E -= bias_E.mean()
     bias_E.clamp_(-1, 1)
 
 
 @torch.no_grad()
-def revive(layer: RoutedLayer, weak: int, busy: int, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
-    """Make expert `weak` a copy of expert `busy`: weights, row of the router, bias and optimizer state. The noise lets them
-    share the tokens, and part (sparse upcycling's start, Komatsuzaki et al. 2022, arXiv 2212.05055)."""
+def revive(
+    layer: RoutedLayer, weak: int, busy: int, optimizers: list[torch.optim.Optimizer], seed: int
+) -> None:
+    """Make expert `weak` a copy of expert `busy`: weights, router row, bias, optimizer state.
+
+    The noise lets the two share the tokens and then part, as in sparse upcycling (Komatsuzaki et
+    al. 2022, arXiv 2212.05055).
+    """
     generator = torch.Generator().manual_seed(seed)  # the run's own generators do not move
     layer.router.bias_E[weak] = layer.router.bias_E[busy]
     for parameter in (layer.router.weight_ED, *layer.experts.parameters()):
@@ -87,28 +96,53 @@ def revive(layer: RoutedLayer, weak: int, busy: int, optimizers: list[torch.opti
             value[weak] = value[busy]
 
 
+def _revive_weakest(
+    alarm: Alarm, layer: RoutedLayer, state: TrainState, revived_before: int
+) -> str:
+    """Replace the dead expert, or the one with the least load, by a copy of a busy one."""
+    counts = alarm.counts
+    by_load = sorted(range(len(counts)), key=lambda expert: -counts[expert])
+    names_expert = alarm.rule == "dead_expert"
+    weak = alarm.expert if names_expert else by_load[-1]
+    fewest = (alarm.threshold if names_expert else DEAD_SHARE) * sum(counts)
+    alive = [expert for expert in by_load if counts[expert] >= fewest and expert != weak]
+    if not alive:
+        return "no busier expert to copy"
+    busy = alive[revived_before % len(alive)]
+    seed = hash((alarm.step, alarm.layer, weak)) % 2**63
+    revive(layer, weak, busy, state.optimizers, seed)
+    return f"expert {weak} is now a copy of expert {busy}, with noise"
+
+
 def _optimizer_state(optimizers: list[torch.optim.Optimizer], parameter: Tensor) -> list[Tensor]:
-    states = [optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state]
-    return [value for state in states for value in state.values() if value.shape == parameter.shape]
+    """Return the state tensors that have an entry for each entry of the parameter."""
+    states = [
+        optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state
+    ]
+    return [
+        value for state in states for value in state.values() if value.shape == parameter.shape
+    ]
 
 
-def _raise_or_relax(alarm: Alarm, state: TrainState, place: int) -> str:
-    before = aux_coefficients(state)[place]
-    level = state.aux_levels[place] + (-1 if alarm.over else 1)
+def _raise_or_relax(alarm: Alarm, state: TrainState, index: int) -> str:
+    """Double the layer's balance loss or, if the alarm is over, halve it again."""
+    before = aux_coefficients(state)[index]
+    level = state.aux_levels[index] + (-1 if alarm.over else 1)
     if level > HIGHEST_LEVEL:
         return f"balance loss of the layer stays at {before:g}, its highest"
-    state.aux_levels[place] = max(0, level)
-    if alarm.over and state.aux_levels[place]:
+    state.aux_levels[index] = max(0, level)
+    if alarm.over and state.aux_levels[index]:
         state.alarms.keep_watching(alarm)
-    return f"balance loss of the layer {before:g} -> {aux_coefficients(state)[place]:g}"
+    return f"balance loss of the layer {before:g} -> {aux_coefficients(state)[index]:g}"
 
 
 def _routed_index(state: TrainState, layer: int) -> int:
-    """Which of the layers with experts that layer is."""
+    """Return the layer's place among the layers that have experts."""
     return sum(count > 0 for count in state.model.config.experts_per_layer[:layer])
 
 
 def _saved(state: TrainState, writer: CheckpointWriter) -> str:
+    """Save the state, wait until it is written, and return what was done, in words."""
     if not is_finite(state.model):
         return "not saved: weights are not finite; the last checkpoint is unharmed"
     writer.save(state)

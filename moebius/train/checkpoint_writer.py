@@ -6,19 +6,28 @@ from types import TracebackType
 from typing import Any
 
 from moebius.errors import CheckpointError, StorageError
-from moebius.train import checkpoint
+from moebius.parallel.process import Process
+from moebius.train import checkpoint, checkpoint_store
 from moebius.train.state import TrainState
 
 
 class CheckpointWriter:
-    """Training waits while its state is copied to memory, not while it is written. One checkpoint is written at a time.
+    """Writes checkpoints in a thread, one at a time; training waits only for the copy to memory.
 
-    Use as a context manager: it leaves when the last one is written. An error of the writing is raised by the next `save` or
-    `wait`; a checkpoint that could not be written is never complete.
+    Use it as a context manager: leaving it waits for the last checkpoint. An error in writing is
+    raised by the next `save` or `wait`; a checkpoint that could not be written is never complete.
+    A process that does not write saves nothing.
     """
 
-    def __init__(self, checkpoints: Path, keep_last: int, keep_every: int):
+    def __init__(
+        self,
+        checkpoints: Path,
+        keep_last: int,
+        keep_every: int,
+        process: Process | None = None,
+    ):
         self.checkpoints, self.keep_last, self.keep_every = checkpoints, keep_last, keep_every
+        self._writes = process is None or process.writes
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._copies: checkpoint.Groups = {}
@@ -27,7 +36,12 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             if kind is None:
                 self.wait()
@@ -35,9 +49,12 @@ class CheckpointWriter:
             self._pool.shutdown(wait=True)
 
     def save(self, state: TrainState) -> None:
-        """Copy the state and have it written, unless it just was. Raises StorageError for the checkpoint before."""
+        """Copy the state and have it written, unless this very state was already.
+
+        Raises StorageError if the checkpoint before could not be written.
+        """
         self.wait()
-        if self._saved == (state.step, state.batch):
+        if not self._writes or self._saved == (state.step, state.batch):
             return
         self._saved = (state.step, state.batch)
         tensors, values = state.captured()
@@ -46,7 +63,7 @@ class CheckpointWriter:
         self._pending = self._pool.submit(self._write, folder, self._copies, values)
 
     def wait(self) -> None:
-        """Until what is being written is complete. Raises StorageError if it could not be written."""
+        """Return once what is being written is complete. Raises StorageError if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -54,10 +71,13 @@ class CheckpointWriter:
     def _write(self, folder: Path, tensors: checkpoint.Groups, values: dict[str, Any]) -> None:
         checkpoint.write(folder, tensors, values)
         try:
-            checkpoint.prune(self.checkpoints, self.keep_last, self.keep_every)
+            checkpoint_store.prune(self.checkpoints, self.keep_last, self.keep_every)
         except CheckpointError as error:
-            raise StorageError(f"just written, but not readable: {error}; older checkpoints are kept") from None
+            raise StorageError(
+                f"just written, but not readable: {error}; older checkpoints are kept"
+            ) from None
         except OSError as error:
             raise StorageError(
-                f"{error.filename or self.checkpoints}: {error.strerror or error}; it could not be deleted"
+                f"{error.filename or self.checkpoints}: {error.strerror or error}; "
+                "it could not be deleted"
             ) from None

@@ -1,10 +1,10 @@
 """A common start for a layer's experts.
 
-A top-1 expert sees one token in E, behind a gate that starts near 1/E: in the first part of a run it learns far slower than
-the dense MLP it stands for, and the mixture lags its dense twin. Experts that start equal and share their
-gradients stay equal, and have a dense MLP's whole early training each; they part when the router has something to
-choose between. It is what sparse upcycling does to a trained dense model (Komatsuzaki et al. 2022, arXiv 2212.05055), from
-the first step and without a dense run before.
+A top-1 expert sees one token in E, behind a gate that starts near 1/E. In the first part of a run
+it learns far slower than the dense MLP it stands for, and the mixture lags behind its dense twin.
+Experts that start equal and share their gradients stay equal, and get the whole early training of
+a dense MLP; they part once the router has something to choose between. Sparse upcycling does the
+same with a dense model that is trained already (Komatsuzaki et al. 2022, arXiv 2212.05055).
 """
 
 import math
@@ -23,8 +23,10 @@ def tie_experts(model: nn.Module) -> None:
 
 @torch.no_grad()
 def share_expert_gradients(model: nn.Module) -> None:
-    """Give every expert of a layer the same gradient: their sum, which is what one MLP in their place would have got, over
-    the square root of their number, so that the global gradient norm is that MLP's too.
+    """Give every expert of a layer the same gradient, in place.
+
+    It is their sum, which is what one MLP in their place would have got, over the square root of
+    their number, so that the global gradient norm is that MLP's too.
     """
     for weight in _expert_weights(model):
         if weight.grad is not None:
@@ -33,7 +35,7 @@ def share_expert_gradients(model: nn.Module) -> None:
 
 
 def _expert_weights(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The matrices of all experts of a layer, (E, rows, columns)."""
+    """Yield the parameters of shape (E, rows, columns) that hold all experts of a layer."""
     for name, parameter in model.named_parameters():
         if "experts." in name and parameter.ndim == 3:
             yield parameter

@@ -1,4 +1,4 @@
-"""A run's folder: OUT/NAME with everything that the run is."""
+"""A run's folder, OUT/NAME, which holds everything that the run is."""
 
 import re
 import shutil
@@ -7,32 +7,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moebius.config import Config
+from moebius.config.files import read_config, to_toml
 from moebius.data import Tokenizer
 from moebius.errors import ConfigError, StorageError
-from moebius.settings import read_config, to_toml
+from moebius.observe.json_lines import EVENTS, METRICS
 
-LONGEST_STEM = 48  # with date and time, a run's name is to have at most 64
+LONGEST_STEM = 48  # characters of a name before date and time, which fill it up to 64
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of a run; `plan` names a new one, `open` finds one."""
+    """The paths of a run. `plan` names a new run's directory, `open` finds an existing one."""
 
     root: Path
 
     @classmethod
     def plan(cls, config: Config, source: str) -> "RunDirectory":
-        """Where a new run is to be. Raises ConfigError if something is there: an existing run is never written into."""
-        name = config.train.name or f"{_letters(Path(source).stem)}-{time.strftime('%Y%m%d-%H%M%S')}"
-        run = cls(Path(config.train.out) / name)
+        """Return the directory that a new run is to have; nothing is made yet.
+
+        source is the preset or file that an unnamed run is named after. Raises ConfigError if
+        something is there already: a run is never written into by another one.
+        """
+        unnamed = f"{_letters(Path(source).stem)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = cls(Path(config.train.out) / (config.train.name or unnamed))
         if run.root.exists():
             raise run._exists()
         return run
 
-    def create(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Make the folder with config.toml and tokenizer.json, all at once: what is killed in between leaves no half of it.
+    @classmethod
+    def open(cls, path: str) -> "RunDirectory":
+        """Return the run in that folder. Raises ConfigError if there is none."""
+        run = cls(Path(path))
+        if not run.config_path.is_file():
+            raise ConfigError(f"{path}: not a run directory, there is no config.toml in it")
+        return run
 
-        Raises ConfigError if something is there, StorageError.
+    def create(self, config: Config, tokenizer: Tokenizer) -> None:
+        """Make the folder with config.toml and tokenizer.json, all at once.
+
+        A process that is killed in between leaves no half of it. Raises ConfigError if something
+        is there already, and StorageError if the folder cannot be made.
         """
         aside = RunDirectory(self.root.with_name(f".{self.root.name}.partial"))
         try:
@@ -44,56 +58,52 @@ class RunDirectory:
                 raise self._exists()
             aside.root.rename(self.root)
         except OSError as error:
-            raise StorageError(f"{self.root}: {error.strerror}; choose another --train.out") from None
+            raise StorageError(
+                f"{self.root}: {error.strerror}; choose another --train.out"
+            ) from None
         finally:
             shutil.rmtree(aside.root, ignore_errors=True)
 
-    def _exists(self) -> ConfigError:
-        return ConfigError(
-            f"train.name={self.root.name!r}: {self.root} exists; choose another --train.name, or `moebius resume {self.root}`"
-        )
-
-    @classmethod
-    def open(cls, path: str) -> "RunDirectory":
-        """The run in that folder. Raises ConfigError if there is none."""
-        run = cls(Path(path))
-        if not run.config_path.is_file():
-            raise ConfigError(f"{path}: not a run directory, there is no config.toml in it")
-        return run
-
     @property
     def config_path(self) -> Path:
+        """The run's resolved configuration."""
         return self.root / "config.toml"
 
     @property
     def metrics_path(self) -> Path:
-        return self.root / "metrics.jsonl"
+        """One line per logged step."""
+        return self.root / METRICS
 
     @property
     def events_path(self) -> Path:
-        return self.root / "events.jsonl"
-
-    @property
-    def tensorboard_path(self) -> Path:
-        return self.root / "tb"
+        """One line per alarm and per skipped update."""
+        return self.root / EVENTS
 
     @property
     def tokenizer_path(self) -> Path:
+        """The tokenizer that the run was trained with."""
         return self.root / "tokenizer.json"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
         return self.root / "checkpoints"
 
     def config(self) -> Config:
-        """The run's resolved configuration."""
+        """Return the run's configuration. Raises ConfigError if it cannot be read."""
         return read_config(str(self.config_path), [])
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer the run was trained with."""
+        """Return the run's tokenizer. Raises DataError if it cannot be read."""
         return Tokenizer.load(self.tokenizer_path)
+
+    def _exists(self) -> ConfigError:
+        return ConfigError(
+            f"train.name={self.root.name!r}: {self.root} exists; choose another --train.name, "
+            f"or `moebius resume {self.root}`"
+        )
 
 
 def _letters(name: str) -> str:
-    """A file's name as the first part of a run's."""
+    """Return a file's name as the first part of a run's name."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:LONGEST_STEM]

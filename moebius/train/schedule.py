@@ -1,4 +1,4 @@
-"""The learning rate of a step, a pure function of it."""
+"""The learning rate of a step, as a pure function of the step."""
 
 import math
 
@@ -6,11 +6,12 @@ from moebius.config import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of the update that makes step `step` + 1: linear warm-up, then cosine, or stable and a linear decay (wsd: Hu et
-    al. 2024, arXiv 2404.06395).
+    """Return the rate of the update that makes step `step` + 1.
 
-    The first update already moves (lr / warmup_steps), the last is at min_lr_fraction * lr, and any beyond keep its rate. A
-    warm-up longer than the run ends where the run does.
+    A linear warm-up is followed by a cosine (`cosine`), or by a stable part and a linear decay
+    (`wsd`: Hu et al. 2024, arXiv 2404.06395). The first update already moves, at
+    lr / warmup_steps; the last is at min_lr_fraction * lr, and any beyond keep its rate. A warm-up
+    longer than the run ends where the run does.
     """
     step = min(step, config.steps - 1)
     if step < config.warmup_steps:
@@ -20,10 +21,11 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         progress = _progress(step, config.warmup_steps, config.steps - 1)
         return lowest + (config.lr - lowest) * (1 + math.cos(math.pi * progress)) / 2
     decay_start = max(config.warmup_steps, round(config.steps * (1 - config.decay_fraction)))
-    progress = _progress(step, decay_start - 1, config.steps - 1)  # the first step of the decay is below the peak already
+    # the first step of the decay is below the peak already
+    progress = _progress(step, decay_start - 1, config.steps - 1)
     return config.lr + (lowest - config.lr) * progress
 
 
 def _progress(step: int, first: int, last: int) -> float:
-    """0 up to `first`, 1 at `last`."""
+    """Return 0 up to step `first`, and 1 at step `last`."""
     return max(0, step - first) / max(last - first, 1)

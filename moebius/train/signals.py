@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM end a run after the step they come in; a second one, or a step that does not end, ends it at once."""
+"""Signals that stop a run.
+
+SIGINT and SIGTERM end a run after the step during which they come. A second signal, or a step
+that does not end, ends it at once.
+"""
 
 import os
 import signal
@@ -6,11 +10,11 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
-GRACE_SECONDS = 20.0  # a scheduler kills 30 seconds after SIGTERM; what is left is for saving
+GRACE_SECONDS = 20.0  # a scheduler kills 30 seconds after SIGTERM; the rest is for saving
 
 
 class StopSignals:
-    """Context manager; `requested` is the number of the signal that came, or None."""
+    """A context manager that notes signals; `requested` is the number of the first, or None."""
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self.requested: int | None = None
@@ -23,13 +27,18 @@ class StopSignals:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.heeded()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
     def heeded(self) -> None:
-        """The step in which the signal came has ended: there is time now for saving."""
+        """Stop the countdown: the step has ended, and there is time now for saving."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -45,7 +54,12 @@ class StopSignals:
 
 
 def _leave(number: int, reason: str) -> None:
-    """Without waiting for anything: a compiler, the device, a checkpoint that is being written (the one before stays)."""
+    """End the process at once.
+
+    Nothing is waited for: a compiler, the device, or a checkpoint that is being written (the one
+    before it stays).
+    """
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-    os.write(2, f"{show_cursor}\nmoebius: {reason}; the last checkpoint is unharmed\n".encode())
+    message = f"{show_cursor}\nmoebius: {reason}; the last checkpoint is unharmed\n"
+    os.write(2, message.encode())
     os._exit(128 + number)

@@ -12,7 +12,8 @@ from moebius.errors import CheckpointError
 from moebius.model.transformer import Transformer, routed_layers
 from moebius.observe.alarms import Alarms
 from moebius.train import checkpoint
-from moebius.train.optimizer import build_optimizers, load_named_state, named_state
+from moebius.train.optimizer import build_optimizers
+from moebius.train.optimizer_state import load_named_state, named_state
 
 _NUMBERS = ("step", "batch", "tokens", "skipped", "rollbacks", "aux_levels")
 SMALLEST_RAISED = 0.005  # what `raise_aux` doubles where the configuration has less
@@ -20,45 +21,56 @@ SMALLEST_RAISED = 0.005  # what `raise_aux` doubles where the configuration has 
 
 @dataclass
 class TrainState:
-    """The model, its optimizers, its alarms and how far they are. Learning rate and data follow from `step` and `batch` alone.
+    """The model, its optimizers, its alarms, and how far they are.
 
-    batch: index of the next global batch; ahead of `step` by what roll-backs left out. skipped: steps in a row, up to now,
-    that were skipped. aux_levels: per layer with experts, how often an alarm has doubled its balance loss. corpus: the identity
-    of the text that `batch` counts in.
+    The learning rate follows from `step` alone and the data from `batch` alone.
     """
 
     model: Transformer
     optimizers: list[torch.optim.Optimizer]
     alarms: Alarms
     aux_levels: list[int]
+    """How often an alarm has doubled the balance loss of each layer with experts."""
     step: int = 0
+    """Number of optimizer steps made."""
     batch: int = 0
+    """Index of the next global batch; ahead of `step` by the batches that roll-backs left out."""
     tokens: int = 0
+    """Number of tokens trained on."""
     skipped: int = 0
+    """Number of steps in a row, up to now, whose update was skipped."""
     rollbacks: int = 0
+    """Number of times that the run was rolled back."""
     corpus: str = ""
+    """Identity of the text that `batch` counts in."""
 
     @classmethod
     def new(cls, model: Transformer, config: Config, corpus: str = "") -> "TrainState":
+        """Return the state of a run that has not made a step."""
         levels = [0] * len(routed_layers(model))
-        return cls(model, build_optimizers(model, config.train), Alarms(config.observe), levels, corpus=corpus)
+        optimizers = build_optimizers(model, config.train)
+        return cls(model, optimizers, Alarms(config.observe), levels, corpus=corpus)
 
     def captured(self) -> tuple[checkpoint.Groups, dict[str, Any]]:
-        """The tensors of a checkpoint, those that training goes on to change, and its JSON. Random generators are in it."""
+        """Return a checkpoint's tensors, random generators included, and its JSON values.
+
+        The tensors are those that training goes on to change; the values are copies.
+        """
         tensors = {
             "model": model_tensors(self.model),
             "optimizer": named_state(self.optimizers, self.model),
             "random": checkpoint.random_state(),
         }
-        values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")} | {"alarms": self.alarms.state()}
-        return tensors, deepcopy(values)
+        values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")}
+        return tensors, deepcopy(values | {"alarms": self.alarms.state()})
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint. Raises CheckpointError if it is damaged or of another model."""
         tensors, state = checkpoint.load(folder)
         if state["corpus"] != self.corpus:
             raise CheckpointError(
-                f"{folder}: trained on another text than data.source now gives; its files have changed, or their order"
+                f"{folder}: trained on another text than data.source now gives; "
+                "its files have changed, or their order"
             )
         load_model(self.model, tensors["model"], folder)
         load_named_state(self.optimizers, self.model, tensors["optimizer"])
@@ -69,27 +81,42 @@ class TrainState:
 
 
 def aux_coefficients(state: TrainState) -> list[float]:
-    """The balance loss's weight in each layer with experts: the configured one, doubled once a level."""
+    """Return the weight of the balance loss in each layer with experts.
+
+    It is the configured weight, doubled once for each level that alarms have raised it by.
+    """
     configured = state.model.config.aux_loss_coeff
-    return [max(configured, SMALLEST_RAISED) * 2.0**level if level else configured for level in state.aux_levels]
+    return [
+        max(configured, SMALLEST_RAISED) * 2.0**level if level else configured
+        for level in state.aux_levels
+    ]
 
 
 def is_finite(model: Transformer) -> bool:
-    """Whether all weights are. Waits for the device."""
-    return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
+    """Return whether all weights are finite. Waits for the device."""
+    flags = [parameter.isfinite().all() for parameter in model.parameters()]
+    return bool(torch.stack(flags).all())
 
 
 def model_tensors(model: Transformer) -> dict[str, torch.Tensor]:
-    """Every parameter and every router's bias once, by name: a tied head is not written twice."""
-    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    """Return every parameter and every router's bias by name; a tied head is not listed twice."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor.detach() for name, tensor in named}
 
 
 def load_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> None:
-    """Copy a checkpoint's weights into the model. Raises CheckpointError naming the first keys that differ."""
+    """Copy a checkpoint's weights into the model.
+
+    Raises CheckpointError naming the first keys or shapes that differ.
+    """
     own = model_tensors(model)
     if differing := sorted(own.keys() ^ tensors.keys()):
-        raise CheckpointError(f"{folder}: of another model; differs at {', '.join(differing[:3])}")
+        raise CheckpointError(
+            f"{folder}: the checkpoint of another model; it differs at {', '.join(differing[:3])}"
+        )
     for name, tensor in tensors.items():
         if own[name].shape != tensor.shape:
-            raise CheckpointError(f"{folder}: {name} is {list(tensor.shape)}, the model's is {list(own[name].shape)}")
+            raise CheckpointError(
+                f"{folder}: {name} is {list(tensor.shape)}, the model's is {list(own[name].shape)}"
+            )
         own[name].copy_(tensor)

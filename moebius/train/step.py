@@ -1,16 +1,17 @@
 """One optimizer step, and what it measured. Nothing here waits for the device."""
 
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from moebius.config import TrainConfig
-from moebius.model.loss import Balancing, Loss
-from moebius.model.statistics import LayerStats, flat, summed, unflat
+from moebius.hardware.precision import autocast
+from moebius.model.loss import Loss
 from moebius.model.transformer import Transformer, routed_layers
-from moebius.parallel.ranks import sum_over_ranks
+from moebius.moe.balance import Balancing
+from moebius.moe.statistics import LayerStats, flat, summed, unflat
+from moebius.parallel.ranks import average_gradients, mean_over_ranks, sum_over_ranks
 from moebius.train.common_start import share_expert_gradients
 from moebius.train.optimizer import set_learning_rate, skip_update_if
 from moebius.train.schedule import learning_rate
@@ -18,23 +19,40 @@ from moebius.train.state import TrainState, aux_coefficients
 
 
 class StepResult(NamedTuple):
-    """Of a whole step, over all its micro-batches and ranks; tensors stay on the device. M: layers with experts."""
+    """What a whole step measured, over all its micro-batches and processes, on the device.
+
+    M is the number of layers with experts, the MTP layer's included.
+    """
 
     loss: Tensor
+    """Mean next-token loss in nats per token."""
     mtp_loss: Tensor | None
+    """Mean loss of multi-token prediction; None without it."""
     balance_loss_M: Tensor | None
+    """Each layer's balance loss, without its coefficient; None without experts."""
     z_loss_M: Tensor | None
+    """Each layer's router z-loss, without its coefficient; None without experts."""
     grad_norm: Tensor
+    """Norm of the whole gradient before clipping."""
     router_grad_norm_M: Tensor | None
+    """Norm of each router's gradient before clipping; None without experts."""
     stats: list[LayerStats]
+    """Routing statistics of each layer with experts."""
     is_skipped: Tensor
+    """Whether the update was skipped because the loss or the gradient was not finite."""
     lr: float
+    """Learning rate of the update."""
 
 
-def train_step(state: TrainState, tokens_BL: Tensor, end_of_text: int | None, config: TrainConfig) -> StepResult:
-    """Forward, backward and update on one global batch; the state moves one step on.
+def train_step(
+    state: TrainState, tokens_BL: Tensor, separator: int | None, config: TrainConfig
+) -> StepResult:
+    """Make a forward pass, a backward pass and an update on this process's part of a batch.
 
-    A loss or gradient that is not finite on any rank leaves weights, optimizers and biases as they are, on every rank.
+    separator is the token that each document begins with, for attention that stays inside a
+    document; None lets attention cross documents. The state moves one step on.
+    A loss or gradient that is not finite in any process leaves weights, optimizers and biases as
+    they are, in all of them.
     """
     model, optimizers = state.model, state.optimizers
     lr = learning_rate(state.step, config)
@@ -44,14 +62,15 @@ def train_step(state: TrainState, tokens_BL: Tensor, end_of_text: int | None, co
     parts: list[Loss] = []
     for micro_BL in tokens_BL.chunk(config.accumulation_steps):
         with autocast(config, tokens_BL.device):
-            part = model.loss(micro_BL, end_of_text, balancing)
+            part = model.loss(micro_BL, separator, balancing)
         (part.total / config.accumulation_steps).backward()
         parts.append(detached(part))
+    average_gradients(model)
     if state.step < config.common_start * config.steps:
         share_expert_gradients(model)
     router_grad_norm_M = router_grad_norms(model)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or torch.inf)
-    loss = torch.stack([part.next_token for part in parts]).mean()
+    loss = mean_over_ranks(torch.stack([part.next_token for part in parts]).mean())
     is_broken = sum_over_ranks((~(loss + grad_norm).isfinite()).float()) > 0
     skip_update_if(is_broken, optimizers)
     for optimizer in optimizers:
@@ -77,10 +96,13 @@ def train_step(state: TrainState, tokens_BL: Tensor, end_of_text: int | None, co
 
 
 class CountsSoFar:
-    """Counts of a step's micro-batches up to the present one, over all ranks. What is still to come is not known: the first
-    of n micro-batches is balanced over an n-th of the batch, the last over all of it."""
+    """Sums the counts of a step's micro-batches up to the present one, over all processes.
 
-    def __init__(self):
+    What later micro-batches will hold is not known yet: the first of n is balanced over an n-th
+    of the batch, the last over all of it.
+    """
+
+    def __init__(self) -> None:
         self.counts_X: Tensor | None = None
 
     def __call__(self, counts_X: Tensor) -> Tensor:
@@ -90,40 +112,35 @@ class CountsSoFar:
 
 
 def over_the_batch(parts: list[Loss]) -> list[LayerStats]:
-    """Each layer's statistics over the step's micro-batches and ranks."""
+    """Return each layer's statistics, summed over the step's micro-batches and processes."""
     stats = [summed(layer) for layer in zip(*(part.stats for part in parts), strict=True)]
     return unflat(sum_over_ranks(flat(stats)), stats) if stats else []
 
 
 def router_grad_norms(model: Transformer) -> Tensor | None:
-    """Norm of each router's gradient, before clipping."""
-    norms = [layer.router.weight_ED.grad.norm() for layer in routed_layers(model) if layer.router.weight_ED.grad is not None]
+    """Return the norm of each router's gradient, or None if no router has one."""
+    gradients = [layer.router.weight_ED.grad for layer in routed_layers(model)]
+    norms = [gradient.norm() for gradient in gradients if gradient is not None]
     return torch.stack(norms) if norms else None
 
 
-def shift_biases(model: Transformer, stats: list[LayerStats], is_skipped: Tensor | None = None) -> None:
-    """Loss-free balancing, once per optimizer step and from the whole batch's counts."""
-    for layer, figures in zip(routed_layers(model), stats, strict=True):
-        layer.router.shift_bias(figures.chosen_PE[0], model.config.router_bias_rate, is_skipped)
-
-
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 matrix products where the configuration (or, on auto, the device) says so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=matmul_dtype(config, device) == torch.bfloat16)
-
-
-def matmul_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """auto is bfloat16 on a GPU; CPUs mostly emulate it, slowly."""
-    is_bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
-    return torch.bfloat16 if is_bfloat16 else torch.float32
+def shift_biases(
+    model: Transformer, stats: list[LayerStats], is_skipped: Tensor | None = None
+) -> None:
+    """Apply loss-free balancing, once per optimizer step and from the whole batch's counts."""
+    for layer, layer_stats in zip(routed_layers(model), stats, strict=True):
+        chosen_E = layer_stats.chosen_PE[0]
+        layer.router.shift_bias(chosen_E, model.config.router_bias_rate, is_skipped)
 
 
 def detached(loss: Loss) -> Loss:
-    """The figures without their graph, so that a micro-batch's activations are freed."""
+    """Return the figures without their graph, so that a micro-batch's activations are freed."""
     values = [value.detach() if isinstance(value, Tensor) else value for value in loss[:-1]]
-    return Loss(*values, stats=tuple(layer.detached() for layer in loss.stats))  # pyright: ignore[reportArgumentType]
+    stats = tuple(layer.detached() for layer in loss.stats)
+    return Loss(*values, stats=stats)  # pyright: ignore[reportArgumentType]
 
 
 def _mean(values: list[Tensor | None]) -> Tensor | None:
+    """Return the mean over micro-batches and processes of what is there, or None."""
     present = [value for value in values if value is not None]
-    return torch.stack(present).mean(dim=0) if present else None
+    return mean_over_ranks(torch.stack(present).mean(dim=0)) if present else None

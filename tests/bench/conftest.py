@@ -1,4 +1,4 @@
-"""The scripts of bench/ import each other by name, as they do when they are run."""
+"""The scripts of bench/, which import each other by name, as they do when they are run."""
 
 import importlib
 import sys
@@ -13,6 +13,6 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 @pytest.fixture
 def script(monkeypatch) -> Callable[[str], ModuleType]:
-    """A script by its name."""
+    """A function that returns a script by its name."""
     monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
     return importlib.import_module

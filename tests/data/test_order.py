@@ -1,4 +1,4 @@
-"""The order: permutations that take no memory, and mixtures that are exact everywhere."""
+"""Permutations take no memory, and mixtures are exact at every sequence."""
 
 import numpy as np
 import pytest
@@ -19,32 +19,34 @@ WEIGHTS = [
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_each_source_has_its_share_to_within_one_sequence_at_any_time(weights):
-    mixture, length = Mixture(weights), 200_000
-    sources, numbers = mixture.place(np.arange(length))
+    mixture = Mixture(weights)
+    length = 200_000
+    sources, numbers = mixture.locate(np.arange(length))
     is_rounded = mixture.period > LONGEST_PERIOD // 2
     for source, weight in enumerate(weights):
         taken = np.cumsum(sources == source)
         expected = np.arange(1, length + 1) * (weight / sum(weights))
-        assert np.abs(taken - expected).max() < 1 + 1e-6 + is_rounded * len(weights) * length / LONGEST_PERIOD
+        rounding = is_rounded * len(weights) * length / LONGEST_PERIOD
+        assert np.abs(taken - expected).max() < 1 + 1e-6 + rounding
         assert (numbers[sources == source] == np.arange(taken[-1])).all()
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_any_sequence_may_be_asked_for_first(weights):
+def test_sequences_can_be_located_in_any_order(weights):
     mixture = Mixture(weights)
-    sources, numbers = mixture.place(np.arange(1000))
+    sources, numbers = mixture.locate(np.arange(1000))
     for start in (0, 1, 7, 500, 993):
-        later = mixture.place(np.arange(start, start + 7))
+        later = mixture.locate(np.arange(start, start + 7))
         assert (later[0] == sources[start : start + 7]).all()
         assert (later[1] == numbers[start : start + 7]).all()
-    far, number = mixture.place(np.array([10**12 * mixture.period]))
+    far, number = mixture.locate(np.array([10**12 * mixture.period]))
     assert far == sources[0]
-    assert number == 10**12 * np.bincount(mixture.place(np.arange(mixture.period))[0])[far]
+    assert number == 10**12 * np.bincount(mixture.locate(np.arange(mixture.period))[0])[far]
 
 
 def test_a_source_without_weight_is_never_read_and_a_tiny_one_is():
-    assert set(Mixture((1, 0, 3)).place(np.arange(1000))[0].tolist()) == {0, 2}
-    assert set(Mixture((1, 1e-9)).place(np.arange(2 * LONGEST_PERIOD))[0].tolist()) == {0, 1}
+    assert set(Mixture((1, 0, 3)).locate(np.arange(1000))[0].tolist()) == {0, 2}
+    assert set(Mixture((1, 1e-9)).locate(np.arange(2 * LONGEST_PERIOD))[0].tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("size", [*range(1, 70), 255, 256, 257, 1000, 65_537])
@@ -54,9 +56,10 @@ def test_shuffled_is_a_permutation(size):
     assert (np.sort(order) == np.arange(size)).all()
 
 
-def test_one_place_alone_goes_where_it_goes_among_all():
+def test_a_position_has_the_same_image_alone_as_among_all():
     order = shuffled(np.arange(777), 777, key=(5, 0, 0))
-    assert [int(shuffled(np.array([place]), 777, key=(5, 0, 0))[0]) for place in range(777)] == order.tolist()
+    images = [int(shuffled(np.array([n]), 777, key=(5, 0, 0))[0]) for n in range(777)]
+    assert images == order.tolist()
     assert (order != shuffled(np.arange(777), 777, key=(5, 1, 0))).any()
     assert (order != shuffled(np.arange(777), 777, key=(6, 0, 0))).any()
 
@@ -66,11 +69,15 @@ def test_a_corpus_of_any_size_takes_no_memory():
 
 
 @pytest.mark.parametrize("size", [4, 7, 10, 64])
-def test_every_place_is_as_likely_and_neighbours_part(size):
-    keys = 4000
-    orders = np.stack([shuffled(np.arange(size), size, key=(seed, 0, 0)) for seed in range(keys)])
-    for place in range(size):
-        counts = np.bincount(orders[:, place], minlength=size)
-        assert ((counts - keys / size) ** 2).sum() / (keys / size) < 2 * size + 40  # chi-square; its mean is size - 1
+def test_all_images_are_equally_likely_and_neighbors_are_separated(size):
+    num_keys = 4000
+    orders = np.stack(
+        [shuffled(np.arange(size), size, key=(seed, 0, 0)) for seed in range(num_keys)]
+    )
+    expected = num_keys / size
+    for position in range(size):
+        counts = np.bincount(orders[:, position], minlength=size)
+        chi_square = ((counts - expected) ** 2).sum() / expected  # its mean is size - 1
+        assert chi_square < 2 * size + 40
     follows = (np.diff(orders, axis=1) == 1).mean()
     assert abs(follows - 1 / size) < 0.3 / size

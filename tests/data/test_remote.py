@@ -1,4 +1,4 @@
-"""URLs: copied whole, once, named by number, and nothing secret in any message."""
+"""URLs are copied whole and once, copies are named by number, and no message shows a secret."""
 
 import sys
 from pathlib import Path
@@ -8,15 +8,14 @@ import pytest
 
 from moebius.config import DataConfig
 from moebius.data import prepare
-from moebius.data.remote import downloaded
-from moebius.data.rows import one_line
+from moebius.data.remote import download
 from moebius.data.sources import documents
 from moebius.errors import ConfigError, DataError, MoebiusError, StorageError
 
 
 @pytest.fixture
 def bucket():
-    """A folder in fsspec's own memory."""
+    """A folder in fsspec's file system in memory."""
     system = fsspec.filesystem("memory")
     system.store.clear()
     system.pseudo_dirs[:] = [""]
@@ -32,7 +31,10 @@ def bucket():
 
 
 def texts(source: str, cache: Path, **settings) -> list[str]:
-    return [document.text for document in documents(DataConfig(source=source, cache=str(cache), **settings))]
+    return [
+        document.text
+        for document in documents(DataConfig(source=source, cache=str(cache), **settings))
+    ]
 
 
 def test_a_folder_a_glob_and_a_file(bucket, tmp_path):
@@ -44,7 +46,7 @@ def test_a_folder_a_glob_and_a_file(bucket, tmp_path):
     assert not any(path.name.endswith(".partial") for path in tmp_path.rglob("*"))
 
 
-def test_a_second_run_asks_nobody(bucket, tmp_path, monkeypatch):
+def test_a_second_run_needs_no_network(bucket, tmp_path, monkeypatch):
     first = texts("memory://bucket", tmp_path)
     monkeypatch.setattr(fsspec, "url_to_fs", None)
     assert texts("memory://bucket", tmp_path) == first
@@ -52,42 +54,57 @@ def test_a_second_run_asks_nobody(bucket, tmp_path, monkeypatch):
 
 def test_a_corpus_of_urls_and_files(bucket, tmp_path):
     (tmp_path / "local.txt").write_text("".join(f"line {n}\n" for n in range(500)))
-    config = DataConfig(source=f"memory://bucket/a,{tmp_path}/local.txt", tokenizer="bytes", cache=str(tmp_path / "cache"))
+    config = DataConfig(
+        source=f"memory://bucket/a,{tmp_path}/local.txt",
+        tokenizer="bytes",
+        cache=str(tmp_path / "cache"),
+    )
     corpus = prepare(config, 257)
     assert corpus.train.num_documents + corpus.val.num_documents > 10
     assert prepare(config, 257).folders == corpus.folders
 
 
 def test_a_copy_that_is_damaged_is_named(bucket, tmp_path):
-    (file,) = downloaded("memory://bucket/b.txt", tmp_path)
+    (file,) = download("memory://bucket/b.txt", tmp_path)
     file.write_text("longer")
-    with pytest.raises(DataError, match=r"000000-b\.txt: 6 bytes, 1 were downloaded; delete "):
-        downloaded("memory://bucket/b.txt", tmp_path)
+    with pytest.raises(DataError, match=r"000000-b\.txt: 6 bytes, but 1 were downloaded; delete "):
+        download("memory://bucket/b.txt", tmp_path)
     (file.parent / "files.json").write_text("[]")
     with pytest.raises(DataError, match=r"files\.json: damaged; delete "):
-        downloaded("memory://bucket/b.txt", tmp_path)
+        download("memory://bucket/b.txt", tmp_path)
 
 
-def test_what_came_is_as_long_as_announced(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(bucket), "info", lambda self, path, **named: {"name": path, "size": 99, "type": "file"})
-    with pytest.raises(DataError, match=r"b\.txt: 1 bytes came, 99 were announced"):
-        downloaded("memory://bucket/b.txt", tmp_path)
+def test_a_file_that_is_not_as_long_as_announced_is_an_error(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        type(bucket),
+        "info",
+        lambda self, path, **named: {"name": path, "size": 99, "type": "file"},
+    )
+    with pytest.raises(DataError, match=r"b\.txt: 1 bytes came, but 99 were announced"):
+        download("memory://bucket/b.txt", tmp_path)
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
-def test_names_there_stay_inside_the_cache(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(bucket), "glob", lambda self, path, **named: ["/bucket/../../b.txt", "/bucket/a/.."])
+def test_remote_names_cannot_point_outside_the_cache(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        type(bucket), "glob", lambda self, path, **named: ["/bucket/../../b.txt", "/bucket/a/.."]
+    )
     monkeypatch.setattr(type(bucket), "info", lambda self, path, **named: {})
-    monkeypatch.setattr(type(bucket), "open", lambda self, path, mode: (tmp_path / "there").open(mode))
-    (tmp_path / "there").write_text("x")
-    files = downloaded("memory://bucket/*", tmp_path / "cache")
+    monkeypatch.setattr(
+        type(bucket), "open", lambda self, path, mode: (tmp_path / "remote.txt").open(mode)
+    )
+    (tmp_path / "remote.txt").write_text("x")
+    files = download("memory://bucket/*", tmp_path / "cache")
     assert all(file.resolve().is_relative_to(tmp_path / "cache") for file in files)
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("s3://bucket/a.txt", "data.source='s3://bucket/a.txt': s3:// needs another package: pip install s3fs"),
+        (
+            "s3://bucket/a.txt",
+            "data.source='s3://bucket/a.txt': s3:// needs another package: pip install s3fs",
+        ),
         ("gs://bucket/a.txt", "pip install gcsfs"),
         ("nonsense://a", "Protocol not known: nonsense"),
     ],
@@ -96,15 +113,15 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, source, expected):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ConfigError) as caught:
-        downloaded(source, tmp_path)
+        download(source, tmp_path)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_there(bucket, tmp_path):
+def test_a_url_without_files_is_an_error(bucket, tmp_path):
     for source in ("memory://elsewhere/x.txt", "memory://bucket/*.zip"):
         with pytest.raises(DataError, match="no such file, folder or glob"):
-            downloaded(source, tmp_path)
+            download(source, tmp_path)
 
 
 def test_a_server_that_fails_is_one_line_without_secrets(bucket, tmp_path, monkeypatch):
@@ -113,19 +130,19 @@ def test_a_server_that_fails_is_one_line_without_secrets(bucket, tmp_path, monke
 
     monkeypatch.setattr(type(bucket), "find", fail)
     with pytest.raises(StorageError) as caught:
-        downloaded("memory://bucket", tmp_path)
-    assert str(caught.value) == "data.source='memory://bucket': RuntimeError: GET https://host/a.txt failed"
+        download("memory://bucket", tmp_path)
+    assert (
+        str(caught.value)
+        == "data.source='memory://bucket': RuntimeError: GET https://host/a.txt failed"
+    )
 
 
 @pytest.mark.parametrize(
-    "source", ["s3://key:hunter2@bucket/a", "a.txt,https://host/a?token=hunter2", "https://hunter2@host/a"]
+    "source",
+    ["s3://key:hunter2@bucket/a", "a.txt,https://host/a?token=hunter2", "https://hunter2@host/a"],
 )
 def test_a_secret_in_a_source_is_refused_and_not_repeated(source):
     with pytest.raises(MoebiusError) as caught:
         DataConfig(source=source)
     assert "hunter2" not in str(caught.value)
     assert caught.value.exit_code == 2
-
-
-def test_one_line_leaves_what_is_no_secret():
-    assert one_line(ValueError("what?\n at https://host/a@b: why? ")) == "what? at https://host/a@b: why?"

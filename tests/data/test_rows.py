@@ -1,4 +1,4 @@
-"""Parquet and Hugging Face rows; JSON lines are in test_sources."""
+"""Rows of Parquet files and Hugging Face data sets; test_sources.py has those of JSON lines."""
 
 from pathlib import Path
 
@@ -28,23 +28,34 @@ def write(file: Path, columns: dict, **settings) -> Path:
 
 
 def test_parquet_rows_across_batches(tmp_path):
-    file = write(tmp_path / "a.parquet", {"id": range(1000), "body": [f"text {n}" for n in range(1000)]}, row_group_size=300)
-    found = read(file, text_field="body")
-    assert [document.text for document in found] == [f"text {n}" for n in range(1000)]
-    assert found[-1].origin == f"{file}: row 1000"
+    file = write(
+        tmp_path / "a.parquet",
+        {"id": range(1000), "body": [f"text {n}" for n in range(1000)]},
+        row_group_size=300,
+    )
+    rows = read(file, text_field="body")
+    assert [document.text for document in rows] == [f"text {n}" for n in range(1000)]
+    assert rows[-1].origin == f"{file}: row 1000"
 
 
-def test_bad_parquet(tmp_path):
+def test_parquet_that_cannot_be_read_is_one_line(tmp_path):
     file = write(tmp_path / "a.parquet", {"id": [1], "body": ["x"]})
-    assert f"{file}: no field 'text' (--data.text_field); there are: id, body" in refusal(file)
+    assert f"{file}: no field 'text' (set --data.text_field to one of: id, body)" in refusal(file)
     assert f"{file}: row 1: field 'id' is int, not text" in refusal(file, text_field="id")
-    assert f"{file}: row 2: field 'text' is null, not text" in refusal(write(file, {"text": ["x", None]}))
+    assert f"{file}: row 2: field 'text' is null, not text" in refusal(
+        write(file, {"text": ["x", None]})
+    )
     file.write_bytes(b"PAR1 nonsense")
     assert f"{file}: not readable as Parquet after row 0" in refusal(file)
 
 
 def test_a_parquet_file_damaged_inside_is_bad_data_not_bad_storage(tmp_path):
-    file = write(tmp_path / "a.parquet", {"text": ["hello " * 50] * 500}, compression="none", use_dictionary=False)
+    file = write(
+        tmp_path / "a.parquet",
+        {"text": ["hello " * 50] * 500},
+        compression="none",
+        use_dictionary=False,
+    )
     data = bytearray(file.read_bytes())
     data[4:40] = b"\xff" * 36
     file.write_bytes(data)
@@ -53,26 +64,32 @@ def test_a_parquet_file_damaged_inside_is_bad_data_not_bad_storage(tmp_path):
 
 def test_a_parquet_string_that_is_not_utf8(tmp_path):
     offsets = pyarrow.array([0, 2, 5], pyarrow.int32()).buffers()[1]
-    strings = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"a\xff, ok")])
+    strings = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"a\xff, ok")]
+    )
     file = write(tmp_path / "a.parquet", {"text": strings})
     assert f"{file}: row 1: byte offset 1 is not UTF-8 (0xff)" in refusal(file)
     assert [document.text for document in read(file, errors="skip")] == [", o"]
 
 
 def test_long_cells_are_read_few_at_a_time(tmp_path, monkeypatch):
-    file = write(tmp_path / "a.parquet", {"text": [f"{n}" * 10_000 for n in range(40)]}, use_dictionary=False)
+    file = write(
+        tmp_path / "a.parquet",
+        {"text": [f"{n}" * 10_000 for n in range(40)]},
+        use_dictionary=False,
+    )
     expected = read(file)
     monkeypatch.setattr("moebius.data.rows.PARQUET_BYTES", 100_000)
-    sizes = []
+    batch_sizes = []
 
     def iter_batches(self, batch_size, columns):
-        sizes.append(batch_size)
+        batch_sizes.append(batch_size)
         return original(self, batch_size, columns=columns)
 
     original = pyarrow.parquet.ParquetFile.iter_batches
     monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", iter_batches)
     assert read(file) == expected
-    assert 1 < sizes[0] < 10
+    assert 1 < batch_sizes[0] < 10
 
 
 @pytest.fixture
@@ -83,16 +100,19 @@ def offline(monkeypatch):
 
 def test_hugging_face_on_a_local_folder_of_json_lines(tmp_path, offline):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert read(f"hf:{tmp_path}") == [Document("one", f"hf:{tmp_path}: row 1"), Document("two", f"hf:{tmp_path}: row 2")]
+    assert read(f"hf:{tmp_path}") == [
+        Document("one", f"hf:{tmp_path}: row 1"),
+        Document("two", f"hf:{tmp_path}: row 2"),
+    ]
 
 
 def test_hugging_face_on_a_local_folder_of_parquet(tmp_path, offline):
     write(tmp_path / "a.parquet", {"body": ["one", None, "two"]})
     skipped = Skipped()
-    found = read(f"hf:{tmp_path}", skipped, text_field="body", errors="skip")
-    assert [document.text for document in found] == ["one", "two"]
+    rows = read(f"hf:{tmp_path}", skipped, text_field="body", errors="skip")
+    assert [document.text for document in rows] == ["one", "two"]
     assert skipped.first == f"hf:{tmp_path}: row 2: field 'body' is null, not text"
-    assert "no field 'text' (--data.text_field); there are: body" in refusal(f"hf:{tmp_path}")
+    assert "no field 'text' (set --data.text_field to one of: body)" in refusal(f"hf:{tmp_path}")
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(offline):
@@ -106,7 +126,10 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", no_network)
     monkeypatch.setattr("datasets.load_dataset", None)
-    assert refusal("hf:a/b") == "data.source='hf:a/b': ConnectionError: https://huggingface.co/a/b no network"
+    assert (
+        refusal("hf:a/b")
+        == "data.source='hf:a/b': ConnectionError: https://huggingface.co/a/b no network"
+    )
 
 
 def test_a_data_set_with_a_script_is_refused(tmp_path, offline):

@@ -1,4 +1,4 @@
-"""Token shards: what is written is read back, over shard borders, and damage is found."""
+"""Tokens are read back as written, across the borders of shards, and damage is noticed."""
 
 import copy
 import json
@@ -14,17 +14,24 @@ from moebius.errors import DataError
 END = 0
 
 
-def write(folder: Path, documents: list[list[int]], vocab_size: int = 1000, shard_tokens: int = 7) -> np.ndarray:
-    """Write the documents as split train; return the tokens expected there."""
+def write(
+    folder: Path, documents: list[list[int]], vocab_size: int = 1000, shard_tokens: int = 7
+) -> np.ndarray:
+    """Write the documents as the split `train` and return the tokens expected in it."""
     with ShardWriter(folder, "train", vocab_size, END, shard_tokens) as writer:
         for ids in documents:
             writer.append(np.array(ids, dtype=np.int64), num_bytes=10 * len(ids))
         split = writer.finish()
     (folder / "tokenizer.json").write_bytes(b"")
-    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    sha256_of_nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     splits = {"train": split}
     Meta(
-        dtype=writer.dtype.name, vocab_size=vocab_size, end_of_text=END, tokenizer_sha256=empty, skipped=0, splits=splits
+        dtype=writer.dtype.name,
+        vocab_size=vocab_size,
+        end_of_text=END,
+        tokenizer_sha256=sha256_of_nothing,
+        skipped=0,
+        splits=splits,
     ).write(folder)
     return np.array([token for ids in documents for token in (END, *ids)])
 
@@ -34,45 +41,52 @@ def some_documents(highest: int = 999) -> list[list[int]]:
     return [generator.integers(1, highest + 1, size).tolist() for size in (3, 0, 20, 1, 6)]
 
 
-def test_every_slice_over_every_border(tmp_path):
+def test_every_slice_across_every_border_is_read_back(tmp_path):
     expected = write(tmp_path, some_documents())
     stream = open_split(tmp_path, "train")
     assert len(list(tmp_path.glob("train-*.bin"))) == 5
     assert (len(stream), stream.num_documents, stream.num_bytes) == (35, 5, 300)
     for start in range(36):
         for stop in range(start, 36):
-            found = stream.read(start, stop)
-            assert found.dtype == np.int64
-            assert found.tolist() == expected[start:stop].tolist()
+            tokens = stream.read(start, stop)
+            assert tokens.dtype == np.int64
+            assert tokens.tolist() == expected[start:stop].tolist()
     for start, stop in ((-1, 3), (0, 36), (5, 4)):
         with pytest.raises(IndexError):
             stream.read(start, stop)
     verify(tmp_path)
 
 
-def test_the_separators_count_the_documents(tmp_path):
+def test_there_are_as_many_separators_as_documents(tmp_path):
     write(tmp_path, some_documents())
     stream = open_split(tmp_path, "train")
     assert (stream.read(0, len(stream)) == END).sum() == stream.num_documents
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype", "width"), [(65_536, "uint16", 2), (65_537, "uint32", 4)])
-def test_the_width_of_a_token(tmp_path, vocab_size, dtype, width):
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype", "width"), [(65_536, "uint16", 2), (65_537, "uint32", 4)]
+)
+def test_a_token_takes_as_few_bytes_as_the_vocabulary_allows(tmp_path, vocab_size, dtype, width):
     write(tmp_path, [[1, vocab_size - 1, 2]], vocab_size)
-    assert token_dtype(vocab_size).name == dtype == json.loads((tmp_path / META).read_text())["dtype"]
+    assert token_dtype(vocab_size).name == dtype
+    assert json.loads((tmp_path / META).read_text())["dtype"] == dtype
     assert (tmp_path / "train-00000.bin").stat().st_size == 4 * width
     assert open_split(tmp_path, "train").read(0, 4).tolist() == [END, 1, vocab_size - 1, 2]
 
 
 @pytest.mark.parametrize("token", [1000, 65_536, 70_000, -1])
-def test_an_id_past_the_vocabulary_is_never_truncated(tmp_path, token):
+def test_an_id_outside_the_vocabulary_is_never_truncated(tmp_path, token):
     with ShardWriter(tmp_path, "train", 1000, END) as writer, pytest.raises(DataError) as caught:
         writer.append(np.array([5, token, 7]), 3)
-    assert f"token id {token} is past the vocabulary of 1000; set --model.vocab_size" in str(caught.value)
+    expected = f"token id {token} is outside the vocabulary of 1000; set --model.vocab_size"
+    assert expected in str(caught.value)
 
 
 def test_a_separator_inside_a_document_is_refused(tmp_path):
-    with ShardWriter(tmp_path, "train", 1000, END) as writer, pytest.raises(DataError, match="end-of-text id 0"):
+    with (
+        ShardWriter(tmp_path, "train", 1000, END) as writer,
+        pytest.raises(DataError, match="end-of-text id 0"),
+    ):
         writer.append(np.array([5, END, 7]), 3)
 
 
@@ -82,11 +96,11 @@ def test_an_empty_split_is_a_stream_of_nothing(tmp_path):
     assert open_split(tmp_path, "train").read(0, 0).tolist() == []
 
 
-def test_a_file_of_another_length_is_named(tmp_path):
+def test_a_file_of_the_wrong_length_is_named(tmp_path):
     write(tmp_path, some_documents())
     shard = tmp_path / "train-00002.bin"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"train-00002\.bin: 13 bytes, 14 were written"):
+    with pytest.raises(DataError, match=r"train-00002\.bin: 13 bytes, but 14 were written"):
         open_split(tmp_path, "train")
     shard.unlink()
     with pytest.raises(DataError, match=r"train-00002\.bin: 0 bytes"):
@@ -103,40 +117,44 @@ def test_a_flipped_byte_is_named_before_its_block_is_used(tmp_path, monkeypatch,
     data = bytearray(shard.read_bytes())
     data[70_000] ^= 1
     shard.write_bytes(data)
-    named = r"train-00000\.bin: damaged between bytes 65536 and 131072, a checksum differs; delete .* to prepare it again"
+    message = (
+        r"train-00000\.bin: damaged between bytes 65536 and 131072, where the checksum differs; "
+        r"delete .* to prepare it again"
+    )
     if at_once:
-        with pytest.raises(DataError, match=named):
+        with pytest.raises(DataError, match=message):
             open_split(tmp_path, "train")
     else:
         stream = open_split(tmp_path, "train")
         assert stream.read(0, 32_768)[1] == 1
         assert stream.read(80_000, 90_000).size == 10_000
         for _ in range(2):
-            with pytest.raises(DataError, match=named):
+            with pytest.raises(DataError, match=message):
                 stream.read(32_000, 33_000)
-    with pytest.raises(DataError, match=named) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         verify(tmp_path)
     assert caught.value.exit_code == 3
 
 
-def test_damaged_checksums_and_a_damaged_tokenizer(tmp_path):
+def test_damaged_checksums_and_a_damaged_tokenizer_are_named(tmp_path):
     write(tmp_path, some_documents())
     (tmp_path / "train-00003.crc").write_bytes(b"\0\0\0\0")
-    for found in (lambda: open_split(tmp_path, "train"), lambda: verify(tmp_path)):
+    for read in (lambda: open_split(tmp_path, "train"), lambda: verify(tmp_path)):
         with pytest.raises(DataError, match=r"train-00003\.crc: damaged"):
-            found()
+            read()
     (tmp_path / "tokenizer.json").write_bytes(b" ")
     with pytest.raises(DataError, match=r"tokenizer\.json: damaged"):
         verify(tmp_path)
 
 
-def test_an_id_past_the_vocabulary_is_named(tmp_path):
+def test_an_id_outside_the_vocabulary_is_named(tmp_path):
     shard = MappedShard(tmp_path / "train-00000.bin", np.array([1, 2, 65_535], dtype="<u2"))
-    with pytest.raises(DataError, match=r"train-00000\.bin: token 2 has id 65535, past the vocabulary of 1000"):
+    message = r"train-00000\.bin: token 2 has id 65535, outside the vocabulary of 1000"
+    with pytest.raises(DataError, match=message):
         TokenStream([shard], 1000, 1, 3).read(1, 3)
 
 
-def test_a_writer_goes_on_where_another_had_synced(tmp_path):
+def test_a_writer_continues_where_another_was_synced(tmp_path):
     (tmp_path / "whole").mkdir()
     (tmp_path / "halves").mkdir()
     documents = [np.arange(1, size) for size in (9, 4, 30, 2, 5, 11)]
@@ -149,7 +167,7 @@ def test_a_writer_goes_on_where_another_had_synced(tmp_path):
         first.append(ids, 3)
     first.sync()
     synced = copy.deepcopy(first.split)
-    first.append(documents[0], 3)  # lost with the process
+    first.append(documents[0], 3)  # written, but not part of the split that is continued
     first.sync()
     with ShardWriter(tmp_path / "halves", "train", 1000, END, 7, split=synced) as writer:
         for ids in documents[3:]:
@@ -159,7 +177,7 @@ def test_a_writer_goes_on_where_another_had_synced(tmp_path):
         assert file.read_bytes() == (tmp_path / "halves" / file.name).read_bytes()
 
 
-def test_bad_meta(tmp_path):
+def test_a_meta_json_that_cannot_be_used_is_named(tmp_path):
     write(tmp_path, some_documents())
     path = tmp_path / META
     good = json.loads(path.read_text())
@@ -170,8 +188,10 @@ def test_bad_meta(tmp_path):
         "[]": "not readable",
         "{}": "not readable",
         json.dumps(good | {"dtype": "uint32"}): "dtype uint32, but 1000 ids are stored as uint16",
-        json.dumps(good | {"version": 1}): "format 1, this Moebius reads",
-        json.dumps({name: value for name, value in good.items() if name != "skipped"}): "not readable",
+        json.dumps(good | {"version": 1}): "has format 1, but this Moebius reads",
+        json.dumps(
+            {name: value for name, value in good.items() if name != "skipped"}
+        ): "not readable",
         json.dumps(good | {"splits": {"train": 3}}): "not readable",
         json.dumps(outside): "a shard outside the folder",
         json.dumps(good | {"splits": {}}): "no split 'train'",

@@ -1,4 +1,4 @@
-"""Sources: what is read, in what order, and the one line each bad input gets."""
+"""What is read from a source, in what order, and the one line that each bad input gets."""
 
 import os
 import sysconfig
@@ -57,7 +57,7 @@ def test_utf16_text_in_a_folder_is_not_taken_for_binary(folder):
     assert "windows.txt: byte offset 0 is not UTF-8 (0xff)" in refusal(folder)
 
 
-def test_links_to_folders_are_not_followed_and_broken_links_are_no_files(folder):
+def test_links_to_folders_are_not_followed_and_broken_links_are_not_files(folder):
     (folder / "loop").symlink_to(folder)
     (folder / "broken").symlink_to(folder / "nowhere")
     (folder / "link.txt").symlink_to(folder / "b.txt")
@@ -75,43 +75,50 @@ def test_the_home_folder_may_be_abbreviated(folder, monkeypatch):
     assert "no such file, folder or glob" in refusal("~nobody-of-this-name/b.txt")
 
 
-def test_missing_sources(tmp_path):
+def test_a_source_without_files_is_an_error(tmp_path):
     assert refusal("/no/such") == "data.source='/no/such': no such file, folder or glob"
     assert "no such file, folder or glob" in refusal("/no/*.txt")
     assert "no files in this folder" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pipe", "dangling", "loop", "/dev/zero"])
-def test_what_is_no_file_is_not_waited_for(tmp_path, name):
+def test_what_is_not_a_file_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    expected = "no such file" if name in ("dangling", "loop") else "neither a file nor a folder (a device or a pipe)"
+    expected = (
+        "no such file"
+        if name in ("dangling", "loop")
+        else "neither a file nor a folder (a device or a pipe)"
+    )
     assert expected in refusal(tmp_path / name)
     (tmp_path / "a.txt").write_text("a")
     assert texts(tmp_path) == ["a"]
 
 
-def test_a_file_that_vanishes_between_listing_and_reading(folder):
-    found = documents(DataConfig(source=str(folder)))
-    assert next(found).text == "y"
+def test_a_file_that_vanishes_between_listing_and_reading_is_named(folder):
+    remaining = documents(DataConfig(source=str(folder)))
+    assert next(remaining).text == "y"
     (folder / "a" / "z.rs").unlink()
     with pytest.raises(StorageError, match=r"z\.rs: No such file or directory"):
-        next(found)
+        next(remaining)
 
 
-def test_line_ends_and_byte_marks_of_text_are_kept(folder):
+def test_line_ends_and_byte_order_marks_of_text_are_kept(folder):
     (folder / "crlf.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
     assert texts(folder / "crlf.txt") == ["\ufeffa\r\nb\rc\n"]
 
 
 def test_the_offset_of_bytes_that_are_not_utf8_is_exact(tmp_path):
     (tmp_path / "bad.txt").write_bytes("äö".encode() + b"x\xff rest")
-    expected = f"{tmp_path}/bad.txt: byte offset 5 is not UTF-8 (0xff); fix it or --data.errors skip"
+    expected = (
+        f"{tmp_path}/bad.txt: byte offset 5 is not UTF-8 (0xff); "
+        "fix it, or leave out such documents with --data.errors skip"
+    )
     assert refusal(tmp_path / "bad.txt") == expected
 
 
-def test_bad_json_lines(tmp_path):
+def test_a_json_line_that_cannot_be_read_is_named(tmp_path):
     file = tmp_path / "rows.jsonl"
     start = '{"text": "fine"}\n'
     for line, expected in {
@@ -119,11 +126,13 @@ def test_bad_json_lines(tmp_path):
         "\0" * 5: f"{file}:2: column 1 is not JSON",
         "[" * 100_000: f"{file}:2: not JSON that can be read",
         '{"text": ' + "1" * 5000 + "}": f"{file}:2: not JSON that can be read",
-        '{"body": "x", "id": 1}': f"{file}:2: no field 'text' (--data.text_field); there are: body, id",
-        "{}": f"{file}:2: no field 'text' (--data.text_field); there are: none",
+        '{"body": "x", "id": 1}': (
+            f"{file}:2: no field 'text' (set --data.text_field to one of: body, id)"
+        ),
+        "{}": f"{file}:2: no field 'text', and no other field",
         '{"text": 3}': f"{file}:2: field 'text' is int, not text",
         '{"text": null}': f"{file}:2: field 'text' is null, not text",
-        '["x"]': f"{file}:2: an object with a field 'text' is wanted, not list",
+        '["x"]': f"{file}:2: must be an object with a field 'text', not list",
         '{"text": "a\\ud800"}': f"{file}:2: field 'text' has half a surrogate pair at character 1",
     }.items():
         file.write_text(start + line + "\n")
@@ -132,14 +141,20 @@ def test_bad_json_lines(tmp_path):
     assert refusal(file).startswith(f"{file}: byte offset 27 is not UTF-8 (0xe9)")
 
 
-def test_json_lines_may_begin_with_a_byte_mark_and_hold_line_separators(tmp_path):
-    (tmp_path / "rows.ndjson").write_text('\ufeff{"body": "a\u2028b"}\r\n{"body": "c"}', encoding="utf-8")
-    found = read(tmp_path / "rows.ndjson", text_field="body")
-    assert found == [Document("a\u2028b", f"{tmp_path}/rows.ndjson:1"), Document("c", f"{tmp_path}/rows.ndjson:2")]
+def test_json_lines_may_begin_with_a_byte_order_mark_and_contain_line_separators(tmp_path):
+    (tmp_path / "rows.ndjson").write_text(
+        '\ufeff{"body": "a\u2028b"}\r\n{"body": "c"}', encoding="utf-8"
+    )
+    assert read(tmp_path / "rows.ndjson", text_field="body") == [
+        Document("a\u2028b", f"{tmp_path}/rows.ndjson:1"),
+        Document("c", f"{tmp_path}/rows.ndjson:2"),
+    ]
 
 
-def test_skip_counts_and_leaves_out(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\nnonsense\n{"text": "\xff"}\n{"text": "two"}\n')
+def test_with_skip_unreadable_documents_are_counted_and_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "one"}\nnonsense\n{"text": "\xff"}\n{"text": "two"}\n'
+    )
     (tmp_path / "b.txt").write_bytes(b"\xff")
     (tmp_path / "c.parquet").write_bytes(b"not parquet")
     skipped = Skipped()
@@ -148,7 +163,7 @@ def test_skip_counts_and_leaves_out(tmp_path):
     assert skipped.first.startswith(f"{tmp_path}/a.jsonl:2: column 1 is not JSON")
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+def test_a_file_without_permission_to_read_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
 
     def deny(self, *arguments, **named):
@@ -160,7 +175,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     assert caught.value.exit_code == 6
 
 
-def test_a_folder_that_may_not_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+def test_a_folder_without_permission_to_list_is_not_passed_over(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
 
     def walk(root, onerror):
@@ -172,15 +187,25 @@ def test_a_folder_that_may_not_be_listed_is_not_passed_over(tmp_path, monkeypatc
         read(tmp_path)
 
 
-def test_the_standard_library_leaves_out_what_is_not_its_own(tmp_path, monkeypatch):
-    for name in ("os.py", "json/decoder.py", "site-packages/x.py", "dist-packages/x.py", "__pycache__/x.py", "notes.txt"):
+def test_the_standard_library_is_read_without_installed_packages(tmp_path, monkeypatch):
+    for name in (
+        "os.py",
+        "json/decoder.py",
+        "site-packages/x.py",
+        "dist-packages/x.py",
+        "__pycache__/x.py",
+        "notes.txt",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "latin.py").write_bytes(b"# \xe9")
     (tmp_path / "empty.py").write_bytes(b"")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     skipped = Skipped()
-    assert [document.text for document in read("python-stdlib", skipped)] == ["json/decoder.py", "os.py"]
+    assert [document.text for document in read("python-stdlib", skipped)] == [
+        "json/decoder.py",
+        "os.py",
+    ]
     assert skipped.count == 0
 
 

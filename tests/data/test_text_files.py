@@ -1,4 +1,4 @@
-"""A text file is one document unless it is long or alone; then the cuts keep every byte and every character."""
+"""A text file is one document unless it is long or the only one; cuts lose no character."""
 
 import random
 from pathlib import Path
@@ -16,8 +16,8 @@ def pieces(source: Path, **settings) -> list[str]:
 
 @pytest.fixture
 def long_text() -> str:
-    lines = random.Random(0)
-    return "".join("ä" * lines.randrange(200) + "\n" for _ in range(8000))
+    generator = random.Random(0)
+    return "".join("ä" * generator.randrange(200) + "\n" for _ in range(8000))
 
 
 def test_a_long_file_is_cut_after_line_ends(tmp_path, long_text):
@@ -27,10 +27,13 @@ def test_a_long_file_is_cut_after_line_ends(tmp_path, long_text):
     *cut, short = pieces(tmp_path)
     assert "".join(cut) == long_text
     assert short == "short\n" * 1000
-    assert all(piece.endswith("\n") and PIECE_BYTES <= len(piece.encode()) < PIECE_BYTES + 1000 for piece in cut[:-1])
+    assert all(
+        piece.endswith("\n") and PIECE_BYTES <= len(piece.encode()) < PIECE_BYTES + 1000
+        for piece in cut[:-1]
+    )
 
 
-def test_a_file_up_to_the_bound_is_one_document(tmp_path):
+def test_a_file_of_exactly_the_longest_length_is_one_document(tmp_path):
     (tmp_path / "a.txt").write_text("a" * LONGEST_DOCUMENT)
     (tmp_path / "b.txt").write_text("b")
     assert pieces(tmp_path) == ["a" * LONGEST_DOCUMENT, "b"]
@@ -55,14 +58,19 @@ def test_one_endless_line_is_cut_between_characters(tmp_path, character):
         assert "".join(cut) == text
 
 
-def test_a_bad_piece_is_left_out_alone_and_its_offset_is_that_of_the_file(tmp_path, long_text):
+def test_only_a_bad_piece_is_left_out_and_the_offset_counts_from_the_start_of_the_file(
+    tmp_path, long_text
+):
     data = bytearray(long_text.encode())
-    place = data.index(b"\n", 600_000)  # not inside a character, where the error would be at its first byte
-    data[place] = 0xFF
+    # A line's end, because inside a character the error would be at the character's first byte.
+    offset = data.index(b"\n", 600_000)
+    data[offset] = 0xFF
     (tmp_path / "long.txt").write_bytes(data)
     skipped = Skipped()
-    found = list(documents(DataConfig(source=str(tmp_path / "long.txt"), errors="skip"), skipped))
+    config = DataConfig(source=str(tmp_path / "long.txt"), errors="skip")
+    kept = list(documents(config, skipped))
     assert skipped.count == 1
-    assert f"long.txt: byte offset {place} is not UTF-8 (0xff)" in skipped.first
-    assert 0 < len(data) - sum(len(document.text.encode()) for document in found) < 2 * PIECE_BYTES
-    assert found[1].origin == f"{tmp_path}/long.txt: byte {len(found[0].text.encode())}"
+    assert f"long.txt: byte offset {offset} is not UTF-8 (0xff)" in skipped.first
+    kept_bytes = sum(len(document.text.encode()) for document in kept)
+    assert 0 < len(data) - kept_bytes < 2 * PIECE_BYTES
+    assert kept[1].origin == f"{tmp_path}/long.txt: byte {len(kept[0].text.encode())}"

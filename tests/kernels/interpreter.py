@@ -1,4 +1,7 @@
-"""Where the kernels' tests run: in Triton's interpreter, whose process test_interpreter.py starts, and on a GPU."""
+"""The devices that the tests of the kernels run on.
+
+On the CPU they run in Triton's interpreter, in a process that test_interpreter.py starts.
+"""
 
 import os
 
@@ -10,16 +13,21 @@ from triton.runtime import interpreter
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.skipif(not IS_INTERPRETED, reason="test_interpreter.py runs it")),
+    pytest.param(
+        "cpu", marks=pytest.mark.skipif(not IS_INTERPRETED, reason="test_interpreter.py runs it")
+    ),
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 
 
-def _patched(tensor, scope, patch=interpreter._patch_lang_tensor):
-    """numpy 2.4 no longer takes an array of one element for an int, which triton 3.6's interpreter does."""
+def _patch_with_index(tensor, scope, patch=interpreter._patch_lang_tensor):
+    """Patch Triton's tensors like its interpreter does, but convert them to an int by `item`.
+
+    The interpreter of triton 3.6 converts an array of one element, which numpy 2.4 refuses.
+    """
     patch(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
 
 if IS_INTERPRETED:
-    interpreter._patch_lang_tensor = _patched
+    interpreter._patch_lang_tensor = _patch_with_index

@@ -1,4 +1,7 @@
-"""The choice of a tile: the fastest, once; without measuring, or with a spoiled file, still one that fits."""
+"""The choice of a tile: the fastest is measured once, and without measuring there is still a tile.
+
+No GPU is needed, because the times are made up.
+"""
 
 import json
 
@@ -26,11 +29,15 @@ def a_device(monkeypatch, tmp_path):
 
 @pytest.fixture
 def measured(monkeypatch) -> list[Tile]:
-    """The tiles that were timed, in order."""
+    """Replace the timing by fixed times, and return the list of the tiles timed so far."""
     tiles: list[Tile] = []
-    monkeypatch.setattr(
-        tune, "_time", lambda run, tile: tiles.append(tile) or {SLOW: 2.0, FAST: 1.0, LARGE: float("inf")}[tile]
-    )
+    milliseconds = {SLOW: 2.0, FAST: 1.0, LARGE: float("inf")}
+
+    def time(run: object, tile: Tile) -> float:
+        tiles.append(tile)
+        return milliseconds[tile]
+
+    monkeypatch.setattr(tune, "_time", time)
     return tiles
 
 
@@ -46,35 +53,35 @@ def test_the_fastest_is_measured_once_and_kept(measured):
     (name,) = json.loads(tune.cache_file().read_text())
     assert "a GPU" in name and "triton" in name
     assert choose(SLOW, FAST, key=(*KEY[:2], 2048, *KEY[3:])) == FAST
-    assert len(measured) == 5  # another shape
+    assert len(measured) == 5  # with another number of rows it is measured again
 
 
-def test_a_kept_tile_that_is_no_candidate_any_more_is_measured_again(measured):
+def test_if_the_kept_tile_is_no_candidate_any_more_it_is_measured_again(measured):
     choose(SLOW, FAST)
     assert choose(SLOW, LARGE) == SLOW
     assert measured == [SLOW, FAST, SLOW, LARGE]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"unfinished', "\x00"])
-def test_a_spoiled_file_is_no_file(measured, text):
+def test_a_damaged_cache_file_is_ignored(measured, text):
     tune.cache_file().parent.mkdir()
     tune.cache_file().write_text(text)
     assert choose(SLOW, FAST) == FAST
     assert json.loads(tune.cache_file().read_text())
 
 
-def test_a_place_that_cannot_be_written_to(measured, tmp_path):
+def test_a_cache_that_cannot_be_written_is_no_error(measured, tmp_path):
     (tmp_path / "moebius").write_text("a file where the folder would be")
     assert choose(SLOW, FAST) == FAST
 
 
-def test_off_takes_the_first(measured, monkeypatch):
+def test_moebius_tune_off_takes_the_first_candidate(measured, monkeypatch):
     monkeypatch.setenv("MOEBIUS_TUNE", "off")
     assert choose(SLOW, FAST) == SLOW
     assert not measured and not tune.cache_file().exists()
 
 
-def test_a_tile_that_does_not_fit_takes_forever():
+def test_a_tile_that_does_not_fit_takes_infinite_time():
     def run(tile: Tile) -> None:
         raise OutOfResources(262176, 232448, "shared memory")
 

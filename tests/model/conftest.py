@@ -1,4 +1,4 @@
-"""A fixed seed."""
+"""Every test starts from the same state of torch's random generator."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Attention against a softmax written out in float64: a loop over sequences, heads and queries."""
+"""Attention, compared with a softmax written out as a loop over sequences, heads and queries."""
 
 import math
 
@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from moebius.config import ModelConfig
-from moebius.model.attention import Attention, attend_expanded, attend_native, dense_mask
+from moebius.config.attention import ATTENTION
+from moebius.model import attention
+from moebius.model.attention import (
+    Attention,
+    attend_expanded,
+    attend_native,
+    attention_backend,
+    dense_mask,
+)
 from moebius.model.rope import rotation
 from tests.model.test_rope import rotated
 from tests.model.tiny import B, D, G, H, N, S, tiny
@@ -20,8 +28,10 @@ def normed(x: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
     return x / (x.square().sum(dim=-1, keepdim=True) / x.shape[-1] + epsilon).sqrt() * weight_H
 
 
-def naive_attention(x_BSD: Tensor, weights: Weights, config: ModelConfig, document_BS: Tensor | None) -> Tensor:
-    """Every sequence, head and query by itself; nothing shared with the code under test."""
+def naive_attention(
+    x_BSD: Tensor, weights: Weights, config: ModelConfig, document_BS: Tensor | None
+) -> Tensor:
+    """Return out_BSD, one query after the other, with no code of the implementation."""
     H = config.head_width
     group = config.num_heads // config.num_kv_heads
 
@@ -40,36 +50,59 @@ def naive_attention(x_BSD: Tensor, weights: Weights, config: ModelConfig, docume
             k_SH, v_SH = (head(name, n // group, n // group, x_SD) for name in ("key", "value"))
             queries = []
             for t in range(x_SD.shape[0]):
-                seen = [s for s in range(t + 1) if document_BS is None or document_BS[b, s] == document_BS[b, t]]
-                weight = torch.stack([q_SH[t] @ k_SH[s] / math.sqrt(H) for s in seen]).exp()
-                queries.append(sum(w * v_SH[s] for w, s in zip(weight / weight.sum(), seen, strict=True)))
+                visible = [
+                    s
+                    for s in range(t + 1)
+                    if document_BS is None or document_BS[b, s] == document_BS[b, t]
+                ]
+                weight = torch.stack([q_SH[t] @ k_SH[s] / math.sqrt(H) for s in visible]).exp()
+                pairs = zip(weight / weight.sum(), visible, strict=True)
+                queries.append(sum(share * v_SH[s] for share, s in pairs))
             heads.append(torch.stack(queries))  # pyright: ignore[reportArgumentType]
         rows.append(torch.cat(heads, dim=-1) @ weights["output.weight"].T)
     return torch.stack(rows)
 
 
+def test_every_record_has_a_backend():
+    assert attention._PLACES.keys() == ATTENTION.keys()
+    assert attention_backend("sdpa_native").attend is attend_native
+    assert attention_backend("sdpa_expanded").attend is attend_expanded
+    for name in ATTENTION:
+        assert attention_backend(name).mask(None) is None
+    with pytest.raises(KeyError, match="fastest"):
+        attention_backend("fastest")
+
+
 @pytest.mark.parametrize("attend", [attend_native, attend_expanded])
 @pytest.mark.parametrize("document_BS", [None, DOCUMENTS], ids=["one document", "documents"])
 @pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("rope", [{"rope_fraction": 0.5}, {"rope_scope": "heads"}], ids=["dims", "heads"])
+@pytest.mark.parametrize(
+    "rope", [{"rope_fraction": 0.5}, {"rope_scope": "heads"}], ids=["dims", "heads"]
+)
 def test_the_layer_is_a_naive_softmax(attend, document_BS, qk_norm, rope):
     config = tiny(qk_norm=qk_norm, **rope)
-    torch.manual_seed(0)
-    attention = Attention(config, attend).double()
-    for parameter in attention.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)  # norms too, and scores large enough to tell tokens apart
+    module = Attention(config, attend).double()
+    for parameter in module.parameters():
+        # the norms' weights too, and large enough that the scores tell tokens apart
+        torch.nn.init.normal_(parameter, std=0.4)
     x_BSD = torch.randn(B, S, D, dtype=torch.float64, requires_grad=True)
     upstream_BSD = torch.randn(B, S, D, dtype=torch.float64)
     mask = None if document_BS is None else dense_mask(document_BS)
-    out_BSD = attention(x_BSD, rotation(S, config, x_BSD.device), mask)
-    expected_BSD = naive_attention(x_BSD, dict(attention.named_parameters()), config, document_BS)
+    out_BSD = module(x_BSD, rotation(S, config, x_BSD.device), mask)
+    expected_BSD = naive_attention(x_BSD, dict(module.named_parameters()), config, document_BS)
     torch.testing.assert_close(out_BSD, expected_BSD, rtol=0, atol=1e-6)
-    inputs = {"x": x_BSD, **dict(attention.named_parameters())}
+    inputs = {"x": x_BSD, **dict(module.named_parameters())}
     assert len(inputs) == (7 if qk_norm else 5)
-    gradients = torch.autograd.grad(out_BSD, list(inputs.values()), upstream_BSD)
+    ours = torch.autograd.grad(out_BSD, list(inputs.values()), upstream_BSD)
     expected = torch.autograd.grad(expected_BSD, list(inputs.values()), upstream_BSD)
-    for name, ours, theirs in zip(inputs, gradients, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+    for name, gradient, expected_gradient in zip(inputs, ours, expected, strict=True):
+        torch.testing.assert_close(
+            gradient,
+            expected_gradient,
+            rtol=1e-6,
+            atol=1e-6,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 @pytest.mark.parametrize("document_BS", [None, DOCUMENTS], ids=["one document", "documents"])
@@ -77,12 +110,14 @@ def test_native_is_expanded(document_BS):
     mask = None if document_BS is None else dense_mask(document_BS)
     q_BNSH, k_BGSH, v_BGSH = qkv(S, torch.float64, "cpu")
     upstream_BNSH = torch.randn_like(q_BNSH)
-    native, expanded = (attend(q_BNSH, k_BGSH, v_BGSH, mask) for attend in (attend_native, attend_expanded))
+    native, expanded = (
+        attend(q_BNSH, k_BGSH, v_BGSH, mask) for attend in (attend_native, attend_expanded)
+    )
     torch.testing.assert_close(native, expanded, rtol=0, atol=1e-12)
-    for ours, theirs in zip(
-        *(gradients(out, (q_BNSH, k_BGSH, v_BGSH), upstream_BNSH) for out in (native, expanded)), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    inputs = (q_BNSH, k_BGSH, v_BGSH)
+    ours, expected = (gradients(out, inputs, upstream_BNSH) for out in (native, expanded))
+    for gradient, expected_gradient in zip(ours, expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
 
 
 def test_the_mask_is_causal_and_keeps_documents_apart():
@@ -98,13 +133,12 @@ def test_the_mask_is_causal_and_keeps_documents_apart():
 @pytest.mark.parametrize("attend", [attend_native, attend_expanded])
 def test_under_autocast_the_products_are_bfloat16(attend, qk_norm):
     config = tiny(qk_norm=qk_norm)
-    torch.manual_seed(0)
-    attention = Attention(config, attend)
+    module = Attention(config, attend)
     x_BSD, angles = torch.randn(B, S, D), rotation(S, config, torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16):
-        out_BSD = attention(x_BSD, angles, dense_mask(DOCUMENTS))
+        out_BSD = module(x_BSD, angles, dense_mask(DOCUMENTS))
     assert out_BSD.dtype == torch.bfloat16
-    expected_BSD = attention(x_BSD, angles, dense_mask(DOCUMENTS))
+    expected_BSD = module(x_BSD, angles, dense_mask(DOCUMENTS))
     assert (out_BSD - expected_BSD).norm() < 0.02 * expected_BSD.norm()
 
 
@@ -122,19 +156,25 @@ def test_flex_is_expanded(dtype, length, has_documents):
         assert document_BS.max() > 1
     q_BNSH, k_BGSH, v_BGSH = qkv(length, dtype, "cuda", head_dim=32)
     upstream_BNSH = torch.randn_like(q_BNSH)
-    expanded = attend_expanded(q_BNSH, k_BGSH, v_BGSH, None if document_BS is None else dense_mask(document_BS))
+    mask = None if document_BS is None else dense_mask(document_BS)
+    expanded = attend_expanded(q_BNSH, k_BGSH, v_BGSH, mask)
     flex = attend_flex(q_BNSH, k_BGSH, v_BGSH, block_mask(document_BS))
     allowed = 2e-2 if dtype == torch.bfloat16 else 1e-4
-    pairs = zip(*(gradients(out, (q_BNSH, k_BGSH, v_BGSH), upstream_BNSH) for out in (flex, expanded)), strict=True)
-    for ours, theirs in [(flex, expanded), *pairs]:
-        assert ours.dtype == dtype
-        assert (ours - theirs).float().norm() < allowed * theirs.float().norm()
+    inputs = (q_BNSH, k_BGSH, v_BGSH)
+    ours, expected = (gradients(out, inputs, upstream_BNSH) for out in (flex, expanded))
+    for values, expected_values in zip((flex, *ours), (expanded, *expected), strict=True):
+        assert values.dtype == dtype
+        difference = (values - expected_values).float().norm()
+        assert difference < allowed * expected_values.float().norm()
 
 
-def qkv(length: int, dtype: torch.dtype, device: str, head_dim: int = H) -> tuple[Tensor, Tensor, Tensor]:
+def qkv(
+    length: int, dtype: torch.dtype, device: str, head_dim: int = H
+) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     q_BNSH, k_BGSH, v_BGSH = (
-        torch.randn(B, heads, length, head_dim, dtype=dtype, device=device, requires_grad=True) for heads in (N, G, G)
+        torch.randn(B, heads, length, head_dim, dtype=dtype, device=device, requires_grad=True)
+        for heads in (N, G, G)
     )
     return q_BNSH, k_BGSH, v_BGSH
 

@@ -1,20 +1,25 @@
-"""The loss part by part is the loss of all logits at once, and so are its gradients."""
+"""The loss computed part by part equals the loss of all logits at once, gradients included."""
 
 import pytest
 import torch
 
 from moebius.config import ParallelConfig
-from moebius.model.backends import choose_backends
+from moebius.hardware.backends import choose_backends
 from moebius.model.head import head_cross_entropy, part_of_loss
 from moebius.model.loss import IGNORED
 from moebius.model.transformer import Transformer, seeded
 from tests.model.tiny import B, D, S, V, random_tokens, tiny
 
 
-def inputs(dtype: torch.dtype = torch.float32, device: str = "cpu", batch: int = B) -> list[torch.Tensor]:
+def inputs(
+    dtype: torch.dtype = torch.float32, device: str = "cpu", batch: int = B
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((batch, S, D), (V, D), (V,))
-    return [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def targets(batch: int = B) -> torch.Tensor:
@@ -25,41 +30,46 @@ def targets(batch: int = B) -> torch.Tensor:
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("chunks", [2, 3, 14])
 def test_loss_and_gradients(chunks, has_bias):
-    found = []
+    results = []
     for count in (1, chunks):
         hidden_BSD, weight_VD, bias_V = inputs()
-        loss = head_cross_entropy(hidden_BSD, weight_VD, targets(), bias_V if has_bias else None, count)
+        bias = bias_V if has_bias else None
+        loss = head_cross_entropy(hidden_BSD, weight_VD, targets(), bias, count)
         (3 * loss).backward()
-        grads = [hidden_BSD.grad, weight_VD.grad, *([bias_V.grad] if has_bias else [])]
-        found.append([loss.detach(), *grads])
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+        gradients = [hidden_BSD.grad, weight_VD.grad, *([bias_V.grad] if has_bias else [])]
+        results.append([loss.detach(), *gradients])
+    for at_once, part_by_part in zip(*results, strict=True):
+        assert torch.allclose(part_by_part, at_once, rtol=1e-4, atol=1e-6)
 
 
 def test_more_chunks_than_tokens():
     hidden_BSD, weight_VD, _ = inputs()
     assert torch.allclose(
-        head_cross_entropy(hidden_BSD, weight_VD, targets(), chunks=1000), head_cross_entropy(hidden_BSD, weight_VD, targets())
+        head_cross_entropy(hidden_BSD, weight_VD, targets(), chunks=1000),
+        head_cross_entropy(hidden_BSD, weight_VD, targets()),
     )
 
 
-def test_a_chunk_without_a_target_is_no_trouble():
+def test_a_chunk_without_a_target_adds_nothing():
     target_BS = targets()
     target_BS[0] = IGNORED
     for chunks in (1, 2):
         hidden_BSD, weight_VD, _ = inputs()
         head_cross_entropy(hidden_BSD, weight_VD, target_BS, chunks=chunks).backward()
-        assert hidden_BSD.grad is not None and hidden_BSD.grad[0].abs().sum() == 0 < hidden_BSD.grad[1].abs().sum()
+        assert hidden_BSD.grad is not None
+        assert hidden_BSD.grad[0].abs().sum() == 0 < hidden_BSD.grad[1].abs().sum()
 
 
-def test_without_gradients_none_are_made():
+def test_no_gradients_are_computed_under_no_grad():
     hidden_BSD, weight_VD, bias_V = inputs()
     with torch.no_grad():
         loss = head_cross_entropy(hidden_BSD, weight_VD, targets(), bias_V, chunks=3)
     assert not loss.requires_grad
 
 
-def model_loss(chunks: int, compiled: bool = False, tied: bool = False) -> tuple[torch.Tensor, Transformer]:
+def model_loss(
+    chunks: int, compiled: bool = False, tied: bool = False
+) -> tuple[torch.Tensor, Transformer]:
     config = tiny(use_mtp=True, tie_embeddings=tied)
     model = seeded(0, config, choose_backends(ParallelConfig(loss_chunks=chunks)))
     if compiled:
@@ -73,12 +83,14 @@ def model_loss(chunks: int, compiled: bool = False, tied: bool = False) -> tuple
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_whole_model_in_bfloat16_with_all_its_heads(tied):
-    (one, whole), (other, parts) = (model_loss(chunks, tied=tied) for chunks in (1, 3))
-    assert torch.allclose(one, other, rtol=1e-3)
-    for (name, ours), theirs in zip(parts.named_parameters(), whole.parameters(), strict=True):
-        assert ours.grad is not None and theirs.grad is not None, name
-        assert ours.grad.dtype == torch.float32
-        assert (ours.grad - theirs.grad).norm() <= 0.03 * theirs.grad.norm(), name
+    at_once, whole = model_loss(1, tied=tied)
+    part_by_part, parts = model_loss(3, tied=tied)
+    assert torch.allclose(at_once, part_by_part, rtol=1e-3)
+    pairs = zip(parts.named_parameters(), whole.parameters(), strict=True)
+    for (name, parameter), expected in pairs:
+        assert parameter.grad is not None and expected.grad is not None, name
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad - expected.grad).norm() <= 0.03 * expected.grad.norm(), name
 
 
 def test_it_compiles_without_a_break():
@@ -87,11 +99,15 @@ def test_it_compiles_without_a_break():
 
 
 @pytest.mark.gpu
-def test_logits_are_never_all_there():
+def test_the_logits_never_all_exist_at_once():
     peaks = []
     for chunks in (1, 16):
-        hidden_BSD = torch.randn(4, 2048, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        weight_VD = torch.randn(32768, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        hidden_BSD = torch.randn(
+            4, 2048, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True
+        )
+        weight_VD = torch.randn(
+            32768, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True
+        )
         target_BS = torch.randint(0, 32768, (4, 2048), device="cuda")
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""The small model of these tests: no two shape letters have the same size."""
+"""The small model of these tests; every letter used as a shape has a size of its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from moebius.config import ModelConfig
-from moebius.model.transformer import lookahead
+from moebius.model.transformer import Transformer, lookahead, seeded
 
 B, S, D, V, N, G, H, E = 2, 7, 24, 53, 6, 3, 4, 5
 NUM_LAYERS = 2
-WIDTHS = (64, 128)  # of the experts, F: 3 * 24 and 4 * 24, rounded to 64
+WIDTHS = (64, 128)  # hidden widths F of the experts: 3 * 24 and 4 * 24, rounded to 64
 
 ROUTERS: dict[str, dict[str, Any]] = {
     "softmax_topk": {"router_type": "softmax_topk"},
@@ -23,19 +23,39 @@ ROUTERS: dict[str, dict[str, Any]] = {
 
 
 def tiny(**changes: Any) -> ModelConfig:
-    shape = {"vocab_size": V, "dim": D, "num_layers": NUM_LAYERS, "num_heads": N, "num_kv_heads": G, "num_experts": E}
+    shape = {
+        "vocab_size": V,
+        "dim": D,
+        "num_layers": NUM_LAYERS,
+        "num_heads": N,
+        "num_kv_heads": G,
+        "num_experts": E,
+    }
     return ModelConfig(**{**shape, **changes})
 
 
-def random_tokens(config: ModelConfig, batch: int = B, seq_len: int = S, seed: int = 0, lowest: int = 0) -> Tensor:
-    """tokens_BL: sequences with what the loss looks ahead."""
+def random_tokens(
+    config: ModelConfig, batch: int = B, seq_len: int = S, seed: int = 0, lowest: int = 0
+) -> Tensor:
+    """Return tokens_BL: sequences and the tokens that the loss looks ahead to."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(lowest, config.vocab_size, (batch, seq_len + lookahead(config)), generator=generator)
+    return torch.randint(
+        lowest, config.vocab_size, (batch, seq_len + lookahead(config)), generator=generator
+    )
+
+
+def decided(config: ModelConfig) -> Transformer:
+    """Return a model in float64 whose routers send different tokens to different experts."""
+    model = seeded(0, config).double()
+    for name, parameter in model.named_parameters():
+        if "router" in name:
+            torch.nn.init.normal_(parameter)
+    return model
 
 
 @contextmanager
 def waiting_is_an_error() -> Iterator[None]:
-    """Of the host, for a GPU."""
+    """Make torch raise an error where the host waits for a GPU."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield

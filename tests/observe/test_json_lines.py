@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a crash, a resumed run and a full disk leave of it."""
+"""metrics.jsonl and events.jsonl after a crash, in a resumed run and on a full disk."""
 
 import json
 import math
@@ -7,62 +7,91 @@ from pathlib import Path
 import pytest
 
 from moebius.errors import StorageError
-from moebius.observe.json_lines import JsonLines, read_lines
+from moebius.observe.json_lines import EVENTS, METRICS, JsonLines, read_lines, read_metrics
+from tests.observe.made_up import Happening, metrics_of
 
 
-def test_lines_are_on_disk_as_soon_as_written(tmp_path: Path):
-    file = JsonLines(tmp_path / "metrics.jsonl")
-    file.write({"step": 1, "loss": 2.5, "cv": [0.1, 0.2]})
-    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.5, "cv": [0.1, 0.2]}]
-    file.close()
+def opened(run: Path, step: int = 0) -> JsonLines:
+    """Return a sink that is open in a run that begins or goes on at a step."""
+    sink = JsonLines()
+    sink.open(run, step)
+    return sink
 
 
-def test_resuming_drops_the_lines_of_steps_that_run_again(tmp_path: Path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step, "loss": step / 2}) + "\n" for step in range(1, 8)))
-    file = JsonLines(path, resume_step=4)
-    file.write({"step": 5, "loss": 9.0})
-    file.close()
-    assert [(line["step"], line["loss"]) for line in read_lines(path)] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0), (5, 9.0)]
-    assert [found.name for found in tmp_path.iterdir()] == ["metrics.jsonl"]
+def steps(path: Path) -> list[int]:
+    return [line["step"] for line in read_lines(path)]
 
 
-def test_a_new_run_starts_an_empty_file(tmp_path: Path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n')
-    JsonLines(path).close()
-    assert path.read_text() == ""
+def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path):
+    sink = opened(tmp_path)
+    sink.write(metrics_of(step=1, loss=2.5))
+    sink.event(Happening(1))
+    assert read_metrics(tmp_path / METRICS) == [metrics_of(step=1, loss=2.5)]
+    assert read_lines(tmp_path / EVENTS) == [{"event": "happening", "step": 1}]
+    sink.close()
+
+
+def test_resuming_drops_the_lines_of_steps_that_are_trained_again(tmp_path: Path):
+    for name in (METRICS, EVENTS):
+        lines = [json.dumps({"step": step}) + "\n" for step in range(1, 8)]
+        (tmp_path / name).write_text("".join(lines))
+    sink = opened(tmp_path, step=4)
+    sink.write(metrics_of(step=5))
+    sink.close()
+    assert steps(tmp_path / METRICS) == [1, 2, 3, 4, 5]
+    assert steps(tmp_path / EVENTS) == [1, 2, 3, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([METRICS, EVENTS])
+
+
+def test_a_roll_back_drops_metrics_and_keeps_events(tmp_path: Path):
+    sink = opened(tmp_path)
+    for step in range(1, 6):
+        sink.write(metrics_of(step=step))
+        sink.event(Happening(step))
+    sink.rewind(2)
+    sink.write(metrics_of(step=3))
+    sink.close()
+    assert steps(tmp_path / METRICS) == [1, 2, 3]
+    assert steps(tmp_path / EVENTS) == [1, 2, 3, 4, 5]
+
+
+def test_a_new_run_starts_with_empty_files(tmp_path: Path):
+    (tmp_path / METRICS).write_text('{"step": 1}\n')
+    opened(tmp_path).close()
+    assert (tmp_path / METRICS).read_text() == ""
 
 
 def test_a_last_line_cut_short_is_left_out(tmp_path: Path):
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / METRICS
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
-    assert [line["step"] for line in read_lines(path)] == [1, 2]
-    file = JsonLines(path, resume_step=9)
-    file.write({"step": 3})
-    file.close()
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    assert steps(path) == [1, 2]
+    sink = opened(tmp_path, step=9)
+    sink.write(metrics_of(step=3))
+    sink.close()
+    assert steps(path) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_json_cannot_hold_is_null(value, tmp_path: Path):
-    file = JsonLines(tmp_path / "metrics.jsonl")
-    file.write({"step": 1, "loss": value})
-    file.close()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+    sink = opened(tmp_path)
+    sink.write(metrics_of(loss=value, cv=[value, 0.0, 0.5]))
+    sink.close()
+    (line,) = read_lines(tmp_path / METRICS)
+    assert line["loss"] is None and line["cv"] == [None, 0.0, 0.5]
+    assert math.isnan(read_metrics(tmp_path / METRICS)[0].loss)
 
 
 def test_a_place_that_cannot_be_written_is_an_error_of_exit_code_6(tmp_path: Path):
-    with pytest.raises(StorageError, match=r"gone/metrics\.jsonl: No such file or directory") as refused:
-        JsonLines(tmp_path / "gone" / "metrics.jsonl")
-    assert refused.value.exit_code == 6
+    with pytest.raises(StorageError, match=r"gone/metrics\.jsonl: No such file") as refusal:
+        opened(tmp_path / "gone")
+    assert refusal.value.exit_code == 6
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_named_and_stays_the_error_when_the_file_is_closed(tmp_path: Path):
-    file = JsonLines(tmp_path / "metrics.jsonl")
-    file._file.close()
-    file._file = open("/dev/full", "a", buffering=1)  # noqa: PTH123, SIM115
+    sink = opened(tmp_path)
+    sink._metrics.close()
+    sink._metrics = Path("/dev/full").open("a", buffering=1)  # noqa: SIM115
     with pytest.raises(StorageError, match="/dev/full: No space left on device"):
-        file.write({"step": 1})
-    file.close()
+        sink.write(metrics_of(step=1))
+    sink.close()

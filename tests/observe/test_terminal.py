@@ -1,77 +1,105 @@
-"""What a run shows where there is a terminal and where there is none."""
+"""What a run prints on a terminal, and elsewhere."""
 
 from typing import Any
 
 import pytest
 
+from moebius.observe.metrics import StepMetrics
 from moebius.observe.terminal import Terminal, describe, table
+from moebius.parallel.process import Process
+from tests.observe.made_up import dense_metrics, metrics_of
 
 
-def metrics(**changes: Any) -> dict[str, Any]:
-    figures: dict[str, Any] = {
-        "step": 20,
+def uneven_metrics(**changes: Any) -> StepMetrics:
+    """Return a step of three layers with two experts each, three of which are dead."""
+    columns: dict[str, Any] = {
         "loss": 3.14159,
-        "tokens_per_second": 12_345.0,
         "cv": [0.0, 0.2, 0.7],
         "dead_experts": [0, 1, 2],
         "tokens_per_expert": [[4, 4], [5, 3], [8, 0]],
         "dropped_share": [0.0, 0.0, 0.0],
         "unrouted_share": [0.0, 0.0, 0.0],
     }
-    return figures | changes
+    return metrics_of(**(columns | changes))
 
 
 def test_the_worst_layer_and_all_dead_experts():
-    assert describe(metrics()) == "loss 3.142  12.3k tok/s  cv 0.70 (layer 2)  dead 3"
+    assert describe(uneven_metrics()) == "loss 3.142  12.3k tok/s  cv 0.70 (layer 2)  dead 3"
 
 
 def test_layers_without_experts_are_never_the_worst():
     counts = [[], [5, 3], []]
-    told = describe(metrics(cv=[0.0, 0.0, 0.0], dead_experts=[0, 0, 0], tokens_per_expert=counts))
-    assert "cv 0.00 (layer 1)" in told
+    line = describe(
+        uneven_metrics(cv=[0.0, 0.0, 0.0], dead_experts=[0, 0, 0], tokens_per_expert=counts)
+    )
+    assert "cv 0.00 (layer 1)" in line
 
 
-def test_lost_tokens_are_told_where_there_are_any():
-    told = describe(metrics(dropped_share=[0.0, 0.12, 0.04], unrouted_share=[0.5, 0.0, 0.0]))
-    assert told.endswith("dead 3  dropped 12%  unrouted 50%")
+def test_lost_tokens_are_shown_where_there_are_any():
+    line = describe(
+        uneven_metrics(dropped_share=[0.0, 0.12, 0.04], unrouted_share=[0.5, 0.0, 0.0])
+    )
+    assert line.endswith("dead 3  dropped 12%  unrouted 50%")
 
 
 def test_a_dense_model_has_no_balance():
-    dense = metrics(cv=[0.0, 0.0], dead_experts=[0, 0], tokens_per_expert=[[], []])
-    assert describe(dense) == "loss 3.142  12.3k tok/s"
+    assert describe(dense_metrics(loss=3.14159)) == "loss 3.142  12.3k tok/s"
 
 
 def test_an_evaluation_and_a_fast_device():
-    told = describe(metrics(tokens_per_second=1.5e6, val_loss=2.0, val_bpb=1.25))
-    assert "1.50M tok/s" in told and told.endswith("val 2.000 (1.250 bpb)")
+    line = describe(uneven_metrics(tokens_per_second=1.5e6, val_loss=2.0, val_bpb=1.25))
+    assert "1.50M tok/s" in line and line.endswith("val 2.000 (1.250 bpb)")
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_without_a_terminal_every_logged_step_is_one_line(progress, capsys):
-    with Terminal(30, first_step=10, progress=progress) as terminal:
-        for step in range(11, 21):
-            terminal.step(step)
-        terminal.metrics(metrics())
-        terminal.metrics(metrics(step=30, val_loss=2.0, val_bpb=1.0))
+def test_without_a_terminal_every_logged_step_is_one_line(progress, capsys, tmp_path):
+    terminal = Terminal(30, progress=progress)
+    terminal.open(tmp_path, 10)
+    for step in range(11, 21):
+        terminal.step(step)
+    terminal.write(uneven_metrics())
+    terminal.write(uneven_metrics(step=30, val_loss=2.0, val_bpb=1.0))
+    terminal.close()
     assert capsys.readouterr().out.splitlines() == [
         "step 20/30  loss 3.142  12.3k tok/s  cv 0.70 (layer 2)  dead 3",
         "step 30/30  loss 3.142  12.3k tok/s  cv 0.70 (layer 2)  dead 3  val 2.000 (1.000 bpb)",
     ]
 
 
-def test_on_a_terminal_there_is_a_bar(capsys, monkeypatch):
+def test_on_a_terminal_there_is_a_bar(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "150")
-    with Terminal(30) as terminal:
-        assert terminal.is_live
-        terminal.say("[bold] is text, not markup")
-        terminal.step(20)
-        terminal.metrics(metrics())
-        terminal.progress.refresh()
+    terminal = Terminal(30)
+    terminal.open(tmp_path, 0)
+    assert terminal.is_live
+    terminal.say("[bold] is text, not markup")
+    terminal.step(20)
+    terminal.write(uneven_metrics())
+    terminal.progress.refresh()
+    terminal.close()
     shown = capsys.readouterr().out
-    assert "step 20/30" in shown and "loss 3.142" in shown and "cv 0.70 (layer 2)" in shown and "dead 3" in shown
+    for text in ("step 20/30", "loss 3.142", "cv 0.70 (layer 2)", "dead 3"):
+        assert text in shown
     assert "[bold] is text, not markup" in shown
 
 
 def test_a_table_is_aligned():
     assert table([("a", "one"), ("long", "two")]) == ["a     one", "long  two"]
+
+
+def test_a_process_that_does_not_write_prints_nothing(capsys, tmp_path):
+    terminal = Terminal(30, process=Process(rank=1, world_size=2))
+    terminal.open(tmp_path, 0)
+    terminal.write(uneven_metrics())
+    terminal.say("a line")
+    terminal.close()
+    assert not terminal.is_live and capsys.readouterr().out == ""
+
+
+def test_a_roll_back_moves_the_bar_back(tmp_path):
+    terminal = Terminal(30)
+    terminal.open(tmp_path, 0)
+    terminal.step(20)
+    terminal.rewind(5)
+    assert terminal.progress.tasks[0].completed == 5
+    terminal.close()

@@ -1,4 +1,4 @@
-"""What several processes count together is what one would have counted."""
+"""Several processes measure and update together what one process would have."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,42 +7,64 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from moebius.config import Config, ModelConfig, TrainConfig
-from moebius.model.statistics import LayerStats, unflat
 from moebius.model.transformer import routed_layers, seeded
-from moebius.parallel.ranks import sum_over_ranks
+from moebius.moe.statistics import LayerStats, unflat
+from moebius.parallel.ranks import average_gradients, mean_over_ranks, sum_over_ranks
 from moebius.train import step
 from moebius.train.state import TrainState
 from moebius.train.step import CountsSoFar, train_step
 
-RANKS, B = 2, 8
+RANKS, B, S = 2, 8, 16
 MODEL = ModelConfig(
-    vocab_size=61, dim=32, num_layers=2, num_heads=2, num_kv_heads=1, num_experts=3, moe_min_expansion=2, moe_max_expansion=2,
-    base_expansion=1.0, router_bias_rate=0.01, aux_loss_scope="global_batch",
-)  # fmt: skip
-VARIANTS = {"top-1": MODEL, "sigmoid with MTP": replace(MODEL, router_type="sigmoid", use_mtp=True)}
+    vocab_size=61,
+    dim=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    num_experts=3,
+    moe_min_expansion=2,
+    moe_max_expansion=2,
+    base_expansion=1.0,
+    router_bias_rate=0.01,
+    aux_loss_scope="global_batch",
+)
+VARIANTS = {
+    "top-1": MODEL,
+    "sigmoid with MTP": replace(MODEL, router_type="sigmoid", use_mtp=True),
+}
 
 
 def tokens_of(config: ModelConfig) -> Tensor:
+    """Return a batch of random tokens, always the same ones."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(61, (B, 20 if config.use_mtp else 17), generator=generator)
+    return torch.randint(61, (B, S + (4 if config.use_mtp else 1)), generator=generator)
 
 
-class Noted(CountsSoFar):
-    """Leaves what a step was last balanced over."""
+class NotedCounts(CountsSoFar):
+    """Counts that remember the last ones that a micro-batch was balanced over."""
 
     last: Tensor
+    """The counts of the last micro-batch, kept in the class."""
 
     def __call__(self, counts_X: Tensor) -> Tensor:
-        Noted.last = super().__call__(counts_X)
-        return Noted.last
+        NotedCounts.last = super().__call__(counts_X)
+        return NotedCounts.last
 
 
-def a_step(model: ModelConfig, tokens_BL: Tensor, micro_batches: int, is_broken: bool = False) -> dict[str, Any]:
-    """What a training step leaves. Gradients are each rank's own: everything here is counted before the update."""
+def measure_step(
+    model: ModelConfig, tokens_BL: Tensor, micro_batches: int, is_broken: bool = False
+) -> dict[str, Any]:
+    """Return what the first training step measures and changes.
+
+    A step that is broken has a weight that is not a number.
+    """
     size = len(tokens_BL)
-    settings = TrainConfig(batch_size=size, micro_batch_size=size // micro_batches, seq_len=16, lr=0.1, warmup_steps=0)
+    settings = TrainConfig(
+        batch_size=size, micro_batch_size=size // micro_batches, seq_len=S, lr=0.1, warmup_steps=0
+    )
     config = Config(model=model, train=settings)
     state = TrainState.new(seeded(0, model), config)
     if is_broken:
@@ -52,100 +74,145 @@ def a_step(model: ModelConfig, tokens_BL: Tensor, micro_batches: int, is_broken:
     return {
         "stats": [list(layer) for layer in result.stats],
         "biases": [layer.router.bias_E for layer in routed_layers(state.model)],
-        "seen": Noted.last,
+        "seen": NotedCounts.last,
         "balance": result.balance_loss_M,
+        "loss": result.loss,
+        "mtp_loss": torch.zeros(()) if result.mtp_loss is None else result.mtp_loss,
+        "grad_norm": result.grad_norm,
+        "weights": [weight.detach() for weight in state.model.parameters()],
         "is_skipped": bool(result.is_skipped),
         "is_moved": not torch.equal(before, routed_layers(state.model)[0].router.weight_ED),
     }
 
 
 def work(rank: int, folder: str) -> None:
-    """A rank of its own; what it found is left in the folder."""
+    """Be one process of several, and save what it measures in the folder."""
     torch.set_num_threads(1)
-    step.CountsSoFar = Noted
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
-    mine = torch.tensor([rank + 1.0, 10.0])
-    found: dict[str, Any] = {"sum": sum_over_ranks(mine), "mine": mine}
+    step.CountsSoFar = NotedCounts
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS
+    )
+    values = torch.tensor([rank + 1.0, 10.0])
+    measured: dict[str, Any] = {"sum": sum_over_ranks(values), "values": values}
+    measured["mean"] = mean_over_ranks(values)
     for name, config in VARIANTS.items():
-        found[name] = a_step(config, tokens_of(config).chunk(RANKS)[rank], micro_batches=2)
-    found["broken"] = a_step(MODEL, tokens_of(MODEL).chunk(RANKS)[rank], 1, is_broken=rank == 1)
-    torch.save(found, f"{folder}/{rank}.pt")
+        measured[name] = measure_step(
+            config, tokens_of(config).chunk(RANKS)[rank], micro_batches=2
+        )
+    measured["broken"] = measure_step(
+        MODEL, tokens_of(MODEL).chunk(RANKS)[rank], 1, is_broken=rank == 1
+    )
+    torch.save(measured, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def alone(variant: str, micro_batches: int = 1) -> dict[str, Any]:
-    """One process with the whole batch."""
-    return a_step(VARIANTS[variant], tokens_of(VARIANTS[variant]), micro_batches)
+    """Return what one process with the whole batch measures."""
+    return measure_step(VARIANTS[variant], tokens_of(VARIANTS[variant]), micro_batches)
+
+
+def alone_in_two(variant: str) -> dict[str, Any]:
+    """Return what one process measures whose two micro-batches are those of both processes."""
+    quarters = tokens_of(VARIANTS[variant]).chunk(4)  # the first process has the first two
+    in_order = torch.cat([quarters[0], quarters[2], quarters[1], quarters[3]])
+    return measure_step(VARIANTS[variant], in_order, micro_batches=2)
 
 
 @pytest.fixture(autouse=True)
-def noted(monkeypatch):
-    monkeypatch.setattr(step, "CountsSoFar", Noted)
+def counts_are_noted(monkeypatch):
+    """Let the steps of this process note their counts, too."""
+    monkeypatch.setattr(step, "CountsSoFar", NotedCounts)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
-    """What each of two processes found, each with half of the batch."""
+    """Return what each of two processes measured, each with half of the batch."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)  # pyright: ignore[reportPrivateImportUsage]
+    spawn(work, (str(folder),), nprocs=RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
-def test_one_process_is_its_own_sum():
+def test_one_process_is_its_own_sum_and_mean():
     counts = torch.tensor([1.0, 2.0])
-    assert sum_over_ranks(counts) is counts
+    assert sum_over_ranks(counts) is counts and mean_over_ranks(counts) is counts
+    layer = torch.nn.Linear(2, 1)
+    layer(counts).backward()
+    average_gradients(layer)
+    assert layer.weight.grad is not None and torch.equal(layer.weight.grad[0], counts)
 
 
-def test_every_rank_has_the_sum_and_keeps_its_own(ranks):
-    for rank, found in enumerate(ranks):
-        assert found["sum"].tolist() == [3.0, 20.0]
-        assert found["mine"].tolist() == [rank + 1.0, 10.0]
+def test_every_rank_has_the_sum_and_the_mean_and_keeps_its_own_values(ranks):
+    for rank, measured in enumerate(ranks):
+        assert measured["sum"].tolist() == [3.0, 20.0]
+        assert measured["mean"].tolist() == [1.5, 10.0]
+        assert measured["values"].tolist() == [rank + 1.0, 10.0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_statistics_are_of_all_ranks_and_micro_batches(ranks, variant):
     whole = alone(variant)
-    for found in ranks:
-        for ours, theirs in zip(found[variant]["stats"], whole["stats"], strict=True):
-            for name, mine, expected in zip(LayerStats._fields, ours, theirs, strict=True):
-                torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4, msg=name)
+    for measured in ranks:
+        for layer, expected in zip(measured[variant]["stats"], whole["stats"], strict=True):
+            for name, value, expected_value in zip(
+                LayerStats._fields, layer, expected, strict=True
+            ):
+                torch.testing.assert_close(value, expected_value, rtol=1e-4, atol=1e-4, msg=name)
     tokens = [LayerStats(*layer).tokens.item() for layer in ranks[0][variant]["stats"]]
-    assert tokens == ([B * 16.0, B * 16.0, 3 * B * 16.0] if VARIANTS[variant].use_mtp else [B * 16.0, B * 16.0])
+    assert tokens == [B * S, B * S, *([3 * B * S] if VARIANTS[variant].use_mtp else [])]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_biases_are_one_processs_on_every_rank(ranks, variant):
+def test_biases_are_the_same_as_with_one_process_on_every_rank(ranks, variant):
     whole = alone(variant)
-    for found in ranks:
-        for ours, expected in zip(found[variant]["biases"], whole["biases"], strict=True):
-            assert torch.equal(ours, expected) and ours.any()
+    for measured in ranks:
+        for bias_E, expected_E in zip(measured[variant]["biases"], whole["biases"], strict=True):
+            assert torch.equal(bias_E, expected_E) and bias_E.any()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_last_micro_batch_is_balanced_over_the_whole_batch(ranks, variant):
     whole = alone(variant)
-    assert all(torch.equal(found[variant]["seen"], whole["seen"]) for found in ranks)
+    assert all(torch.equal(measured[variant]["seen"], whole["seen"]) for measured in ranks)
 
 
 def test_ranks_balance_over_each_others_choices(ranks):
-    """Two micro-batches a rank: the mean of the ranks' losses is that of one process with two micro-batches of both."""
-    config, tokens_BL = VARIANTS["top-1"], tokens_of(VARIANTS["top-1"])
-    quarters = tokens_BL.chunk(4)
-    reordered = torch.cat([quarters[0], quarters[2], quarters[1], quarters[3]])  # rank 0 has the first two, rank 1 the others
-    whole = a_step(config, reordered, micro_batches=2)
-    together = torch.stack([found["top-1"]["balance"] for found in ranks]).mean(dim=0)
-    torch.testing.assert_close(together, whole["balance"])
+    whole = alone_in_two("top-1")
+    for measured in ranks:
+        torch.testing.assert_close(measured["top-1"]["balance"], whole["balance"])
 
 
-def test_what_is_broken_on_one_rank_is_skipped_on_all(ranks):
-    for found in ranks:
-        assert found["broken"]["is_skipped"] and not found["broken"]["is_moved"]
-        assert not any(bias_E.any() for bias_E in found["broken"]["biases"])
-        assert found["top-1"]["is_moved"] and not found["top-1"]["is_skipped"]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_and_gradient_norms_are_global(ranks, variant):
+    whole = alone_in_two(variant)
+    for measured in ranks:
+        for name in ("loss", "mtp_loss", "grad_norm"):
+            torch.testing.assert_close(measured[variant][name], whole[name], msg=name)
+    assert (whole["mtp_loss"] > 0) == VARIANTS[variant].use_mtp
 
 
-def test_figures_of_all_layers_travel_as_one():
-    like = [LayerStats(*(torch.zeros(3 if index == 0 else (1, 3) if index < 3 else ()) for index in range(10)))] * 2
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_processes_make_the_update_of_one(ranks, variant):
+    whole, (first, second) = alone_in_two(variant), (measured[variant] for measured in ranks)
+    for weight, peers_weight, expected in zip(
+        first["weights"], second["weights"], whole["weights"], strict=True
+    ):
+        assert torch.equal(weight, peers_weight)
+        # Adam's first step is the gradient's sign, which rounding errors decide for small ones
+        is_close = torch.isclose(weight, expected, rtol=1e-3, atol=1e-3)
+        assert is_close.float().mean() > 0.99
+
+
+def test_an_update_that_is_broken_on_one_rank_is_skipped_on_all(ranks):
+    for measured in ranks:
+        broken, good = measured["broken"], measured["top-1"]
+        assert broken["is_skipped"] and not broken["is_moved"]
+        assert not any(bias_E.any() for bias_E in broken["biases"])
+        assert good["is_moved"] and not good["is_skipped"]
+
+
+def test_the_figures_of_all_layers_are_summed_as_one_tensor():
+    vector, matrices, scalars = torch.zeros(3), [torch.zeros(1, 3)] * 2, [torch.zeros(())] * 7
+    stats = [LayerStats(vector, *matrices, *scalars)] * 2
     figures_X = torch.arange(2 * (3 + 3 + 3 + 7), dtype=torch.float32)
-    first, second = unflat(sum_over_ranks(figures_X), like)
+    first, second = unflat(sum_over_ranks(figures_X), stats)
     assert first.tokens_per_expert_E.tolist() == [0.0, 1.0, 2.0] and second.tokens == 31.0

@@ -1,65 +1,108 @@
-"""Whose a kernel of compiled code is, by the lines of source that its operations came from."""
+"""Tests of which component a kernel of compiled code belongs to."""
 
 import ast
-from pathlib import Path
 
 import pytest
 import torch
 
-import moebius
 from moebius.config import ParallelConfig
-from moebius.model.backends import choose_backends
+from moebius.hardware.backends import choose_backends
 from moebius.model.transformer import Transformer, seeded
-from moebius.profile.instrument import instrument
-from moebius.profile.kernels import OWNERS, marked_kernels, owners
-from moebius.profile.timeline import Piece, Timeline
+from moebius.profile.kernels import OWNERS, PACKAGE, TORCH, marked_kernels, owners
+from moebius.profile.timeline import Timeline
 from tests.model.tiny import random_tokens, tiny
-
-PACKAGE = Path(moebius.__file__).parent
 
 
 def trace(*frames: str) -> str:
+    """Return a trace of source lines, from frames like `moe/router:forward`."""
     lines = []
     for frame in frames:
         file, function = frame.split(":")
-        lines.append(f'  File "{PACKAGE / "model" / file}.py", line 7, in {function}\n    some code')
+        lines.append(f'  File "{PACKAGE / file}.py", line 7, in {function}\n    some code')
     return "\n".join(lines)
 
 
+IN_MOE = "moe/layer:forward"
+ROTATE = trace("model/rope:rotate")
+ROUTE = trace("moe/router:forward")
+ATTEND = trace("model/attention:forward", "model/attention:attend_native")
+PROJECT = trace("model/transformer:forward", "model/attention:forward")
+HEAD = trace("model/head:head_cross_entropy")
+
+
 @pytest.mark.parametrize(
-    ("operations", "expected"),
+    ("operation", "frames", "component"),
     [
-        ([("aten.mm", trace("transformer:forward", "attention:forward"))], ("attention_projections",)),
-        ([("aten.bmm", trace("attention:forward", "attention:attend"))], ("attention_core",)),
-        ([("aten.mul", trace("attention:forward", "rope:rotate"))], ("rotary",)),
-        ([("aten.topk", trace("moe:forward", "router:forward"))], ("router",)),
-        ([("aten.mul", trace("moe:forward", "experts:grouped", "mlp:activate"))], ("activation",)),
-        ([("aten.mm", trace("moe:forward", "mlp:forward"))], ("base_mlp",)),
-        ([("aten.mul", trace("moe:forward", "mlp:forward", "mlp:activate"))], ("base_mlp",)),  # whatever happens in it
-        ([("aten.mm", trace("mtp:forward", "moe:forward", "experts:grouped"))], ("mtp",)),
-        ([("aten.mul", "")], ("everything_else",)),
-        ([("aten.rms_norm", trace("transformer:forward"))], ("norms",)),
-        # a fused kernel is of all that it computes, but a cast or an addition on the way is nobody's
-        ([("aten.mul", trace("rope:rotate")), ("aten.topk", trace("router:forward"))], ("rotary", "router")),
-        ([("aten.mul", trace("rope:rotate")), ("aten.add", trace("router:forward"))], ("rotary",)),
-        ([("aten.add", trace("router:forward"))], ("router",)),
-        # a product is its own, whatever its input came from
-        ([("aten.mm.default", trace("attention:forward")), ("aten.rms_norm", trace("head:head"))], ("attention_projections",)),
-        ([("aten.addmm", trace("head:head")), ("aten.mul", trace("rope:rotate"))], ("lm_head",)),
-        (
-            [("aten._grouped_mm.default", trace("experts:compute")), ("aten.index", trace("experts:dispatch"))],
-            ("expert_gemms",),
-        ),
-        (
-            [("moebius.experts_forward.default", trace("experts:triton")), ("aten.topk", trace("router:forward"))],
-            ("expert_gemms",),
-        ),
-        ([("flex_attention", trace("flex:attend_flex")), ("aten.mul", trace("rope:rotate"))], ("attention_core",)),
-        ([("aten.comma.default", trace("rope:rotate")), ("aten.topk", trace("router:forward"))], ("rotary", "router")),
+        ("aten.mm", PROJECT, "attention_projections"),
+        ("aten.bmm", ATTEND, "attention_core"),
+        ("flex_attention", trace("model/flex:attend_flex"), "attention_core"),
+        ("aten.mul", trace("model/attention:forward", "model/rope:rotate"), "rotary"),
+        ("aten.topk", trace(IN_MOE, "moe/router:forward"), "router"),
+        ("aten.sum", trace(IN_MOE, "moe/statistics:layer_stats"), "router"),
+        ("aten.mul", trace(IN_MOE, "moe/experts:grouped", "moe/mlp:activate"), "activation"),
+        ("aten._grouped_mm", trace(IN_MOE, "moe/experts:grouped"), "expert_gemms"),
+        ("moebius.experts_forward.default", trace("moe/experts:triton"), "expert_gemms"),
+        ("aten.add", trace(IN_MOE, "moe/layer:_join"), "combine"),
+        ("aten.mm", trace(IN_MOE, "moe/mlp:forward"), "base_mlp"),
+        ("aten.add", ROUTE, "router"),
+        ("aten.rms_norm", trace("model/transformer:forward"), "norms"),
+        ("aten.mul", "", "everything_else"),
+        ("aten.mul", '  File "/somewhere/moe/router.py", line 7, in forward', "everything_else"),
     ],
 )
-def test_owners(operations, expected):
-    assert owners(operations) == expected
+def test_the_innermost_listed_function_owns_an_operation(operation, frames, component):
+    assert owners([(operation, frames)]) == (component,)
+
+
+@pytest.mark.parametrize(
+    ("frames", "component"),
+    [
+        ((IN_MOE, "moe/mlp:forward", "moe/mlp:activate"), "base_mlp"),
+        (("model/mtp:forward", IN_MOE, "moe/experts:grouped"), "mtp"),
+    ],
+)
+def test_a_whole_component_owns_whatever_happens_in_it(frames, component):
+    assert owners([("aten.mul", trace(*frames))]) == (component,)
+
+
+def test_torchs_norm_is_known_by_its_frame():
+    file = '  File "/lib/python3/site-packages/torch/nn/functional.py", line 7, in rms_norm'
+    assert owners([("aten.mul", trace("model/transformer:forward") + "\n" + file)]) == ("norms",)
+
+
+@pytest.mark.parametrize(
+    ("operations", "components"),
+    [
+        ([("aten.mul", ROTATE), ("aten.topk", ROUTE)], ("rotary", "router")),
+        ([("aten.comma.default", ROTATE), ("aten.topk", ROUTE)], ("rotary", "router")),
+        # a cast or an addition on the way does not count
+        ([("aten.mul", ROTATE), ("aten.add", ROUTE)], ("rotary",)),
+    ],
+)
+def test_a_fused_kernel_belongs_to_everything_that_it_computes(operations, components):
+    assert owners(operations) == components
+
+
+@pytest.mark.parametrize(
+    ("operations", "component"),
+    [
+        ([("aten.mm.default", PROJECT), ("aten.rms_norm", HEAD)], "attention_projections"),
+        ([("aten.addmm", HEAD), ("aten.mul", ROTATE)], "lm_head"),
+        (
+            [
+                ("aten._grouped_mm.default", trace("moe/experts:compute")),
+                ("aten.index", trace("moe/experts:dispatch")),
+            ],
+            "expert_gemms",
+        ),
+        ([("moebius.experts_forward", trace("moe/experts:triton")), ("aten.topk", ROUTE)],
+         "expert_gemms"),
+        ([("flex_attention", trace("model/flex:attend_flex")), ("aten.mul", ROTATE)],
+         "attention_core"),
+    ],
+)  # fmt: skip
+def test_a_product_is_a_kernel_of_its_own_whatever_its_inputs_came_from(operations, component):
+    assert owners(operations) == (component,)
 
 
 def test_compiled_code_is_marked_and_computes_the_same():
@@ -83,57 +126,25 @@ def test_compiled_code_is_marked_and_computes_the_same():
         learn(model)
         timeline.begin()
         loss = learn(model)
-        found = timeline.end()
+        pieces = timeline.end()
     assert torch.allclose(loss, expected, rtol=1e-2)
-    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
-        assert ours.grad is not None and theirs.grad is not None, name
-        assert (ours.grad - theirs.grad).norm() <= 0.05 * theirs.grad.norm(), name
-    both = {"attention_projections", "attention_core", "router", "expert_gemms", "base_mlp", "norms", "dispatch", "combine"}
+    for (name, compiled), eager in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert compiled.grad is not None and eager.grad is not None, name
+        assert (compiled.grad - eager.grad).norm() <= 0.05 * eager.grad.norm(), name
+    in_both_directions = {
+        *("attention_projections", "attention_core", "router", "expert_gemms", "base_mlp"),
+        *("norms", "dispatch", "combine"),
+    }
     for direction in ("forward", "backward"):
-        assert both <= {piece.component for piece in found if piece.direction == direction}
+        components = {piece.component for piece in pieces if piece.direction == direction}
+        assert in_both_directions <= components
 
 
-def test_experts_that_the_compiler_leaves_alone_are_marked_too():
-    """One by one they take as many tokens as the router says."""
-    config = tiny(num_layers=1, dim=192)
-    model = seeded(0, config, choose_backends(ParallelConfig(expert_backend="loop")))
-    tokens_BL = random_tokens(config, batch=64)
-    torch._dynamo.reset()
-    timeline = Timeline(torch.device("cpu"))
-    with marked_kernels():
-        model.layers[0].compile()
-        instrument(model, [], timeline, compiled=True)
-        for _ in range(2):
-            model.loss(tokens_BL).total.backward()
-        timeline.begin()
-        model.loss(tokens_BL).total.backward()
-        found = timeline.end()
-    for direction in ("forward", "backward"):
-        of_experts = found[Piece("expert_gemms", direction)]
-        assert of_experts > max(found[Piece("everything_else", direction)], found[Piece("activation", direction)])
-
-
-def test_those_of_multi_token_prediction_are_its_own():
-    model = seeded(0, tiny(num_layers=1, use_mtp=True), choose_backends(ParallelConfig(expert_backend="loop")))
-    assert model.mtp is not None
-    timeline = Timeline(torch.device("cpu"))
-    instrument(model, [], timeline, compiled=True)
-    hidden_BSD = torch.randn(2, 8, model.config.dim)
-    timeline.begin()
-    model.mtp(hidden_BSD)
-    in_mtp = timeline.end()
-    timeline.begin()
-    model.layers[0].get_submodule("moe")(hidden_BSD)
-    in_block = timeline.end()
-    assert in_mtp[Piece("mtp", "forward")] > 0 and Piece("expert_gemms", "forward") not in in_mtp
-    assert in_block[Piece("expert_gemms", "forward")] > 0
-
-
-def test_the_functions_that_own_kernels_are_there():
-    """One that is renamed would silently give its kernels to another."""
+def test_every_function_that_owns_kernels_exists():
+    """The kernels of a function that was renamed would silently go to another component."""
     for file, function in OWNERS:
-        if file == "functional":  # torch's
+        if file == TORCH:
             continue
-        tree = ast.parse((PACKAGE / "model" / f"{file}.py").read_text())
+        tree = ast.parse((PACKAGE / f"{file}.py").read_text())
         names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         assert not function or function in names, (file, function)

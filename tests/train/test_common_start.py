@@ -1,4 +1,4 @@
-"""Experts that share their beginning."""
+"""Experts that start equal, share their gradients and part once they are released."""
 
 import pytest
 import torch
@@ -8,10 +8,19 @@ from moebius.config import ModelConfig, TrainConfig
 from moebius.model.transformer import Transformer, seeded
 from moebius.train.common_start import share_expert_gradients, tie_experts
 from moebius.train.optimizer import build_optimizers
+from tests.train.models import copied
 
 
 def small_model(use_mtp: bool = False) -> Transformer:
-    shape = ModelConfig(vocab_size=61, dim=32, num_layers=2, num_heads=2, num_kv_heads=1, num_experts=3, use_mtp=use_mtp)
+    shape = ModelConfig(
+        vocab_size=61,
+        dim=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        num_experts=3,
+        use_mtp=use_mtp,
+    )
     return seeded(0, shape)
 
 
@@ -21,9 +30,10 @@ def expert_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def test_tied_experts_are_the_first_one():
     model = small_model(use_mtp=True)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    before = copied(dict(model.named_parameters()))
     tie_experts(model)
-    assert len(expert_weights(model)) == 3 * 3  # gate, up and down of two layers and of multi-token prediction
+    # gate, up and down of two layers and of the MTP layer
+    assert len(expert_weights(model)) == 3 * 3
     for name, parameter in model.named_parameters():
         expected = before[name][:1].expand_as(parameter) if "experts." in name else before[name]
         assert torch.equal(parameter, expected), name
@@ -31,9 +41,14 @@ def test_tied_experts_are_the_first_one():
 
 def test_every_expert_gets_its_share_and_nothing_else_changes():
     model = small_model()
+    generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    before = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    before = {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     share_expert_gradients(model)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
@@ -53,25 +68,29 @@ def test_parameters_without_a_gradient_are_left_alone():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_experts_that_start_equal_stay_equal_until_released(optimizer):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_experts_that_start_equal_stay_equal_until_released(name):
     model = small_model()
     tie_experts(model)
-    optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer, lr=1e-2))
-    start = {name: parameter.detach().clone() for name, parameter in expert_weights(model).items()}
+    optimizers = build_optimizers(model, TrainConfig(optimizer=name, lr=1e-2))
+    start = copied(expert_weights(model))
 
-    def step(is_common: bool) -> None:
-        model.loss(torch.randint(61, (2, 17))).total.backward()
+    def take_step(number: int, is_common: bool) -> None:
+        generator = torch.Generator().manual_seed(number)
+        model.loss(torch.randint(61, (2, 17), generator=generator)).total.backward()
         if is_common:
             share_expert_gradients(model)
-        for each in optimizers:
-            each.step()
-            each.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
-    for _ in range(3):
-        step(is_common=True)
-    for name, weight in expert_weights(model).items():
-        assert torch.equal(weight, weight[:1].expand_as(weight)), name
-        assert not torch.equal(weight, start[name]), name
-    step(is_common=False)
-    assert not any(torch.equal(weight, weight[:1].expand_as(weight)) for weight in expert_weights(model).values())
+    for number in range(3):
+        take_step(number, is_common=True)
+    for weight_name, weight in expert_weights(model).items():
+        assert torch.equal(weight, weight[:1].expand_as(weight)), weight_name
+        assert not torch.equal(weight, start[weight_name]), weight_name
+    take_step(3, is_common=False)
+    assert not any(
+        torch.equal(weight, weight[:1].expand_as(weight))
+        for weight in expert_weights(model).values()
+    )

@@ -1,250 +1,254 @@
 """A whole run: what it writes, that it learns, and that stopping it changes nothing."""
 
-import json
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from moebius.config import Config
-from moebius.errors import CheckpointError, Interrupted, NumericError
-from moebius.observe.balance import NOTHING
+from moebius.config.observe import Rule
+from moebius.errors import Interrupted, NumericError
 from moebius.observe.json_lines import read_lines
-from moebius.observe.terminal import Terminal
-from moebius.rules import Rule
-from moebius.train import checkpoint, loop
-from moebius.train.evaluate import Evaluation
-from moebius.train.loop import Session, train
+from moebius.train import checkpoint, checkpoint_store
+from moebius.train.loop import is_due
 from moebius.train.run_directory import RunDirectory
-from moebius.train.session import resume, start
+from moebius.train.session import Session, resume
+from tests.train.runs import before_step, new_session, newest_tensors, silent, train, with_train
+
+LAYER_FIGURES = (
+    "tokens_per_expert",
+    "cv",
+    "max_violation",
+    "dead_experts",
+    "routing_entropy",
+    "mean_gate",
+    "dropped_share",
+    "unrouted_share",
+    "not_finite_logits",
+    "router_grad_norm",
+    "layer_balance_loss",
+    "layer_z_loss",
+)
+FIGURES = (
+    "step",
+    "tokens",
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "mfu",
+    "memory_gb",
+    "balance_loss",
+    "z_loss",
+)
+TIMING = {"tokens_per_second", "mfu", "memory_gb"}
+TOKENS = 4 * 32
+"""Number of tokens in a batch of the `small` configuration."""
 
 
-def silent(line: str) -> None:
-    pass
+def metrics_of(session: Session) -> list[dict[str, Any]]:
+    return read_lines(session.run.metrics_path)
 
 
-def go(session: Session) -> Evaluation:
-    return train(session, Terminal(session.config.train.steps, session.state.step, progress=False))
-
-
-def metrics(session: Session) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in session.run.metrics_path.read_text().splitlines()]
-
-
-def with_train(config: Config, **values: Any) -> Config:
-    return replace(config, train=replace(config.train, **values))
-
-
-def everything(session: Session) -> dict[str, Tensor]:
-    """The newest checkpoint: weights, optimizer state, random generators."""
-    tensors, _ = checkpoint.load(checkpoint.latest(session.run.checkpoints, silent))
-    return {f"{group}/{name}": tensor for group, named in tensors.items() for name, tensor in named.items()}
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def without_timing(session: Session) -> list[dict[str, Any]]:
+    """Return the metrics that a run's seed decides."""
+    return [
+        {name: value for name, value in line.items() if name not in TIMING}
+        for line in metrics_of(session)
+    ]
 
 
 def test_the_loss_falls_and_every_figure_is_written(small):
-    session = start(with_train(small, steps=60, log_every=5), "small", silent)
-    evaluation = go(session)
-    lines = metrics(session)
+    session = new_session(small, steps=60, log_every=5)
+    evaluation = train(session)
+    lines = metrics_of(session)
     assert [line["step"] for line in lines] == list(range(5, 61, 5))
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
-    assert evaluation.loss == lines[-1]["val_loss"] and evaluation.bits_per_byte == lines[-1]["val_bpb"]
-    asked = {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gb", "balance_loss"}
-    asked |= {"z_loss", *NOTHING, "router_grad_norm", "layer_balance_loss", "layer_z_loss"}
+    assert evaluation.loss == lines[-1]["val_loss"]
+    assert evaluation.bits_per_byte == lines[-1]["val_bpb"]
     for line in lines:
-        assert asked <= line.keys()
-        assert line["tokens"] == line["step"] * 4 * 32
-        assert [sum(layer) for layer in line["tokens_per_expert"]] == [4 * 32, 4 * 32]  # top-1: each token once a layer
-        assert all(len(line[name]) == 2 for name in (*NOTHING, "router_grad_norm", "layer_balance_loss", "layer_z_loss"))
-        assert line["not_finite_logits"] == [0, 0] and line["unrouted_share"] == line["dropped_share"] == [0.0, 0.0]
+        assert line.keys() >= {*FIGURES, *LAYER_FIGURES}
+        assert line["tokens"] == line["step"] * TOKENS
+        # top-1: each token counts once in each layer
+        assert [sum(counts) for counts in line["tokens_per_expert"]] == [TOKENS, TOKENS]
+        assert all(len(line[name]) == 2 for name in LAYER_FIGURES)
+        assert line["not_finite_logits"] == [0, 0]
+        assert line["unrouted_share"] == line["dropped_share"] == [0.0, 0.0]
         assert all(0 < norm < line["grad_norm"] for norm in line["router_grad_norm"])
-        assert all(
-            0 < entropy <= 1 and 1 / 3 <= gate <= 1
-            for entropy, gate in zip(line["routing_entropy"], line["mean_gate"], strict=True)
-        )
+        assert all(0 < entropy <= 1 for entropy in line["routing_entropy"])
+        assert all(1 / 3 <= gate <= 1 for gate in line["mean_gate"])
         assert line["balance_loss"] == pytest.approx(sum(line["layer_balance_loss"]) / 2)
         assert 0 < line["mfu"] < 1 and line["memory_gb"] > 0 and line["tokens_per_second"] > 0
     assert RunDirectory.open(str(session.run.root)).config() == session.config
 
 
-@pytest.mark.parametrize(
-    "variation",
-    [
-        {"train": {"optimizer": "adamw"}},
-        {"train": {"optimizer": "muon", "micro_batch_size": 2, "common_start": 0.6}},
-        {"model": {"router_type": "sigmoid", "base_expansion": 1.0, "use_mtp": True}},
-        {"model": {"router_type": "switch", "expert_dropout": 0.3}},
-        {
-            "model": {"router_bias_rate": 0.01, "aux_loss_scope": "global_batch", "router_jitter": 0.1},
-            "train": {"micro_batch_size": 2},
-            "observe": {
-                "cv": Rule(threshold=0.2, window=3, patience=2, action="raise_aux"),
-                "dead_expert": Rule(threshold=0.33, patience=2, action="revive"),
-                "dominant_expert": Rule(threshold=0.34, window=2, patience=2, action="nudge_bias"),
-            },
+VARIATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "adamw": {"train": {"optimizer": "adamw"}},
+    "muon, accumulation, common start": {
+        "train": {"optimizer": "muon", "micro_batch_size": 2, "common_start": 0.6}
+    },
+    "sigmoid with MTP": {
+        "model": {"router_type": "sigmoid", "base_expansion": 1.0, "use_mtp": True}
+    },
+    "switch with dropout": {"model": {"router_type": "switch", "expert_dropout": 0.3}},
+    "bias and alarms that act": {
+        "model": {
+            "router_bias_rate": 0.01,
+            "aux_loss_scope": "global_batch",
+            "router_jitter": 0.1,
         },
-    ],
-    ids=["adamw", "muon, accumulation, common start", "sigmoid with MTP", "switch with dropout", "bias and alarms that act"],
-)
-def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(small, variation, one_thread):
-    for section, values in variation.items():
-        small = replace(small, **{section: replace(getattr(small, section), **values)})
-    whole = start(with_train(small, name="whole"), "small", silent)
-    go(whole)
+        "train": {"micro_batch_size": 2},
+        "observe": {
+            "cv": Rule(threshold=0.2, window=3, patience=2, action="raise_aux"),
+            "dead_expert": Rule(threshold=0.33, patience=2, action="revive"),
+            "dominant_expert": Rule(threshold=0.34, window=2, patience=2, action="nudge_bias"),
+        },
+    },
+}
 
-    broken = start(with_train(small, name="broken"), "small", silent)
-    steps = iter(range(100))
 
-    def stop_after_seven(*args: Any) -> Any:
-        if next(steps) == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(small, variation, monkeypatch):
+    config = small
+    for section, values in VARIATIONS[variation].items():
+        config = replace(config, **{section: replace(getattr(config, section), **values)})
+    whole = new_session(config, name="whole")
+    train(whole)
 
-    original, loop.train_step = loop.train_step, stop_after_seven
-    try:
-        with pytest.raises(Interrupted) as stopped:
-            go(broken)
-    finally:
-        loop.train_step = original
-    assert stopped.value.exit_code == 128 + signal.SIGTERM
-    assert "step 7" in str(stopped.value)
+    broken = new_session(config, name="broken")
+    with monkeypatch.context() as patched:
+        before_step(7, patched, lambda model: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="step 7") as interruption:
+            train(broken)
+    assert interruption.value.exit_code == 128 + signal.SIGTERM
 
-    torch.manual_seed(999)  # a new process's generator is anywhere
+    torch.manual_seed(999)  # the generator of a new process is anywhere
     resumed = resume(broken.config, broken.run, silent)
     assert resumed.state.step == 7
-    go(resumed)
-    expected, found = everything(whole), everything(resumed)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    timing = {"tokens_per_second", "mfu", "memory_gb"}
-    assert without(metrics(whole), timing) == without(metrics(resumed), timing)
+    train(resumed)
+    expected, tensors = newest_tensors(whole), newest_tensors(resumed)
+    assert expected.keys() == tensors.keys()
+    assert all(torch.equal(expected[name], tensors[name]) for name in expected)
+    assert without_timing(whole) == without_timing(resumed)
     assert whole.run.events_path.read_text() == resumed.run.events_path.read_text()
-    if "observe" in variation:  # every action was taken on both sides of the interruption
-        acted = {(event["action"], event["step"] > 7) for event in read_lines(whole.run.events_path) if "action" in event}
-        assert acted >= {(action, later) for action in ("raise_aux", "revive", "nudge_bias") for later in (False, True)}
-
-
-def without(lines: list[dict[str, Any]], names: set[str]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name not in names} for line in lines]
+    if variation == "bias and alarms that act":
+        # every action was taken on both sides of the interruption
+        events = read_lines(whole.run.events_path)
+        sides = {(event["action"], event["step"] > 7) for event in events}
+        actions = ("raise_aux", "revive", "nudge_bias")
+        assert sides >= {(action, side) for action in actions for side in (False, True)}
 
 
 def test_resuming_uses_the_newest_intact_checkpoint_and_says_what_it_passed_over(small):
-    session = start(small, "small", silent)
-    go(session)
+    session = new_session(small)
+    train(session)
     newest = session.run.checkpoints / "step-00000012" / "model.safetensors"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    said: list[str] = []
-    resumed = resume(session.config, session.run, said.append)
+    lines: list[str] = []
+    resumed = resume(session.config, session.run, lines.append)
     assert resumed.state.step == 10
-    assert sum("passed over" in line and "step-00000012" in line for line in said) == 1
-    go(resumed)
-    assert [line["step"] for line in metrics(resumed)] == list(range(1, 13))  # the lines of steps run again are replaced
+    assert sum("passed over" in line and "step-00000012" in line for line in lines) == 1
+    train(resumed)
+    # the lines of the steps that were trained again are replaced
+    assert [line["step"] for line in metrics_of(resumed)] == list(range(1, 13))
 
 
 def test_a_finished_run_can_be_made_longer(small):
-    session = start(small, "small", silent)
-    go(session)
+    session = new_session(small)
+    train(session)
     longer = resume(with_train(small, steps=15), session.run, silent)
-    go(longer)
-    assert [line["step"] for line in metrics(longer)] == list(range(1, 16))
-
-
-def test_a_run_does_not_go_on_with_another_text(small):
-    text = Path(small.data.source)
-    before = text.read_text()
-    session = start(small, "small", silent)
-    go(session)
-    text.write_text(before.replace("square of 7", "square of 8"))
-    with pytest.raises(CheckpointError, match=r"step-00000012: trained on another text than data\.source now gives"):
-        resume(session.config, session.run, silent)
-    text.write_text(before)
-    assert resume(session.config, session.run, silent).state.step == 12
+    train(longer)
+    assert [line["step"] for line in metrics_of(longer)] == list(range(1, 16))
 
 
 def break_gradients_of(steps: set[int], session: Session) -> None:
-    """The embedding's gradient of these steps is not finite; the loss is."""
+    """Make the embedding's gradient NaN in these steps. Their loss stays finite."""
     session.state.model.embedding.weight.register_hook(
         lambda gradient: gradient * torch.nan if session.state.step + 1 in steps else gradient
     )
 
 
-def test_a_run_of_updates_that_are_not_finite_ends_with_the_last_checkpoint_unharmed(small):
-    session = start(with_train(small, log_every=100, eval_every=0, max_skipped=3), "small", silent)
+def test_too_many_broken_updates_end_the_run_with_the_last_checkpoint_unharmed(small):
+    session = new_session(small, log_every=100, eval_every=0, max_skipped=3)
     break_gradients_of(set(range(6, 13)), session)
-    with pytest.raises(NumericError, match="step 10: loss or gradient not finite 5 times in a row") as error:
-        go(session)  # it looks when it logs or saves, so a little later; nothing is lost by that
-    assert error.value.exit_code == 5
-    newest = checkpoint.latest(session.run.checkpoints, silent)
+    # the run notices when it logs or saves, a little late; nothing is lost by that
+    match = "step 10: loss or gradient not finite 5 times in a row"
+    with pytest.raises(NumericError, match=match) as refusal:
+        train(session)
+    assert refusal.value.exit_code == 5
+    newest = checkpoint_store.latest(session.run.checkpoints, silent)
     assert newest.name == "step-00000005"
     assert all(tensor.isfinite().all() for tensor in checkpoint.load(newest)[0]["model"].values())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_exactly_the_broken_updates_are_skipped(small, optimizer):
-    """As if the batches of steps 3, 4 and 8 were not there, and what came after them had their place."""
-    small = replace(small, model=replace(small.model, router_bias_rate=0.01))
-    config = with_train(small, optimizer=optimizer, schedule="wsd", warmup_steps=0, decay_fraction=0.0, log_every=1)
-    broken = start(replace(config, train=replace(config.train, name="broken")), "small", silent)
+def test_exactly_the_broken_updates_are_skipped(small, optimizer, monkeypatch):
+    """The run is the one that never had the batches of the broken steps 3, 4 and 8."""
+    config = with_train(
+        replace(small, model=replace(small.model, router_bias_rate=0.01)),
+        optimizer=optimizer,
+        schedule="wsd",
+        warmup_steps=0,
+        decay_fraction=0.0,
+    )
+    broken = new_session(config, name="broken")
     break_gradients_of({3, 4, 8}, broken)
-    go(broken)
-    without = start(replace(config, train=replace(config.train, name="without", steps=9)), "small", silent)
-    kept = iter(batch for batch in range(12) if batch + 1 not in {3, 4, 8})
-    original = without.batches.at
-    without.batches.at = lambda step: original(next(kept))  # pyright: ignore[reportAttributeAccessIssue]
-    go(without)
-    expected, found = everything(without), everything(broken)
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    events = [json.loads(line) for line in broken.run.events_path.read_text().splitlines()]
-    skipped = [event for event in events if event["event"] == "skipped"]
-    assert [(event["step"], event["batch"], event["in_a_row"]) for event in skipped] == [(3, 2, 1), (4, 3, 2), (8, 7, 1)]
+    train(broken)
+    shorter = new_session(config, name="shorter", steps=9)
+    good_batches = iter(batch for batch in range(12) if batch + 1 not in {3, 4, 8})
+    read_batch = shorter.feed.batches.at
+    monkeypatch.setattr(shorter.feed.batches, "at", lambda *_: read_batch(next(good_batches)))
+    train(shorter)
+    expected, tensors = newest_tensors(shorter), newest_tensors(broken)
+    differing = [name for name in expected if not torch.equal(expected[name], tensors[name])]
+    assert differing == []
+    skipped = [
+        event for event in read_lines(broken.run.events_path) if event["event"] == "skipped"
+    ]
+    assert [(event["step"], event["batch"], event["in_a_row"]) for event in skipped] == [
+        (3, 2, 1),
+        (4, 3, 2),
+        (8, 7, 1),
+    ]
     assert skipped[0]["sequences"] == [8, 11]
 
 
 def test_weights_that_are_not_finite_are_never_saved(small):
-    session = start(with_train(small, eval_every=0, max_skipped=100, log_every=100), "small", silent)
+    session = new_session(small, eval_every=0, max_skipped=100, log_every=100)
     with torch.no_grad():
         session.state.model.lm_head.weight[0, 0] = torch.nan
-    go(session)
+    train(session)
     assert not list(session.run.checkpoints.glob("step-*"))
 
 
 def test_accumulation_is_one_large_batch(small):
-    # the balance loss is of a micro-batch, so it is left out
-    small = replace(small, model=replace(small.model, aux_loss_coeff=0.0))
-    together = start(with_train(small, steps=3, name="together"), "small", silent)
-    apart = start(with_train(small, steps=3, name="apart", micro_batch_size=1), "small", silent)
-    go(together)
-    go(apart)
-    for ours, theirs in zip(metrics(together), metrics(apart), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
-        assert ours["tokens_per_expert"] == theirs["tokens_per_expert"]  # every token is counted once
+    # without the balance loss, which is computed over each micro-batch by itself
+    config = replace(small, model=replace(small.model, aux_loss_coeff=0.0))
+    together = new_session(config, steps=3, name="together")
+    apart = new_session(config, steps=3, name="apart", micro_batch_size=1)
+    train(together)
+    train(apart)
+    for expected, line in zip(metrics_of(together), metrics_of(apart), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+        # no token is counted twice
+        assert line["tokens_per_expert"] == expected["tokens_per_expert"]
 
 
 def test_a_seed_is_a_run(small):
-    first, second, other = (
-        start(with_train(small, steps=2, name=name, seed=seed), "small", silent)
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
-    )
-    losses = [go(session).loss for session in (first, second, other)]
+    losses = [
+        train(new_session(small, steps=2, name=f"run-{number}", seed=seed)).loss
+        for number, seed in enumerate((1, 1, 2))
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_run_that_cannot_begin_leaves_no_directory(small, tmp_path: Path):
-    with pytest.raises(Exception, match="too few for one batch"):
-        start(with_train(small, batch_size=4000), "small", silent)
-    assert not (tmp_path / "runs").exists()
+@pytest.mark.parametrize(
+    ("step", "every", "due"), [(10, 5, True), (11, 5, False), (0, 5, True), (10, 0, False)]
+)
+def test_what_is_due_every_few_steps_is_due_at_multiples_and_zero_means_never(step, every, due):
+    assert is_due(step, every) == due

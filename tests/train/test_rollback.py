@@ -1,99 +1,114 @@
-"""A loss spike: back to before it, on without its batches, and not for ever."""
+"""A loss spike: the run goes back to before it, on without its batches, and not for ever."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moebius.config import Config
+from moebius.config.observe import Rule
 from moebius.errors import NumericError
-from moebius.observe.terminal import Terminal
-from moebius.rules import Rule
-from moebius.train import checkpoint
-from moebius.train.loop import Session, train
-from moebius.train.session import resume, start
+from moebius.observe.json_lines import read_lines
+from moebius.observe.tensorboard import FOLDER
+from moebius.train import checkpoint, checkpoint_store
+from moebius.train.session import Session, resume, start
+from tests.train.runs import silent, train, with_train
 
 STEPS = 30
+SPOILED = 17
+"""The batch that is noise. Its step is the next one, and the checkpoint before is of step 15."""
 
 
-def watching(small: Config, **train: Any) -> Config:
-    spikes = Rule(threshold=1.3, window=20, patience=0, action="roll_back")
-    return replace(
-        small,
-        train=replace(small.train, steps=STEPS, lr=1e-2, eval_every=0, keep_last=0, **train),
-        observe=replace(small.observe, loss_spike=spikes),
-    )
+def watching(small: Config, **changes: Any) -> Config:
+    """Return the configuration of a run that is rolled back at a loss spike."""
+    rule = Rule(threshold=1.3, window=20, patience=0, action="roll_back")
+    settings: dict[str, Any] = {"steps": STEPS, "lr": 1e-2, "eval_every": 0, "keep_last": 0}
+    config = with_train(small, **(settings | changes))
+    return replace(config, observe=replace(config.observe, loss_spike=rule))
 
 
 def spoil(session: Session, batches: set[int]) -> list[int]:
-    """These batches are noise. Returns the batches that are read, as they are."""
-    original, read = session.batches.at, []
+    """Replace these batches by noise. Returns a list that all batches are noted in when read."""
+    read_batch, batches_read = session.feed.batches.at, []
 
-    def at(batch: int) -> np.ndarray:
-        read.append(batch)
-        tokens = original(batch)
-        return np.random.default_rng(batch).integers(1, 257, tokens.shape) if batch in batches else tokens
+    def at(batch: int, *rank: int) -> np.ndarray:
+        batches_read.append(batch)
+        tokens_BL = read_batch(batch, *rank)
+        if batch not in batches:
+            return tokens_BL
+        return np.random.default_rng(batch).integers(1, 257, tokens_BL.shape)
 
-    session.batches.at = at  # pyright: ignore[reportAttributeAccessIssue]
-    return read
-
-
-def go(session: Session) -> None:
-    train(session, Terminal(session.config.train.steps, session.state.step, progress=False))
+    session.feed.batches.at = at  # pyright: ignore[reportAttributeAccessIssue]
+    return batches_read
 
 
-def lines(path: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def spikes(session: Session) -> list[dict[str, Any]]:
+    events = read_lines(session.run.events_path)
+    return [event for event in events if event["rule"] == "loss_spike"]
 
 
 def test_a_spike_is_rolled_back_and_its_batches_are_left_out(small):
-    session = start(watching(small), "small", lambda line: None)
-    read = spoil(session, {17})
-    go(session)
+    session = start(watching(small), "small", silent)
+    batches_read = spoil(session, {SPOILED})
+    train(session)
     assert session.state.step == STEPS and session.state.rollbacks == 1
-    assert session.state.batch == STEPS + 3  # step 18 was the spike; the checkpoint before is of step 15
-    assert read == list(range(STEPS + 3))  # no batch twice
-    (event,) = [event for event in lines(session.run.events_path) if event["rule"] == "loss_spike"]
+    assert session.state.batch == STEPS + 3
+    assert batches_read == list(range(STEPS + 3))  # no batch twice
+    (event,) = spikes(session)
     assert (event["step"], event["done"]) == (18, "rolled back to step 15, leaving out 3 batches")
     assert event["value"] > 1.3 and event["figures"]["loss"] > 4
-    metrics = lines(session.run.metrics_path)
+
+    # metrics.jsonl and TensorBoard show one history, in which there was no spike
+    metrics = read_lines(session.run.metrics_path)
+    losses = {line["step"]: line["loss"] for line in metrics}
     assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
-    assert max(line["loss"] for line in metrics[10:]) < 1.3 * metrics[10]["loss"]  # the spike has gone
+    assert max(losses[step] for step in range(11, STEPS + 1)) < 1.3 * losses[11]
+    board = EventAccumulator(str(session.run.root / FOLDER), size_guidance={"scalars": 0})
+    board.Reload()
+    for tag, key in (("loss", "loss"), ("grad_norm", "grad_norm"), ("tokens", "tokens")):
+        shown = [(scalar.step, scalar.value) for scalar in board.Scalars(tag)]
+        expected = [(line["step"], pytest.approx(line[key], rel=1e-6)) for line in metrics]
+        assert shown == expected, tag
 
 
 def test_a_run_that_stops_after_a_rollback_goes_on_with_the_same_batches(small):
-    whole = start(watching(small, name="whole"), "small", lambda line: None)
-    spoil(whole, {17})
-    go(whole)
-    broken = start(watching(small, name="broken"), "small", lambda line: None)
-    spoil(broken, {17})
-    go(broken)
-    newest = {path.name for path in checkpoint.complete(broken.run.checkpoints)}
+    whole = start(watching(small, name="whole"), "small", silent)
+    spoil(whole, {SPOILED})
+    train(whole)
+    broken = start(watching(small, name="broken"), "small", silent)
+    spoil(broken, {SPOILED})
+    train(broken)
+    newest = {path.name for path in checkpoint_store.complete(broken.run.checkpoints)}
     assert newest == {f"step-{step:08d}" for step in (5, 10, 15, 20, 25, 30)}
-    checkpoint.discard_after(broken.run.checkpoints, 20)
-    resumed = resume(broken.config, broken.run, lambda line: None)
+    checkpoint_store.discard_after(broken.run.checkpoints, 20)
+    resumed = resume(broken.config, broken.run, silent)
     assert (resumed.state.step, resumed.state.batch, resumed.state.rollbacks) == (20, 23, 1)
-    go(resumed)
-    expected = checkpoint.load(whole.run.checkpoints / "step-00000030")[0]
-    found = checkpoint.load(resumed.run.checkpoints / "step-00000030")[0]
-    assert all((expected["model"][name] == found["model"][name]).all() for name in expected["model"])
+    train(resumed)
+    expected, weights = (
+        checkpoint.load(session.run.checkpoints / "step-00000030")[0]["model"]
+        for session in (whole, resumed)
+    )
+    assert all(torch.equal(expected[name], weights[name]) for name in expected)
 
 
 def test_rollbacks_are_bounded(small):
-    session = start(watching(small, max_rollbacks=2), "small", lambda line: None)
-    spoil(session, set(range(17, 60)))
-    with pytest.raises(NumericError, match=r"rolled back 2 times already, train\.max_rollbacks=2") as stopped:
-        go(session)
-    assert stopped.value.exit_code == 5
-    checkpoint.load(checkpoint.latest(session.run.checkpoints, lambda line: None))
+    session = start(watching(small, max_rollbacks=2), "small", silent)
+    spoil(session, set(range(SPOILED, 60)))
+    match = r"rolled back 2 times already, train\.max_rollbacks=2"
+    with pytest.raises(NumericError, match=match) as refusal:
+        train(session)
+    assert refusal.value.exit_code == 5
+    assert spikes(session)[-1]["done"] == "not rolled back again: train.max_rollbacks is reached"
+    checkpoint.load(checkpoint_store.latest(session.run.checkpoints, silent))
 
 
-def test_without_a_checkpoint_from_before_it_says_so_and_goes_on(small):
-    session = start(watching(small, checkpoint_every=0), "small", lambda line: None)
-    spoil(session, {17})
-    go(session)
-    events = [event for event in lines(session.run.events_path) if event["rule"] == "loss_spike"]
-    assert events[0]["done"] == "not rolled back: there is no checkpoint of step 17 or before"
+def test_without_an_earlier_checkpoint_the_run_says_so_and_goes_on(small):
+    session = start(watching(small, checkpoint_every=0), "small", silent)
+    spoil(session, {SPOILED})
+    train(session)
+    done = spikes(session)[0]["done"]
+    assert done == "not rolled back: there is no checkpoint of step 17 or before"
     assert session.state.step == session.state.batch == STEPS

@@ -1,4 +1,4 @@
-"""The first signal is noted, the second one ends the process, and so does a step without an end."""
+"""The first signal is noted; a second one, or a step without an end, ends the process."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from moebius.train.signals import StopSignals
 
-ALONE = """
+SCRIPT = """
 import os, signal, time
 from moebius.train.signals import StopSignals
 with StopSignals(grace_seconds={grace}) as stop:
@@ -21,14 +21,16 @@ with StopSignals(grace_seconds={grace}) as stop:
 """
 
 
-def alone(first: int, then: str, grace: float = 20.0) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, which is to end."""
-    code = ALONE.format(first=int(first), then=then, grace=grace)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+def run_alone(first: int, then: str, grace: float = 20.0) -> subprocess.CompletedProcess[str]:
+    """Let a process of its own get a signal and then run a line of code; return how it ended."""
+    code = SCRIPT.format(first=int(first), then=then, grace=grace)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_is_noted(number):
+def test_the_first_signal_is_noted(number):
     before = signal.getsignal(number)
     with StopSignals() as stop:
         assert stop.requested is None
@@ -39,20 +41,21 @@ def test_the_first_is_noted(number):
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_ends_the_process_at_once(first, second):
-    done = alone(first, f"os.kill(os.getpid(), {int(second)})")
+def test_the_second_signal_ends_the_process_at_once(first, second):
+    done = run_alone(first, f"os.kill(os.getpid(), {int(second)})")
     assert done.returncode == 128 + second
     assert "went on" not in done.stdout
-    assert done.stderr.strip() == "moebius: stopped at once by a second signal; the last checkpoint is unharmed"
+    message = "moebius: stopped at once by a second signal; the last checkpoint is unharmed"
+    assert done.stderr.strip() == message
 
 
 def test_a_step_that_does_not_end_is_left():
     start = time.perf_counter()
-    done = alone(signal.SIGTERM, "time.sleep(30)", grace=0.5)
+    done = run_alone(signal.SIGTERM, "time.sleep(30)", grace=0.5)
     assert done.returncode == 143 and "did not end within 0.5 s" in done.stderr
     assert time.perf_counter() - start < 20
 
 
 def test_once_heeded_there_is_time_for_saving():
-    done = alone(signal.SIGTERM, "stop.heeded(); time.sleep(1)", grace=0.3)
+    done = run_alone(signal.SIGTERM, "stop.heeded(); time.sleep(1)", grace=0.3)
     assert done.returncode == 0 and "went on" in done.stdout

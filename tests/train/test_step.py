@@ -1,4 +1,4 @@
-"""One optimizer step against a step by hand: sums, norms, biases and the balance of a whole batch."""
+"""One optimizer step by hand: its sums, norms, biases and the balance of a whole batch."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,60 +8,92 @@ import torch
 from torch import Tensor
 
 from moebius.config import Config, ModelConfig, TrainConfig
-from moebius.model.loss import Balancing, total_loss
-from moebius.model.statistics import LayerStats
+from moebius.model.loss import total_loss
 from moebius.model.transformer import Transformer, routed_layers, seeded
+from moebius.moe.balance import Balancing
+from moebius.moe.statistics import LayerStats
 from moebius.train import step
 from moebius.train.state import TrainState
 from moebius.train.step import CountsSoFar, StepResult, over_the_batch, train_step
 
 B, S, V, E = 4, 16, 61, 3
-LAYERS = {"top-1": {}, "top-2": {"router_top_k": 2}, "sigmoid with MTP": {"router_type": "sigmoid", "use_mtp": True}}
+VARIANTS = {
+    "top-1": {},
+    "top-2": {"router_top_k": 2},
+    "sigmoid with MTP": {"router_type": "sigmoid", "use_mtp": True},
+}
 
 
-def config_of(micro_batches: int = 1, train: dict[str, Any] | None = None, **changes: Any) -> Config:
-    shape: dict[str, Any] = {"vocab_size": V, "dim": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
-    shape |= {"num_experts": E, "moe_min_expansion": 2, "moe_max_expansion": 2, "base_expansion": 1.0}
-    settings: dict[str, Any] = {"steps": 10, "batch_size": B, "seq_len": S, "micro_batch_size": B // micro_batches}
-    settings |= {"warmup_steps": 0} | (train or {})
-    return Config(model=ModelConfig(**(shape | changes)), train=TrainConfig(**settings))
+def config_of(
+    micro_batches: int = 1, train: dict[str, Any] | None = None, **changes: Any
+) -> Config:
+    """Return the configuration of a model with two routed layers and a batch in equal parts."""
+    shape: dict[str, Any] = {
+        "vocab_size": V,
+        "dim": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "num_experts": E,
+        "moe_min_expansion": 2,
+        "moe_max_expansion": 2,
+        "base_expansion": 1.0,
+    }
+    settings: dict[str, Any] = {
+        "steps": 10,
+        "batch_size": B,
+        "seq_len": S,
+        "micro_batch_size": B // micro_batches,
+        "warmup_steps": 0,
+    }
+    model = ModelConfig(**(shape | changes))
+    return Config(model=model, train=TrainConfig(**(settings | (train or {}))))
 
 
 def tokens_of(config: Config) -> Tensor:
+    """Return a batch of random tokens, always the same ones."""
     length = S + (4 if config.model.use_mtp else 1)
     return torch.randint(V, (B, length), generator=torch.Generator().manual_seed(1))
 
 
-def new(config: Config) -> TrainState:
+def new_state(config: Config) -> TrainState:
     return TrainState.new(seeded(0, config.model), config)
 
 
 def stepped(config: Config) -> tuple[TrainState, StepResult]:
-    state = new(config)
+    """Return a state after its first step, and what the step measured."""
+    state = new_state(config)
     return state, train_step(state, tokens_of(config), None, config.train)
 
 
-def assert_same_sums(found: list[LayerStats], expected: list[LayerStats]) -> None:
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
-        for name, value in ours._asdict().items():
-            torch.testing.assert_close(value, getattr(theirs, name), rtol=1e-4, atol=1e-4, msg=name)
+def assert_same_sums(stats: list[LayerStats], expected: list[LayerStats]) -> None:
+    for layer, expected_layer in zip(stats, expected, strict=True):
+        for name, value, expected_value in zip(
+            LayerStats._fields, layer, expected_layer, strict=True
+        ):
+            torch.testing.assert_close(value, expected_value, rtol=1e-4, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("variant", LAYERS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("scope", ["sequence", "micro_batch", "global_batch"])
 def test_micro_batches_add_up_to_the_batch(variant, scope):
-    whole, *parts = (stepped(config_of(count, aux_loss_scope=scope, **LAYERS[variant]))[1] for count in (1, 2, 4))
+    whole, *parts = (
+        stepped(config_of(count, aux_loss_scope=scope, **VARIANTS[variant]))[1]
+        for count in (1, 2, 4)
+    )
     for stats, passes in zip(whole.stats, (1, 1, 3), strict=False):
-        assert stats.tokens == passes * B * S  # the MTP layer is passed three times; no token is counted twice
+        # the MTP layer is passed three times; no token is counted twice
+        assert stats.tokens == passes * B * S
         assert stats.chosen_PE.shape == stats.probability_PE.shape == (1, E)
         if variant != "sigmoid with MTP":
-            assert stats.tokens_per_expert_E.sum() == stats.chosen_PE.sum() == (2 if variant == "top-2" else 1) * B * S
+            num_chosen = (2 if variant == "top-2" else 1) * B * S
+            assert stats.tokens_per_expert_E.sum() == stats.chosen_PE.sum() == num_chosen
     for part in parts:
         assert_same_sums(part.stats, whole.stats)
         for name in ("loss", "mtp_loss", "z_loss_M"):
             torch.testing.assert_close(getattr(part, name), getattr(whole, name), msg=name)
-    assert not whole.loss.requires_grad and not any(value.requires_grad for stats in whole.stats for value in stats)
+    assert not whole.loss.requires_grad
+    assert not any(value.requires_grad for stats in whole.stats for value in stats)
 
 
 def test_the_states_numbers_move_one_step_on():
@@ -73,34 +105,37 @@ def test_the_states_numbers_move_one_step_on():
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_router_gradient_norms_are_those_before_clipping(micro_batches):
     config = config_of(micro_batches, train={"grad_clip": 1e-3}, use_mtp=True)
-    state = new(config)
+    state = new_state(config)
     routers = [layer.router.weight_ED for layer in routed_layers(state.model)]
-    everything = list(state.model.parameters())
-    total = [torch.zeros_like(parameter) for parameter in everything]
+    parameters = list(state.model.parameters())
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
     for micro_BL in tokens_of(config).chunk(micro_batches):
         loss = state.model.loss(micro_BL).total / micro_batches
-        total = [t + g for t, g in zip(total, torch.autograd.grad(loss, everything), strict=True)]
-    gradients = dict(zip(everything, total, strict=True))
+        gradients = torch.autograd.grad(loss, parameters)
+        sums = [total + part for total, part in zip(sums, gradients, strict=True)]
+    gradient_of = dict(zip(parameters, sums, strict=True))
     result = train_step(state, tokens_of(config), None, config.train)
     assert result.router_grad_norm_M is not None and len(result.router_grad_norm_M) == 3
-    torch.testing.assert_close(result.router_grad_norm_M, torch.stack([gradients[router].norm() for router in routers]))
-    torch.testing.assert_close(result.grad_norm, torch.stack([gradient.norm() for gradient in total]).norm())
-    assert result.grad_norm > 1e-3
+    router_norms = torch.stack([gradient_of[router].norm() for router in routers])
+    torch.testing.assert_close(result.router_grad_norm_M, router_norms)
+    norm = torch.stack([gradient.norm() for gradient in sums]).norm()
+    torch.testing.assert_close(result.grad_norm, norm)
+    assert norm > config.train.grad_clip
 
 
 def test_a_dense_model_has_no_router_figures():
     state, result = stepped(config_of(num_experts=0))
-    assert result.stats == [] and result.router_grad_norm_M is result.balance_loss_M is result.z_loss_M is None
-    assert state.aux_levels == []
+    assert result.stats == state.aux_levels == []
+    assert result.router_grad_norm_M is result.balance_loss_M is result.z_loss_M is None
 
 
 # the loss-free bias
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 4])
-@pytest.mark.parametrize("variant", LAYERS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_bias_moves_once_a_step_by_the_whole_batchs_counts(micro_batches, variant):
-    state, result = stepped(config_of(micro_batches, router_bias_rate=0.01, **LAYERS[variant]))
+    state, result = stepped(config_of(micro_batches, router_bias_rate=0.01, **VARIANTS[variant]))
     for layer, stats in zip(routed_layers(state.model), result.stats, strict=True):
         count_E = stats.chosen_PE[0]
         by_hand = 0.01 * (count_E.mean() - count_E).sign()
@@ -110,12 +145,13 @@ def test_the_bias_moves_once_a_step_by_the_whole_batchs_counts(micro_batches, va
 
 def test_the_bias_is_shifted_by_choices_that_full_experts_refused():
     config = config_of(router_type="switch", capacity_factor=0.1, router_bias_rate=0.01)
-    state = new(config)
+    state = new_state(config)
     router = routed_layers(state.model)[0].router
     with torch.no_grad():
         router.bias_E[0] = 1.0
     result = train_step(state, tokens_of(config), None, config.train)
-    assert result.stats[0].tokens_per_expert_E.tolist() == [3.0, 0.0, 0.0] and result.stats[0].chosen_PE[0, 0] == B * S
+    assert result.stats[0].tokens_per_expert_E.tolist() == [3.0, 0.0, 0.0]
+    assert result.stats[0].chosen_PE[0, 0] == B * S
     before = torch.tensor([1.0, 0.0, 0.0]) + torch.tensor([-0.01, 0.01, 0.01])
     torch.testing.assert_close(router.bias_E, before - before.mean())
 
@@ -138,33 +174,36 @@ def test_counts_so_far():
 def test_each_micro_batch_is_balanced_over_those_up_to_it(monkeypatch):
     seen: list[Tensor] = []
 
-    class Noted(CountsSoFar):
+    class NotedCounts(CountsSoFar):
+        """Counts that are noted down whenever a micro-batch is balanced over them."""
+
         def __call__(self, counts_X: Tensor) -> Tensor:
             seen.append(super().__call__(counts_X))
             return seen[-1]
 
-    monkeypatch.setattr(step, "CountsSoFar", Noted)
+    monkeypatch.setattr(step, "CountsSoFar", NotedCounts)
     config = config_of(4, aux_loss_scope="global_batch", aux_loss_coeff=0.1)
-    state, model = new(config), seeded(0, config.model)
+    state, untrained = new_state(config), seeded(0, config.model)
     result = train_step(state, tokens_of(config), None, config.train)
     assert [counts[E] for counts in seen] == [S, 2 * S, 3 * S, 4 * S]
-    everything = [torch.cat([stats.chosen_PE[0], stats.tokens[None]]) for stats in result.stats]
-    assert torch.equal(seen[-1], torch.cat(everything))
+    counts = [torch.cat([stats.chosen_PE[0], stats.tokens[None]]) for stats in result.stats]
+    assert torch.equal(seen[-1], torch.cat(counts))
     # each micro-batch's loss by hand, from its own probabilities and the load so far
-    balances = []
-    for number, micro_BL in enumerate(tokens_of(config).chunk(4)):
-        stats = model.loss(micro_BL).stats
-        so_far = [seen[number][layer * (E + 1) : (layer + 1) * (E + 1)] for layer in range(2)]
-        balances.append(
-            torch.stack(
-                [E * (load[:E] / load[E]) @ own.probability_PE.sum(dim=0) / S for load, own in zip(so_far, stats, strict=True)]
-            )
-        )
-    torch.testing.assert_close(result.balance_loss_M, torch.stack(balances).mean(dim=0).detach())
+    losses = []
+    for counts_X, micro_BL in zip(seen, tokens_of(config).chunk(4), strict=True):
+        stats = untrained.loss(micro_BL).stats
+        for layer_counts_X, layer in zip(counts_X.chunk(2), stats, strict=True):
+            load_E = layer_counts_X[:E] / layer_counts_X[E]
+            losses.append(E * load_E @ layer.probability_PE.sum(dim=0) / S)
+    expected = torch.stack(losses).view(4, 2).mean(dim=0).detach()
+    torch.testing.assert_close(result.balance_loss_M, expected)
 
 
 def balance_gradient(model: Transformer, tokens_BL: Tensor, balancing: Balancing) -> Tensor:
-    """Of the first router, by the balance loss of the first layer alone: the second's depends on what the first does."""
+    """Return the first router's gradient of the first layer's balance loss.
+
+    The second layer's loss is left out, because it depends on what the first layer does.
+    """
     stats = model.loss(tokens_BL).stats[:1]
     loss = total_loss(torch.zeros(()), None, stats, model.config, balancing)
     return torch.autograd.grad(loss.total, routed_layers(model)[0].router.weight_ED)[0]
@@ -176,14 +215,14 @@ def test_a_last_micro_batch_is_balanced_as_its_part_of_one_large_batch():
     first_BL, last_BL = tokens_BL[:3], tokens_BL[3:]
     whole = balance_gradient(model, tokens_BL, Balancing([1.0], CountsSoFar()))
     counts = CountsSoFar()
-    before = balance_gradient(model, first_BL, Balancing([1.0], counts))
+    first_alone = balance_gradient(model, first_BL, Balancing([1.0], counts))
     last = balance_gradient(model, last_BL, Balancing([1.0], counts))
-    # the load of the whole batch, held against each part's probabilities
-    known = model.loss(tokens_BL).stats[0]
-    load = torch.cat([known.chosen_PE.sum(dim=0), known.tokens[None]])
-    first = balance_gradient(model, first_BL, Balancing([1.0], lambda _: load))
+    # what the first part's gradient would be if the load of the whole batch were known by then
+    stats = model.loss(tokens_BL).stats[0]
+    counts_X = torch.cat([stats.chosen_PE.sum(dim=0), stats.tokens[None]])
+    first = balance_gradient(model, first_BL, Balancing([1.0], lambda _: counts_X))
     torch.testing.assert_close((3 * first + last) / 4, whole, rtol=1e-4, atol=1e-8)
-    assert not torch.allclose(before, first, rtol=1e-2)
+    assert not torch.allclose(first_alone, first, rtol=1e-2)
 
 
 def test_the_scope_is_the_configured_one():
@@ -195,13 +234,14 @@ def test_the_scope_is_the_configured_one():
             losses[scope, count] = result.balance_loss_M
     torch.testing.assert_close(losses["sequence", 1], losses["sequence", 4])
     torch.testing.assert_close(losses["micro_batch", 1], losses["global_batch", 1])
-    torch.testing.assert_close(losses["micro_batch", 4], losses["sequence", 4])  # one sequence each
-    # the fewer tokens are balanced by themselves, the further they are from even
+    # a micro-batch is one sequence
+    torch.testing.assert_close(losses["micro_batch", 4], losses["sequence", 4])
+    # the fewer tokens are balanced by themselves, the further their load is from even
     assert (losses["sequence", 1] > losses["global_batch", 4]).all()
     assert (losses["global_batch", 4] > losses["global_batch", 1]).all()
 
 
-def test_statistics_of_no_layer_are_none():
+def test_a_model_without_experts_has_no_statistics():
     config = config_of(num_experts=0)
     part = seeded(0, config.model).loss(tokens_of(config))
     assert over_the_batch([part, part]) == []
@@ -210,14 +250,20 @@ def test_statistics_of_no_layer_are_none():
 @pytest.mark.parametrize("levels", [[0, 3], [2, 0]])
 def test_levels_of_the_balance_loss_are_used_in_every_micro_batch(levels):
     config = config_of(2, aux_loss_coeff=0.02)
-    raised, plain = new(config), new(replace(config, model=replace(config.model, aux_loss_coeff=0.0)))
+    raised = new_state(config)
     raised.aux_levels = levels
-    routers = [layer.router.weight_ED for layer in routed_layers(plain.model)]
+    unbalanced = seeded(0, replace(config.model, aux_loss_coeff=0.0))
+    routers = [layer.router.weight_ED for layer in routed_layers(unbalanced)]
     expected = [torch.zeros_like(router) for router in routers]
     for micro_BL in tokens_of(config).chunk(2):
-        loss = plain.model.loss(micro_BL)
+        loss = unbalanced.loss(micro_BL)
         assert loss.balance_M is not None
-        scaled = loss.total + sum(0.02 * 2**level * balance for level, balance in zip(levels, loss.balance_M, strict=True))
-        expected = [e + g / 2 for e, g in zip(expected, torch.autograd.grad(scaled, routers), strict=True)]
+        scaled = loss.total + sum(
+            0.02 * 2**level * balance
+            for level, balance in zip(levels, loss.balance_M, strict=True)
+        )
+        gradients = torch.autograd.grad(scaled, routers)
+        expected = [total + part / 2 for total, part in zip(expected, gradients, strict=True)]
     result = train_step(raised, tokens_of(config), None, config.train)
-    torch.testing.assert_close(result.router_grad_norm_M, torch.stack([gradient.norm() for gradient in expected]))
+    norms = torch.stack([gradient.norm() for gradient in expected])
+    torch.testing.assert_close(result.router_grad_norm_M, norms)

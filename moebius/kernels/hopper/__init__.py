@@ -1,1 +1,5 @@
-"""The two products with a costly epilogue, written for Hopper by hand (Triton's Gluon)."""
+"""The two products with costly epilogues, written by hand for Hopper GPUs in Gluon.
+
+Gluon is Triton's lower-level language, in which a kernel decides itself which warps do what. Both
+kernels are for SwiGLU in bfloat16 without dropout.
+"""

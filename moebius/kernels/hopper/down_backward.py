@@ -1,17 +1,24 @@
-# What runs in a kernel is not Python: Gluon's stand-ins for its values have other types.
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
-"""The backward product of down with SwiGLU's derivative: eight warps fetch and multiply, eight differentiate.
+# Gluon's compiler gives the values in a kernel other types than pyright infers for them.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportReturnType=false
+"""The backward product through down with SwiGLU's derivative, by hand for Hopper.
 
-The derivative reads and writes five numbers for each that the product makes, so it has half of the warps. A warp that only
-fetches, as `up` has, would cost them the registers of four.
+Eight warps fetch and multiply, and eight differentiate. The derivative gets half of the warps
+because it reads and writes five numbers for every number of the product. There is no warp that
+only fetches, as in up.py: it would take the registers of four warps away from the others.
 """
 
 import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 
 from moebius.kernels.hopper.parts import (
     BK,
@@ -32,61 +39,95 @@ from moebius.kernels.order import Order
 from moebius.kernels.rows import sum_gate_gradients
 from moebius.kernels.tiles import multiprocessors
 
-REGISTERS, EPILOGUE_REGISTERS = 128, 96  # a thread's: of all at first, then of those that differentiate
-PAIRS: gl.constexpr = gl.constexpr(32)  # of columns, in a piece: two bfloat16 are kept in one register
+# Registers per thread: of all warps at the start, then of the warps that differentiate.
+REGISTERS, EPILOGUE_REGISTERS = 128, 96
+# A piece of 64 columns is handled as 32 pairs of columns. Triton would keep every bfloat16 in a
+# register of its own; two of them as one 32-bit integer take one register together.
+PAIRS: gl.constexpr = gl.constexpr(32)
 
 
 def down_backward(
     grad_RD: Tensor, w_down_EFD: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `backward.down_backward`, with SwiGLU and without dropout."""
+    """Return what `backward.down_backward` returns, for SwiGLU without dropout."""
     E, F, D = w_down_EFD.shape
     pre_grad_PRF, hidden_RF = torch.empty_like(pre_PRF), torch.empty_like(pre_PRF[0])
-    partial_NR = torch.empty(cdiv(F, WIDTH.value), len(grad_RD), dtype=torch.float32, device=grad_RD.device)
+    partial_NR = torch.empty(
+        cdiv(F, WIDTH.value), len(grad_RD), dtype=torch.float32, device=grad_RD.device
+    )
     launch(
-        _hopper_down_backward, (multiprocessors(grad_RD.device),), blocks(grad_RD, BM, BK), blocks(w_down_EFD, BN, BK),
-        pre_PRF[0], pre_PRF[1], pre_grad_PRF[0], pre_grad_PRF[1], hidden_RF, gate_TK, partial_NR, order.assignment_R,
-        order.tiles, len(grad_RD), D, F, BM, BN, BK, STAGES, EPILOGUE_REGISTERS, num_warps=8, maxnreg=REGISTERS,
+        _hopper_down_backward, (multiprocessors(grad_RD.device),), blocks(grad_RD, BM, BK),
+        blocks(w_down_EFD, BN, BK), pre_PRF[0], pre_PRF[1], pre_grad_PRF[0], pre_grad_PRF[1],
+        hidden_RF, gate_TK, partial_NR, order.assignment_R, order.tiles, len(grad_RD), D, F,
+        BM, BN, BK, STAGES, EPILOGUE_REGISTERS, num_warps=8, maxnreg=REGISTERS,
     )  # fmt: skip
     return pre_grad_PRF, hidden_RF, sum_gate_gradients(partial_NR, order, E)
 
 
 @gluon.jit
 def _hopper_down_backward(
-    grad, w_down, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, hidden_ptr, gate_ptr, partial_ptr, assignment_ptr,
-    table_ptr, R, D, F, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, EPILOGUE: gl.constexpr,
+    grad, w_down, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, hidden_ptr, gate_ptr,
+    partial_ptr, assignment_ptr, table_ptr, R, D, F,
+    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
+    EPILOGUE: gl.constexpr,
 ):  # fmt: skip
+    """Allocate shared memory and barriers, and give the warps their roles.
+
+    `full` says that a stage of operands has arrived; `written` and `taken` pass a tile's sums
+    between the multiplying and the differentiating warps.
+    """
     a = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BM, BK], grad.layout)
     b = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BN, BK], w_down.layout)
-    sums = gl.allocate_shared_memory(gl.bfloat16, [4 * BM // CHUNK_ROWS, CHUNK_ROWS, WIDTH], gl.NVMMASharedLayout(128, 16, 2))
+    sums = gl.allocate_shared_memory(
+        gl.bfloat16, [4 * BM // CHUNK_ROWS, CHUNK_ROWS, WIDTH], gl.NVMMASharedLayout(128, 16, 2)
+    )
     full, written, taken = barriers(STAGES), barriers(1), barriers(1)
     columns = gl.cdiv(F, BN)
     pre = (_in_pairs(up_ptr), _in_pairs(pre_gate_ptr))
-    made = (_in_pairs(up_grad_ptr), _in_pairs(pre_gate_grad_ptr), _in_pairs(hidden_ptr), partial_ptr)
+    results = (
+        _in_pairs(up_grad_ptr),
+        _in_pairs(pre_gate_grad_ptr),
+        _in_pairs(hidden_ptr),
+        partial_ptr,
+    )
     gl.warp_specialize(
         [
-            (_multiply, (grad, w_down, a, b, sums, full, written, taken, table_ptr, columns, D, F)),
-            (_differentiate, (sums, written, taken, pre, made, gate_ptr, assignment_ptr, table_ptr, columns, R, F // 2)),
+            (
+                _multiply,
+                (grad, w_down, a, b, sums, full, written, taken, table_ptr, columns, D, F),
+            ),
+            (
+                _differentiate,
+                (
+                    sums, written, taken, pre, results, gate_ptr, assignment_ptr, table_ptr,
+                    columns, R, F // 2,
+                ),
+            ),
         ],
         [8],
         [EPILOGUE],
-    )
+    )  # fmt: skip
 
 
 @gluon.jit
 def _in_pairs(ptr):
+    """Return a pointer to bfloat16 as a pointer to 32-bit integers, each of which holds two."""
     return ptr.to(gl.pointer_type(gl.int32), bitcast=True)
 
 
 @gluon.jit
 def _multiply(grad, w_down, a, b, sums, full, written, taken, table_ptr, columns, D, F):
+    """Multiply each tile, fetching STAGES - 1 steps ahead, and hand over its sums.
+
+    Near the end of a tile the steps ahead are already the first steps of the program's next tile.
+    """
     STAGES: gl.constexpr = a.shape[0]
     BM: gl.constexpr = a.shape[1]
     BK: gl.constexpr = a.shape[2]
     BN: gl.constexpr = b.shape[1]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, BN // 2, 16])
     tiles, programs = gl.load(table_ptr) * columns, gl.num_programs(0)
-    steps = gl.maximum(gl.cdiv(D, BK), STAGES - 1)  # beyond D zeros are read
+    steps = gl.maximum(gl.cdiv(D, BK), STAGES - 1)  # columns from D on read as zero
     first, turn = 0, 0
     expert, row, _ = find(table_ptr, gl.program_id(0), tiles, columns)
     w_row = expert * F + gl.program_id(0) % columns * BN
@@ -98,25 +139,32 @@ def _multiply(grad, w_down, a, b, sums, full, written, taken, table_ptr, columns
         block = gl.zeros([BM, BN], gl.float32, layout)
         for step in range(first, first + steps):
             mbarrier.wait(full.index(step % STAGES), step // STAGES & 1)
-            block = warpgroup_mma(a.index(step % STAGES), b.index(step % STAGES).permute((1, 0)), block, is_async=True)
+            block = warpgroup_mma(
+                a.index(step % STAGES),
+                b.index(step % STAGES).permute((1, 0)),
+                block,
+                is_async=True,
+            )
             block = warpgroup_mma_wait(1, deps=[block])
-            barrier()  # for all of them the step before is over, and its stage is free
+            barrier()  # every warp has finished the step before, so its stage is free
             free = step + STAGES - 1
             is_next = free >= first + steps
             k = gl.where(is_next, free - first - steps, free - first) * BK
             _fetch(
-                grad, w_down, a, b, full, free, gl.where(is_next, next_row, row), gl.where(is_next, next_w_row, w_row), k,
+                grad, w_down, a, b, full, free, gl.where(is_next, next_row, row),
+                gl.where(is_next, next_w_row, w_row), k,
                 (free < first + steps) | (tile + programs < tiles),
             )  # fmt: skip
         block = warpgroup_mma_wait(0, deps=[block])
         first += steps
         row, w_row = next_row, next_w_row
         hand_over(block, sums, written, taken, turn)
-        turn += 1  # noqa: SIM113  Gluon has no enumerate
+        turn += 1  # noqa: SIM113 (Gluon has no enumerate)
 
 
 @gluon.jit
 def _fetch(grad, w_down, a, b, full, step, row, w_row, k, wanted):
+    """Start copying the operands of a step into its stage, if `wanted`."""
     stage = step % a.shape[0]
     ready = full.index(stage)
     mbarrier.expect(ready, grad.block_type.nbytes + w_down.block_type.nbytes, wanted)
@@ -125,11 +173,19 @@ def _fetch(grad, w_down, a, b, full, step, row, w_row, k, wanted):
 
 
 @gluon.jit
-def _differentiate(sums, written, taken, pre, made, gate_ptr, assignment_ptr, table_ptr, columns, R, F):
-    """Of a tile's four pieces of columns each reads its pre-activations while the others are worked on. F: pairs."""
+def _differentiate(
+    sums, written, taken, pre, results, gate_ptr, assignment_ptr, table_ptr, columns, R, F
+):
+    """Turn the sums of each tile into gradients; F counts pairs of columns here.
+
+    The pre-activations of one of a tile's four pieces of columns are loaded while the three other
+    pieces are processed.
+    """
     PARTS: gl.constexpr = sums.shape[0] // 4
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [8, 1], [1, 0])
-    chunks = sums._reinterpret(gl.int32, [4 * PARTS, CHUNK_ROWS, PAIRS], gl.NVMMASharedLayout(128, 32, 2))
+    chunks = sums._reinterpret(
+        gl.int32, [4 * PARTS, CHUNK_ROWS, PAIRS], gl.NVMMASharedLayout(128, 32, 2)
+    )
     tiles, programs = gl.load(table_ptr) * columns, gl.num_programs(0)
     _, first, end = find(table_ptr, gl.program_id(0), tiles, columns)
     column = gl.program_id(0) % columns * (4 * PAIRS)
@@ -142,21 +198,33 @@ def _differentiate(sums, written, taken, pre, made, gate_ptr, assignment_ptr, ta
     for tile in range(gl.program_id(0), tiles, programs):
         _, first, end = find(table_ptr, tile, tiles, columns)
         _, next_first, next_end = find(table_ptr, tile + programs, tiles, columns)
-        column, next_column = tile % columns * (4 * PAIRS), (tile + programs) % columns * (4 * PAIRS)
+        column = tile % columns * (4 * PAIRS)
+        next_column = (tile + programs) % columns * (4 * PAIRS)
         mbarrier.wait(written.index(0), turn & 1)
         for part in range(0, PARTS):
             is_last = part == PARTS - 1
-            row, then_row = first + part * CHUNK_ROWS, gl.where(is_last, next_first, first + (part + 1) * CHUNK_ROWS)
-            then_end, then_column = gl.where(is_last, next_end, end), gl.where(is_last, next_column, column)
+            row = first + part * CHUNK_ROWS
+            then_row = gl.where(is_last, next_first, first + (part + 1) * CHUNK_ROWS)
+            then_end = gl.where(is_last, next_end, end)
+            then_column = gl.where(is_last, next_column, column)
             scale = next_scale
             next_scale = _scale(gate_ptr, assignment_ptr, then_row, then_end, layout)
-            _chunk(chunks.index(part), up0, gate0, scale, made, row, end, column, R, F, layout)
+            _chunk(chunks.index(part), up0, gate0, scale, results, row, end, column, R, F, layout)
             up0, gate0 = _load(pre, then_row, then_end, then_column, F, layout)
-            _chunk(chunks.index(part + PARTS), up1, gate1, scale, made, row, end, column + PAIRS, R, F, layout)
+            _chunk(
+                chunks.index(part + PARTS), up1, gate1, scale, results, row, end,
+                column + PAIRS, R, F, layout,
+            )  # fmt: skip
             up1, gate1 = _load(pre, then_row, then_end, then_column + PAIRS, F, layout)
-            _chunk(chunks.index(part + 2 * PARTS), up2, gate2, scale, made, row, end, column + 2 * PAIRS, R, F, layout)
+            _chunk(
+                chunks.index(part + 2 * PARTS), up2, gate2, scale, results, row, end,
+                column + 2 * PAIRS, R, F, layout,
+            )  # fmt: skip
             up2, gate2 = _load(pre, then_row, then_end, then_column + 2 * PAIRS, F, layout)
-            _chunk(chunks.index(part + 3 * PARTS), up3, gate3, scale, made, row, end, column + 3 * PAIRS, R, F, layout)
+            _chunk(
+                chunks.index(part + 3 * PARTS), up3, gate3, scale, results, row, end,
+                column + 3 * PAIRS, R, F, layout,
+            )  # fmt: skip
             up3, gate3 = _load(pre, then_row, then_end, then_column + 3 * PAIRS, F, layout)
         barrier()
         mbarrier.arrive(taken.index(0))
@@ -165,13 +233,16 @@ def _differentiate(sums, written, taken, pre, made, gate_ptr, assignment_ptr, ta
 
 @gluon.jit
 def _load(pre, row, end, column, F, layout: gl.constexpr):
+    """Return a chunk's pairs of the pre-activations of up and gate."""
     place, inside = _place(row, end, column, F, layout)
-    return gl.load(pre[0] + place, mask=inside, other=0), gl.load(pre[1] + place, mask=inside, other=0)
+    up = gl.load(pre[0] + place, mask=inside, other=0)
+    gate = gl.load(pre[1] + place, mask=inside, other=0)
+    return up, gate
 
 
 @gluon.jit
 def _place(row, end, column, F, layout: gl.constexpr):
-    """Where a chunk's pairs lie in memory, and which of them there are."""
+    """Return the offsets of a chunk's pairs in memory, and which of them exist."""
     rows = gl.arange(0, CHUNK_ROWS, layout=gl.SliceLayout(1, layout))
     lanes = gl.arange(0, PAIRS, layout=gl.SliceLayout(0, layout))
     inside = (rows < end - row)[:, None] & (lanes < F - column)[None, :]
@@ -180,46 +251,70 @@ def _place(row, end, column, F, layout: gl.constexpr):
 
 @gluon.jit
 def _scale(gate_ptr, assignment_ptr, row, end, layout: gl.constexpr):
-    """The router's gates of a chunk's rows."""
+    """Return the router's gates of a chunk's rows, as a column."""
     rows = row + gl.arange(0, CHUNK_ROWS, layout=gl.SliceLayout(1, layout))
-    return gl.load(gate_ptr + gl.load(assignment_ptr + rows, mask=rows < end, other=0)).to(gl.float32)[:, None]
+    return gl.load(gate_ptr + gl.load(assignment_ptr + rows, mask=rows < end, other=0)).to(
+        gl.float32
+    )[:, None]
 
 
 @gluon.jit
-def _chunk(memory, up, gate, scale, made, row, end, column, R, F, layout: gl.constexpr):
+def _chunk(memory, up, gate, scale, results, row, end, column, R, F, layout: gl.constexpr):
+    """Differentiate one chunk: CHUNK_ROWS rows of one piece of columns.
+
+    `memory` holds the chunk's sums, `scale` the router's gates, and `results` the pointers to the
+    four results.
+    """
     grad = memory.load(layout)
-    part, up_grad, gate_grad, hidden = _swiglu_backward(_first(grad), _first(up), _first(gate), scale)
-    part2, up_grad2, gate_grad2, hidden2 = _swiglu_backward(_second(grad), _second(up), _second(gate), scale)
+    part, up_grad, gate_grad, hidden = _swiglu_backward(
+        _first(grad), _first(up), _first(gate), scale
+    )
+    part2, up_grad2, gate_grad2, hidden2 = _swiglu_backward(
+        _second(grad), _second(up), _second(gate), scale
+    )
     place, inside = _place(row, end, column, F, layout)
-    gl.store(made[0] + place, _pair(up_grad, up_grad2), mask=inside)
-    gl.store(made[1] + place, _pair(gate_grad, gate_grad2), mask=inside)
-    gl.store(made[2] + place, _pair(hidden, hidden2), mask=inside)
+    gl.store(results[0] + place, _pair(up_grad, up_grad2), mask=inside)
+    gl.store(results[1] + place, _pair(gate_grad, gate_grad2), mask=inside)
+    gl.store(results[2] + place, _pair(hidden, hidden2), mask=inside)
     rows = row + gl.arange(0, CHUNK_ROWS, layout=gl.SliceLayout(1, layout))
-    partial = made[3] + column // PAIRS * gl.cast(R, gl.int64) + rows
+    partial = results[3] + column // PAIRS * gl.cast(R, gl.int64) + rows
     gl.store(partial, gl.sum(part + part2, axis=1), mask=(rows < end) & (column < F))
 
 
 @gluon.jit
 def _swiglu_backward(grad, up, gate, scale):
-    """What a gate's gradient is the sum of, the gradients of up and gate, and the activation, these three gated."""
-    open_ = sigmoid(gate)
-    silu = gate * open_
+    """Return the terms of the router's gradient, the gradients of up and gate, and the activation.
+
+    The last three are multiplied by `scale`, the router's gate. The gradient of that gate is the
+    sum of the first over the columns.
+    """
+    sigmoid_gate = sigmoid(gate)
+    silu = gate * sigmoid_gate
     hidden = silu * up
     scaled = grad * scale
-    return grad * hidden, scaled * silu, scaled * up * ((open_ + silu) - silu * open_), hidden * scale
+    return (
+        grad * hidden,
+        scaled * silu,
+        scaled * up * ((sigmoid_gate + silu) - silu * sigmoid_gate),
+        hidden * scale,
+    )
 
 
 @gluon.jit
 def _first(pair):
-    """Of two bfloat16 in 32 bits."""
+    """Return the first of the two bfloat16 in each 32-bit integer, as float32."""
     return (pair << 16).to(gl.float32, bitcast=True)
 
 
 @gluon.jit
 def _second(pair):
+    """Return the second of the two bfloat16 in each 32-bit integer, as float32."""
     return (pair & -65536).to(gl.float32, bitcast=True)
 
 
 @gluon.jit
 def _pair(first, second):
-    return gl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f", [second, first], gl.int32, True, 1)
+    """Round two float32 to bfloat16, and return both in one 32-bit integer."""
+    return gl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f", [second, first], gl.int32, True, 1
+    )

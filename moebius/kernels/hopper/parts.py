@@ -1,13 +1,18 @@
-# What runs in a kernel is not Python: Gluon's stand-ins for its values have other types.
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
-"""What the hand-written kernels have in common: one half of the warps multiplies while the other runs the epilogue.
+# Gluon's compiler gives the values in a kernel other types than pyright infers for them.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportReturnType=false
+"""What the two hand-written kernels share: some warps multiply while other warps run the epilogue.
 
-Eight warps compute tiles of 128 x 256, of which each writes its sums to shared memory in bfloat16 and goes on to its next;
-others turn them into what the kernel is for. Triton's own pipeline leaves the tensor cores idle in every epilogue, and two
-groups of four warps that take turns (CUTLASS's ping-pong) want more of shared memory than it gives: instructions of 64 x 128
-read 96 bytes a cycle, tiles of 128 x 128 bring in 64 more, and there are 128. docs/log.md has the times of all.
+Eight warps compute tiles of 128 x 256. They write the sums of a tile to shared memory in bfloat16
+and continue with the next tile, while other warps turn these sums into the kernel's results.
+
+The alternatives are slower. Triton's own pipeline leaves the tensor cores idle during every
+epilogue. Two groups of four warps that take turns (CUTLASS's ping-pong) need more bandwidth than
+shared memory has, which is 128 bytes per cycle: instructions of 64 x 128 read 96 bytes per cycle,
+and loading tiles of 128 x 128 writes another 64.
 """
+# docs/log/kernels.md has the measured times of all alternatives.
 
 from functools import cache
 
@@ -21,31 +26,38 @@ from moebius.kernels import launch, tiles
 from moebius.kernels.order import TILE_ROWS
 
 BM, BN = TILE_ROWS, 256
-BK, STAGES = 32, 6  # as much in flight as fits beside a tile's sums; half of it in steps of 64 is slower
-WIDTH: gl.constexpr = gl.constexpr(64)  # columns of the pieces that sums are kept in: a line of 128 bytes
-CHUNK_ROWS: gl.constexpr = gl.constexpr(32)  # of what an epilogue does at a time
-barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # its name since triton 3.7
+# The six stages fill the shared memory that a tile's sums leave. Three stages of 64 take as much
+# memory and are slower.
+BK, STAGES = 32, 6
+# A tile's sums are kept in four pieces of 64 columns: the 128 bytes that shared memory swizzles.
+WIDTH: gl.constexpr = gl.constexpr(64)
+# An epilogue processes this many rows of a piece at a time.
+CHUNK_ROWS: gl.constexpr = gl.constexpr(32)
+# Triton 3.7 renamed thread_barrier to barrier.
+barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 
 
 class Descriptor(TensorDescriptor):
-    """As `launch.Descriptor`, for Gluon."""
+    """The same as `launch.Descriptor`, for Gluon."""
 
     def __post_init__(self) -> None:
         pass
 
 
 def blocks(matrix: Tensor, rows: int, columns: int) -> Descriptor:
-    """As `tiles.block_descriptor`."""
+    """Return the Gluon version of `tiles.block_descriptor`."""
     return _with_layout(tiles.block_descriptor(matrix, rows, columns))
 
 
 def ragged(matrix_RN: Tensor, rows: int, columns: int) -> Descriptor:
-    """As `tiles.ragged_descriptor`."""
+    """Return the Gluon version of `tiles.ragged_descriptor`."""
     return _with_layout(tiles.ragged_descriptor(matrix_RN, rows, columns))
 
 
 def _with_layout(plain: launch.Descriptor) -> Descriptor:
-    return Descriptor(plain.base, plain.shape, plain.strides, plain.block_shape, _layout(*plain.block_shape))
+    return Descriptor(
+        plain.base, plain.shape, plain.strides, plain.block_shape, _layout(*plain.block_shape)
+    )
 
 
 @cache
@@ -55,22 +67,32 @@ def _layout(*block: int) -> gl.NVMMASharedLayout:
 
 @gluon.jit
 def barriers(COUNT: gl.constexpr):
-    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    """Allocate COUNT barriers in shared memory, each of which waits for one arrival."""
+    memory = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(COUNT):
-        mbarrier.init(made.index(i), count=1)
-    return made
+        mbarrier.init(memory.index(i), count=1)
+    return memory
 
 
 @gluon.jit
 def find(table_ptr, tile, tiles, columns):
-    """A tile's expert, its first row and its expert's end; of the last one for a tile that there is not, or no rows at all."""
+    """Return the expert of a tile, the tile's first row, and the end of its expert's rows.
+
+    `table_ptr` points to `Order.tiles`, in which one line stands for the `columns` tiles at the
+    same rows. `tiles` is the number of all tiles; a tile past the last gets the last tile's
+    values. If there are no tiles at all, the values are zeros, which mean an expert without rows.
+    """
     place = table_ptr + 4 * (gl.maximum(gl.minimum(tile, tiles - 1), 0) // columns + 1)
     return gl.load(place), gl.load(place + 1), gl.load(place + 2)
 
 
 @gluon.jit
 def hand_over(block, sums, written, taken, turn):
-    """A tile's sums, in four pieces of columns, when the epilogue has done with the tile's before."""
+    """Write a tile's sums to shared memory, in four pieces of columns, for the epilogue to read.
+
+    This waits until the epilogue has `taken` the sums of the tile before, and then signals
+    `written`. `turn` counts the program's tiles from 0.
+    """
     BM: gl.constexpr = block.shape[0]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, WIDTH, 16])
     left, right = _halves(block.to(gl.bfloat16))
@@ -89,12 +111,19 @@ def hand_over(block, sums, written, taken, turn):
 
 @gluon.jit
 def _halves(block):
-    """The left and the right half of the columns: registers stay where they are."""
+    """Return the left and the right half of the columns, without moving any registers."""
     return block.reshape([block.shape[0], 2, block.shape[1] // 2]).permute((0, 2, 1)).split()
 
 
 @gluon.jit
 def sigmoid(x):
-    """Two instructions for special functions, each right to two units in the last place of float32."""
-    power = gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * -1.4426950408889634], gl.float32, True, 1)
-    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + power], gl.float32, True, 1)
+    """Return the sigmoid of x, from one approximate exponential and one approximate reciprocal.
+
+    Each of the two instructions is accurate to two units in the last place of float32.
+    """
+    power = gl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * -1.4426950408889634], gl.float32, True, 1
+    )
+    return gl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + power], gl.float32, True, 1
+    )

@@ -1,12 +1,21 @@
-# What runs in a kernel is not Python: Gluon's stand-ins for its values have other types.
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
-"""The up and gate products with SwiGLU: eight warps multiply what one has fetched, four compute the activation."""
+# Gluon's compiler gives the values in a kernel other types than pyright infers for them.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportReturnType=false
+"""The up and gate products with SwiGLU, by hand for Hopper.
+
+One warp fetches the operands, eight warps multiply them, and four warps compute the activation.
+"""
 
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 
 from moebius.kernels.hopper.parts import (
     BK,
@@ -27,37 +36,50 @@ from moebius.kernels.launch import launch
 from moebius.kernels.order import Order
 from moebius.kernels.tiles import ROWS, multiprocessors
 
-REGISTERS, EPILOGUE_REGISTERS, PRODUCER_REGISTERS = 128, 152, 24  # a thread's: of all at first, then of who has which role
+# Registers per thread: of all warps at the start, then of those with a role of their own.
+REGISTERS, EPILOGUE_REGISTERS, PRODUCER_REGISTERS = 128, 152, 24
 
 
 def up(x_RD: Tensor, w_gate_EDF: Tensor, w_up_EDF: Tensor, order: Order) -> tuple[Tensor, Tensor]:
-    """pre_PRF, hidden_RF, as `forward.up`, with SwiGLU and without dropout."""
+    """Return pre_PRF and hidden_RF like `forward.up`, for SwiGLU without dropout."""
     _, D, F = w_up_EDF.shape
     pre_PRF, hidden_RF = x_RD.new_empty(2, len(x_RD), F), x_RD.new_empty(len(x_RD), F)
     weights = [blocks(w_EDF, BK, BN // 2) for w_EDF in (w_up_EDF, w_gate_EDF)]
     planes = [ragged(pre_RF, BM, WIDTH.value) for pre_RF in (pre_PRF[0], pre_PRF[1])]
     launch(
-        _hopper_up, (multiprocessors(x_RD.device),), blocks(x_RD, BM, BK), *weights, *planes, hidden_RF, order.tiles, D, F, BM,
-        BN, BK, STAGES, EPILOGUE_REGISTERS, PRODUCER_REGISTERS, num_warps=8, maxnreg=REGISTERS,
+        _hopper_up, (multiprocessors(x_RD.device),), blocks(x_RD, BM, BK), *weights, *planes,
+        hidden_RF, order.tiles, D, F, BM, BN, BK, STAGES, EPILOGUE_REGISTERS, PRODUCER_REGISTERS,
+        num_warps=8, maxnreg=REGISTERS,
     )  # fmt: skip
     return pre_PRF, hidden_RF
 
 
 @gluon.jit
 def _hopper_up(
-    x, w_up, w_gate, pre_up, pre_gate, hidden_ptr, table_ptr, D, F, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
-    STAGES: gl.constexpr, EPILOGUE: gl.constexpr, PRODUCER: gl.constexpr,
+    x, w_up, w_gate, pre_up, pre_gate, hidden_ptr, table_ptr, D, F,
+    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
+    EPILOGUE: gl.constexpr, PRODUCER: gl.constexpr,
 ):  # fmt: skip
+    """Allocate shared memory and barriers, and give the warps their roles.
+
+    `full` and `empty` pass the stages of operands between the fetching and the multiplying warps;
+    `written` and `taken` pass a tile's sums between the multiplying and the activating warps.
+    """
     a = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BM, BK], x.layout)
     b = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BK, BN], w_up.layout)
-    sums = gl.allocate_shared_memory(gl.bfloat16, [4 * BM // CHUNK_ROWS, CHUNK_ROWS, WIDTH], gl.NVMMASharedLayout(128, 16, 2))
+    sums = gl.allocate_shared_memory(
+        gl.bfloat16, [4 * BM // CHUNK_ROWS, CHUNK_ROWS, WIDTH], gl.NVMMASharedLayout(128, 16, 2)
+    )
     full, empty = barriers(STAGES), barriers(STAGES)
     written, taken = barriers(1), barriers(1)
     columns = gl.cdiv(F, BN // 2)
     gl.warp_specialize(
         [
             (_multiply, (a, b, sums, full, empty, written, taken, table_ptr, columns, D)),
-            (_activate, (sums, written, taken, pre_up, pre_gate, hidden_ptr, table_ptr, columns, F)),
+            (
+                _activate,
+                (sums, written, taken, pre_up, pre_gate, hidden_ptr, table_ptr, columns, F),
+            ),
             (_fetch, (x, w_up, w_gate, a, b, full, empty, table_ptr, columns, D)),
         ],
         [4, 1],
@@ -67,6 +89,7 @@ def _hopper_up(
 
 @gluon.jit
 def _fetch(x, w_up, w_gate, a, b, full, empty, table_ptr, columns, D):
+    """Copy blocks of x, and of w_up and w_gate side by side, into stages that are empty."""
     STAGES: gl.constexpr = a.shape[0]
     BK: gl.constexpr = a.shape[2]
     HALF: gl.constexpr = b.shape[2] // 2
@@ -79,16 +102,21 @@ def _fetch(x, w_up, w_gate, a, b, full, empty, table_ptr, columns, D):
             stage = step % STAGES
             mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
             ready = full.index(stage)
-            mbarrier.expect(ready, x.block_type.nbytes + w_up.block_type.nbytes + w_gate.block_type.nbytes)
+            mbarrier.expect(
+                ready, x.block_type.nbytes + w_up.block_type.nbytes + w_gate.block_type.nbytes
+            )
             tma.async_copy_global_to_shared(x, [row, k], ready, a.index(stage))
             halves = b.index(stage)._reinterpret(gl.bfloat16, [2, BK, HALF], w_up.layout)
             tma.async_copy_global_to_shared(w_up, [expert * D + k, column], ready, halves.index(0))
-            tma.async_copy_global_to_shared(w_gate, [expert * D + k, column], ready, halves.index(1))
+            tma.async_copy_global_to_shared(
+                w_gate, [expert * D + k, column], ready, halves.index(1)
+            )
             step += 1
 
 
 @gluon.jit
 def _multiply(a, b, sums, full, empty, written, taken, table_ptr, columns, D):
+    """Multiply the operands in stages that are full, and hand over the sums of each tile."""
     STAGES: gl.constexpr = a.shape[0]
     BM: gl.constexpr = a.shape[1]
     BK: gl.constexpr = a.shape[2]
@@ -108,12 +136,16 @@ def _multiply(a, b, sums, full, empty, written, taken, table_ptr, columns, D):
         first += steps
         mbarrier.arrive(empty.index((first - 1) % STAGES))
         hand_over(block, sums, written, taken, turn)
-        turn += 1  # noqa: SIM113  Gluon has no enumerate
+        turn += 1  # noqa: SIM113 (Gluon has no enumerate)
 
 
 @gluon.jit
 def _activate(sums, written, taken, pre_up, pre_gate, hidden_ptr, table_ptr, columns, F):
-    """The sums are what is kept for backward as they are; the activation is that of what is kept."""
+    """Store each tile's sums, which are the pre-activations, and the activation of these.
+
+    The activation is computed from the sums as stored, rounded to bfloat16, so that the backward
+    pass recomputes the same one.
+    """
     CHUNKS: gl.constexpr = sums.shape[0]
     BM: gl.constexpr = CHUNKS // 4 * CHUNK_ROWS
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -132,8 +164,16 @@ def _activate(sums, written, taken, pre_up, pre_gate, hidden_ptr, table_ptr, col
             up_block = sums.index(chunk).load(layout).to(gl.float32)
             gate_block = sums.index(chunk + CHUNKS // 2).load(layout).to(gl.float32)
             hidden = (up_block * gate_block * sigmoid(gate_block)).to(gl.bfloat16)
-            rows = row + chunk % (CHUNKS // 4) * CHUNK_ROWS + gl.arange(0, CHUNK_ROWS, layout=gl.SliceLayout(1, layout))
-            lanes = column + chunk // (CHUNKS // 4) * WIDTH + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
+            rows = (
+                row
+                + chunk % (CHUNKS // 4) * CHUNK_ROWS
+                + gl.arange(0, CHUNK_ROWS, layout=gl.SliceLayout(1, layout))
+            )
+            lanes = (
+                column
+                + chunk // (CHUNKS // 4) * WIDTH
+                + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
+            )
             place = hidden_ptr + rows[:, None].to(gl.int64) * F + lanes[None, :]
             gl.store(place, hidden, mask=(rows < end)[:, None] & (lanes < F)[None, :])
         tma.store_wait(0)
@@ -144,6 +184,7 @@ def _activate(sums, written, taken, pre_up, pre_gate, hidden_ptr, table_ptr, col
 
 @gluon.jit
 def _store_rows(ragged, end, row, column, memory):
+    """Start storing a block from shared memory at `row`, without the rows from `end` on."""
     shape: gl.constexpr = [1, 1, memory.shape[0], memory.shape[1]]
     block = memory._reinterpret(memory.dtype, shape, ragged.layout)
     tma.async_copy_shared_to_global(ragged, [ROWS, end, ROWS - end + row, column], block)

@@ -1,0 +1,63 @@
+"""What an ablation is asked to do, and what it has measured. No torch."""
+
+import math
+from dataclasses import dataclass, field
+
+from moebius.ablate.comparison import Outcome
+from moebius.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    """What is measured, and for how long. Raises ConfigError for a value that makes no sense."""
+
+    seconds: float = 30.0
+    """Seconds in which speed is measured, for all variants together."""
+    rounds: int = 0
+    """Number of times that each variant is measured. 0 means as many as fit."""
+    learn: int = 0
+    """Steps for which the first variant learns. The others learn on as many tokens. 0 means that
+    nothing is learned, unless learn_seconds is set."""
+    learn_seconds: float = 0.0
+    """Seconds for which each variant learns, instead of a number of steps."""
+    seeds: int = 1
+    """Number of times that each variant learns, each with another seed."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("rounds", 0), ("learn", 0), ("seeds", 1)):
+            if getattr(self, name) < lowest:
+                raise ConfigError(f"--{name} {getattr(self, name)}: must be at least {lowest}")
+        for name in ("seconds", "learn_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(
+                    f"{flag} {getattr(self, name)}: must be a finite number of at least 0"
+                )
+        if self.learn and self.learn_seconds:
+            raise ConfigError("--learn and --learn-seconds: only one of them can be set")
+        if self.seeds > 1 and not self.learns:
+            raise ConfigError(
+                f"--seeds {self.seeds}: seeds are for learning; set --learn STEPS or "
+                "--learn-seconds S too"
+            )
+
+    @property
+    def learns(self) -> bool:
+        """Whether the variants are trained, and not only timed."""
+        return bool(self.learn or self.learn_seconds)
+
+
+@dataclass
+class Ablation:
+    """Variants and what was measured of them."""
+
+    options: AblateOptions
+    outcomes: list[Outcome]
+    """One outcome per variant. The configuration itself comes first."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know of how the figures came about."""
+
+    @property
+    def sound(self) -> list[Outcome]:
+        """The outcomes of the variants that have not failed."""
+        return [outcome for outcome in self.outcomes if not outcome.problem]

@@ -1,0 +1,57 @@
+"""`moebius ablate`: variants of a configuration, measured and trained in turns.
+
+Each variant has a process of its own. Because they take turns, whatever else the machine does
+affects all of them alike.
+"""
+
+from collections.abc import Callable, Sequence
+
+from moebius.ablate.ablation import AblateOptions, Ablation
+from moebius.ablate.comparison import Outcome
+from moebius.ablate.learning import learn_variants
+from moebius.ablate.stage import NoRoomError, Stage
+from moebius.ablate.timing import time_variants
+from moebius.ablate.variants import Variant
+from moebius.errors import MoebiusError
+
+Say = Callable[[str], None]
+NO_ROOM = "the variants do not fit into memory at the same time: "
+FRESH_PROCESSES = "each had a fresh process for each turn, and only one was alive at a time"
+ONE_BY_ONE = "they learned one after the other"
+
+
+def ablate(variants: Sequence[Variant], options: AblateOptions, say: Say) -> Ablation:
+    """Measure the variants and, if the options say so, train them.
+
+    say takes lines of progress. A variant that fails says so in its outcome. Raises MoebiusError
+    if the text of the first one cannot be prepared.
+    """
+    ablation = Ablation(options, [Outcome(variant, variant.problem) for variant in variants])
+    if options.learns:
+        _prepare(ablation, say)
+    stage = Stage()
+    for phase in (time_variants, learn_variants) if options.learns else (time_variants,):
+        try:
+            with stage:
+                phase(ablation, stage, say)
+        except NoRoomError:
+            how = FRESH_PROCESSES if phase is time_variants else ONE_BY_ONE
+            ablation.notes.append(NO_ROOM + how)
+            stage.is_alone = True
+            with stage:
+                phase(ablation, stage, say)
+    return ablation
+
+
+def _prepare(ablation: Ablation, say: Say) -> None:
+    """Prepare the variants' texts, before several processes need them at the same time."""
+    from moebius.data import prepare
+
+    for outcome in ablation.sound:
+        config = outcome.variant.config
+        try:
+            prepare(config.data, config.model.vocab_size, report=say)
+        except MoebiusError as error:
+            if outcome is ablation.outcomes[0]:
+                raise
+            outcome.problem = str(error)

@@ -1,0 +1,34 @@
+"""`moebius data`: prepare the tokenizer and the token shards ahead of training."""
+
+import sys
+from argparse import Namespace
+
+from moebius.cli.command import CONFIG, SECTIONS, Command
+
+
+def run(options: Namespace) -> None:
+    """Prepare the data and print what there is and where."""
+    from moebius.config.files import read_config
+
+    config = read_config(options.config, options.settings)
+    from moebius.data import prepare
+
+    corpus = prepare(
+        config.data, config.model.vocab_size, report=print, progress=sys.stderr.isatty()
+    )
+    print(f"{corpus.summary()}\n{corpus.folder}")
+
+
+COMMAND = Command(
+    name="data",
+    usage="[CONFIG] [--section.key value ...]",
+    summary="prepare the tokenizer and the token shards without training",
+    description=(
+        "Prepare the tokenizer and the token shards of a configuration. `moebius train` does the "
+        "same when it has to; this command does it ahead of time, on a machine without a GPU."
+    ),
+    examples=("moebius data standard --data.source 'corpus/*.jsonl' --data.workers 16",),
+    arguments=(CONFIG,),
+    settings=SECTIONS,
+    run=run,
+)

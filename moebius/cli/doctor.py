@@ -1,0 +1,49 @@
+"""`moebius doctor`: what this machine has, what will be used, and whether training works."""
+
+from argparse import ArgumentParser, Namespace
+
+from moebius.cli.command import SECTIONS, Command
+from moebius.errors import NumericError
+
+
+def run(options: Namespace) -> None:
+    """Print the diagnosis line by line. Raises NumericError if a check fails."""
+    from moebius.config import Config
+    from moebius.config.files import override
+    from moebius.config.flags import parse_flags
+
+    config = override(Config(), parse_flags(options.settings))
+    from moebius.doctor.examine import as_json, examine
+    from moebius.hardware.device import choose_device
+
+    def say(line: str) -> None:
+        if not options.as_json:
+            print(line, flush=True)
+
+    diagnosis = examine(config, choose_device(config.train.device), say)
+    if options.as_json:
+        print(as_json(diagnosis))
+    if diagnosis.failed:
+        raise NumericError(diagnosis.verdict())
+    say(diagnosis.verdict())
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", dest="as_json", action="store_true", help="print JSON instead of lines"
+    )
+
+
+COMMAND = Command(
+    name="doctor",
+    usage="[--section.key value ...] [--json]",
+    summary="check this machine: what it has, what will be used, whether training works",
+    description=(
+        "Show what this machine has, what a run would use of it and how fast that is; warn of "
+        "what would spoil a run; and test that training works. This takes about a minute."
+    ),
+    examples=("moebius doctor", "moebius doctor --train.device cpu --json"),
+    settings=SECTIONS,
+    add_options=_add_options,
+    run=run,
+)

@@ -1,0 +1,92 @@
+"""`moebius generate`: continue a prompt with a trained model."""
+
+import math
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+
+from moebius.cli.command import RUN, Command
+from moebius.errors import ConfigError
+
+
+def run(options: Namespace) -> None:
+    """Print the prompt and, token by token, what the run's newest checkpoint continues it with."""
+    _check(options)
+    from moebius.train.run_directory import RunDirectory
+
+    directory = RunDirectory.open(options.run)
+    # checked like the setting train.device
+    name = replace(directory.config().train, device=options.device).device
+    from moebius.cli.sample import continuation, printable
+    from moebius.hardware.device import choose_device
+
+    texts = continuation(
+        directory,
+        choose_device(name),
+        options.prompt,
+        options.max_tokens,
+        options.temperature,
+        options.seed,
+    )
+    shown = printable if sys.stdout.isatty() else str
+    print(shown(options.prompt), end="", flush=True)
+    for text in texts:
+        print(shown(text), end="", flush=True)
+    print()
+
+
+def _check(options: Namespace) -> None:
+    """Raise ConfigError for an option that cannot be sampled with."""
+    if not 0 <= options.temperature < math.inf:
+        raise ConfigError(
+            f"--temperature {options.temperature}: must be a finite number, at least 0"
+        )
+    if not 0 <= options.seed < 2**63:
+        raise ConfigError(f"--seed {options.seed}: must be from 0 to 2**63 - 1")
+    if any("\ud800" <= letter <= "\udfff" for letter in options.prompt):
+        # Python represents bytes that are not UTF-8 by these surrogates
+        raise ConfigError(f"--prompt {options.prompt!r}: must be UTF-8")
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--prompt", default="", metavar="TEXT", help="text to continue (default: none)"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=200,
+        metavar="N",
+        help="largest number of tokens to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="T",
+        help="randomness; 0 always takes the likeliest token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the sampling (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
+    )
+
+
+COMMAND = Command(
+    name="generate",
+    usage="RUN [options]",
+    summary="continue a prompt with a trained model",
+    description=(
+        "Continue a prompt with the newest checkpoint of a run. The same seed gives the same text."
+    ),
+    examples=("moebius generate runs/my-run --prompt 'def fibonacci(' --max-tokens 100",),
+    arguments=(RUN,),
+    add_options=_add_options,
+    run=run,
+)

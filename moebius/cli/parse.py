@@ -1,0 +1,108 @@
+"""Splits a command's words into its arguments, its own options and the settings.
+
+argparse reads the options only: it would take the value of `--section.key value` for an argument.
+"""
+
+import difflib
+from argparse import ArgumentParser, HelpFormatter, Namespace
+from collections.abc import Sequence
+from typing import NoReturn
+
+from moebius.cli.command import Argument, Command
+from moebius.errors import ConfigError
+
+WIDTH = 99  # of help, whatever the terminal's, so that everybody sees the same text
+SIMILAR = 0.75  # of difflib: an option that is less similar than this is not suggested
+
+
+def parse(command: Command, words: Sequence[str]) -> Namespace:
+    """Return the command's arguments, options and settings, as `Command.run` expects them.
+
+    Raises ConfigError for an argument that is missing or in the wrong place, for an option that
+    the command does not have, and for a value that is not of the option's type. What may be a
+    setting is not checked here: the error of `moebius.config` knows all settings.
+    """
+    parser = option_parser(command)
+    options, rest = parser.parse_known_args(list(words))
+    missing = list(command.arguments)
+    while missing and rest and not rest[0].startswith("-"):
+        setattr(options, missing.pop(0).metavar.lower(), rest.pop(0))
+    _check_rest(command, parser, rest, missing)
+    for argument in missing:
+        if argument.default is None:
+            raise ConfigError(f"{argument.metavar} is missing; usage: `{command.usage_line}`")
+        setattr(options, argument.metavar.lower(), argument.default)
+    if command.settings:
+        options.settings = rest
+    return options
+
+
+def option_parser(command: Command) -> ArgumentParser:
+    """Return a parser of the command's own options."""
+    parser = _Parser(
+        prog=f"moebius {command.name}",
+        usage=command.usage_line,
+        formatter_class=lambda prog: HelpFormatter(prog, max_help_position=28, width=WIDTH),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    command.add_options(parser)
+    return parser
+
+
+class _Parser(ArgumentParser):
+    """An ArgumentParser that raises ConfigError instead of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def _check_rest(
+    command: Command, parser: ArgumentParser, rest: Sequence[str], missing: Sequence[Argument]
+) -> None:
+    """Raise ConfigError for a word that is neither a setting nor the value of one."""
+    previous = ""
+    for word in rest:
+        if word.startswith("-") and not _is_negative_number(word):
+            _check_flag(command, parser, word, rest)
+        elif not previous.startswith("-") or "=" in previous:
+            first = f"{missing[0].metavar} must come first; " if missing else ""
+            raise ConfigError(
+                f"{word!r} was not expected here; {first}usage: `{command.usage_line}`"
+            )
+        previous = word
+
+
+def _check_flag(command: Command, parser: ArgumentParser, flag: str, rest: Sequence[str]) -> None:
+    """Raise ConfigError for a flag that cannot be a setting.
+
+    It may stand for an argument that has no flag, it may be a misspelled option, or the command
+    may take no settings at all.
+    """
+    name, _, value = flag.partition("=")
+    for argument in command.arguments:
+        if name in argument.mistaken_flags:
+            following = rest[rest.index(flag) + 1 :]
+            value = value or (following[0] if following else argument.metavar)
+            raise ConfigError(
+                f"{name}: {argument.metavar} has no flag and comes first, as in "
+                f"`moebius {command.name} {value}`"
+            )
+    if "." in name and command.settings:
+        return
+    own = [option for action in parser._actions for option in action.option_strings]
+    similar = difflib.get_close_matches(name.replace("_", "-"), own, n=1, cutoff=SIMILAR)
+    if similar:
+        raise ConfigError(f"{name}: unknown option; did you mean {similar[0]}?")
+    if not command.settings:
+        raise ConfigError(
+            f"{name}: unknown option; `moebius {command.name} --help` lists the options"
+        )
+
+
+def _is_negative_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

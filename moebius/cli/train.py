@@ -1,0 +1,40 @@
+"""`moebius train`: pretrain a model."""
+
+import sys
+from argparse import Namespace
+
+from moebius.cli.command import CONFIG, SECTIONS, Command
+
+
+def run(options: Namespace) -> None:
+    """Start a run and train it to its end."""
+    from moebius.config.files import read_config
+    from moebius.parallel.process import Process
+
+    process = Process.from_environment()
+    config = read_config(options.config, options.settings)
+    from moebius.cli.training import train_to_end
+    from moebius.train.session import start
+
+    is_terminal = sys.stderr.isatty()
+    train_to_end(start(config, options.config, print, is_terminal, process))
+
+
+COMMAND = Command(
+    name="train",
+    usage="[CONFIG] [--section.key value ...]",
+    summary="pretrain a model",
+    description=(
+        "Pretrain a model. The tokenizer and the tokens of the text are prepared first, unless "
+        "they are there already. Configuration, metrics and checkpoints are kept in the directory "
+        "of the run. `moebius resume` continues a run that was stopped."
+    ),
+    examples=(
+        "moebius train                                     # the preset tiny",
+        "moebius train standard --data.source 'corpus/*.jsonl' --train.steps 5000",
+        "moebius train my.toml --train.lr 3e-4             # flags win over the file",
+    ),
+    arguments=(CONFIG,),
+    settings=SECTIONS,
+    run=run,
+)

@@ -1,0 +1,67 @@
+"""The text: its settings."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from moebius.config.fields import (
+    FilledText,
+    NonNegativeInt,
+    at_least,
+    check_fields,
+    inside,
+    shown,
+)
+from moebius.errors import ConfigError
+
+SECRET_IN_URL = re.compile(r"://([^/,]*@|[^,]*\?)")
+"""A URL with a user name and password, or with a query, which may hold a signature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The text that is trained on, and how it becomes tokens."""
+
+    source: FilledText = "python-stdlib"
+    """Where the text is: a file, folder, glob or URL (plain text, .jsonl, .parquet),
+    `hf:NAME[:SUBSET]` for a Hugging Face dataset, or `python-stdlib`. Several are separated by
+    commas."""
+    weights: Annotated[float | tuple[float, ...], at_least(0)] = 1.0
+    """Each source's share of the training sequences; they need not sum to 1. One number means
+    equal shares."""
+    text_field: FilledText = "text"
+    """Name of the field or column that holds the text in JSON lines, Parquet and Hugging Face
+    data."""
+    errors: Literal["stop", "skip"] = "stop"
+    """What to do about a document that cannot be read: stop and name its place, or skip and count
+    it."""
+    tokenizer: FilledText = "bpe"
+    """`bpe` (byte-level, trained on the source), `bytes`, or the path of a tokenizer.json."""
+    vocab_size: NonNegativeInt = 0
+    """Number of tokens that the BPE learns. 0 means model.vocab_size."""
+    val_fraction: Annotated[float, inside(0, 1)] = 0.01
+    """Share of the documents that is held out for evaluation. A hash of each document decides."""
+    document_masking: bool = True
+    """Keep attention within a document where several are packed into one sequence."""
+    cache: FilledText = "~/.cache/moebius"
+    """Folder for prepared tokenizers and token shards, and for what was downloaded from URLs."""
+    workers: NonNegativeInt = 0
+    """Number of processes that tokenize. The result does not depend on it. 0 means one per
+    core."""
+
+    def __post_init__(self) -> None:
+        check_fields("data", self)
+        if SECRET_IN_URL.search(self.source):
+            raise ConfigError(
+                "data.source: contains a URL with a password or a query, which would be stored "
+                "in config.toml; pass credentials through the environment instead"
+            )
+        num_sources = len(self.source.split(","))
+        weights = (
+            self.weights if isinstance(self.weights, tuple) else (self.weights,) * num_sources
+        )
+        if len(weights) != num_sources or not any(weights):
+            raise ConfigError(
+                f"data.weights={shown(self.weights)}: must be one number for each of the "
+                f"{num_sources} sources, not all 0"
+            )

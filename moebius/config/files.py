@@ -1,0 +1,176 @@
+"""Configurations from presets and TOML files, with other values on top, and back to TOML."""
+
+import functools
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moebius.config.fields import annotations, settings, shown
+from moebius.config.flags import Values, parse_flags
+from moebius.config.presets import preset
+from moebius.config.removed import explanation, without_removed
+from moebius.config.suggestions import nearest, suggestion
+from moebius.config.tree import Config
+from moebius.errors import ConfigError
+
+Report = Callable[[str], None]
+"""Called with one line about a file, without the program's name."""
+
+
+@functools.cache  # a run's config.toml is read several times by one command
+def print_note(note: str) -> None:
+    """Print a line to stderr, once per process."""
+    print(f"moebius: {note}", file=sys.stderr)
+
+
+def read_config(source: str, flags: list[str], report: Report = print_note) -> Config:
+    """Return the configuration of a preset or a TOML file, changed by `--section.key value` flags.
+
+    A file may name a `base`, another file (found from the folder of the first) or a preset, whose
+    settings it changes. `report` is called with a line for each setting in a file that no longer
+    exists. Raises ConfigError in one line that names the file, the setting and the nearest right
+    name.
+    """
+    return override(_from_source(source, (), report), parse_flags(flags))
+
+
+def override(config: Config, values: Values, origin: str = "") -> Config:
+    """Return `config` with values[section][key], or values[section][alarm][key], replaced.
+
+    A section is checked as a whole, so that settings which depend on each other can be changed
+    together. `origin`, a file's name with a colon, begins the line of an error. Raises
+    ConfigError.
+    """
+    sections = list(annotations(Config))
+    with _naming(origin):
+        for section, inner in values.items():
+            if section not in sections:
+                raise ConfigError(_unknown_section(section, inner, sections))
+        return _replaced(config, values, path="")
+
+
+def to_toml(config: Config) -> str:
+    """Return the whole configuration as TOML that `read_config` reads back as the same.
+
+    There is a table for each section and each alarm.
+    """
+    return "\n\n".join(_tables(config, "")) + "\n"
+
+
+def _from_source(source: str, seen: tuple[Path, ...], report: Report) -> Config:
+    path = Path(source)
+    if path.suffix != ".toml":
+        return preset(source)
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: its base leads back to itself")
+    values = _read_toml(path)
+    base = values.pop("base", None)
+    seen = (*seen, path.resolve())
+    config = Config() if base is None else _from_base(base, path, seen, report)
+    values = without_removed(values, lambda line: report(f"{path}: {line}"))
+    return override(config, values, origin=f"{path}: ")
+
+
+def _read_toml(path: Path) -> Values:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8").removeprefix("\ufeff"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte offset {error.start} is not UTF-8") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: its lists or tables are nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _from_base(base: Any, path: Path, seen: tuple[Path, ...], report: Report) -> Config:
+    """Return the configuration of the preset or file that the file at `path` names as its base."""
+    if not isinstance(base, str):
+        raise ConfigError(
+            f"{path}: base={shown(base)}: must be the name of a preset or a TOML file"
+        )
+    if base.endswith(".toml"):
+        return _from_source(str(path.parent / base), seen, report)
+    with _naming(f"{path}: base: "):
+        return preset(base)
+
+
+@contextmanager
+def _naming(origin: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{origin}{error}") from None
+
+
+def _replaced(section: Any, values: Values, path: str) -> Any:
+    """Return a section with some of its settings replaced, and those of sections inside it."""
+    own = annotations(type(section))
+    changed: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{path}.{key}" if path else key
+        if key not in own:
+            raise ConfigError(_unknown_setting(name, value, list(own)))
+        if is_dataclass(own[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name}={shown(value)}: must be a table of settings, [{name}]")
+            value = _replaced(getattr(section, key), value, name)
+        changed[key] = value
+    return replace(section, **changed)
+
+
+def _unknown_setting(name: str, value: Any, neighbors: list[str]) -> str:
+    """Return the error for a setting that does not exist; `neighbors` are those of its section."""
+    if removed := explanation(name):
+        return removed
+    path, _, key = name.rpartition(".")
+    hint = (
+        suggestion(name, value, list(settings(Config)), _written)
+        or nearest(key, neighbors)
+        or f"; `moebius train --help` lists the settings of {path}"
+    )
+    return f"{name}: no such setting{hint}"
+
+
+def _unknown_section(section: str, inner: Any, sections: list[str]) -> str:
+    """Return the error for a section that does not exist; `inner` is what it holds."""
+    names = list(settings(Config))
+    if isinstance(inner, dict):
+        hints = (suggestion(f"{section}.{key}", inner[key], names, _written) for key in inner)
+        hint = nearest(section, sections) or next(filter(None, hints), "")
+    else:
+        hint = suggestion(section, inner, names, _written) or nearest(section, sections)
+    return f"unknown section {section!r}: must be one of {', '.join(sections)}{hint}"
+
+
+def _written(setting: str, value: str) -> str:
+    return f'{setting} = "{value}"' if value else setting
+
+
+def _tables(section: Any, path: str) -> list[str]:
+    """Return a TOML table for a section, and one for each section inside it."""
+    values = {field.name: getattr(section, field.name) for field in fields(section)}
+    plain = [
+        f"{name} = {_toml_value(value)}"
+        for name, value in values.items()
+        if not is_dataclass(value)
+    ]
+    tables = ["\n".join([f"[{path}]", *plain])] if path else []
+    for name, value in values.items():
+        if is_dataclass(value):
+            tables += _tables(value, f"{path}.{name}" if path else name)
+    return tables
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    # JSON's strings, numbers and booleans are TOML's, except for the delete character, which
+    # JSON does not escape, and the characters that JSON would escape as two surrogates.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,99 @@
+"""Settings on the command line: `--section.key value` as nested values."""
+
+import functools
+import typing
+from typing import Any, Literal
+
+from moebius.config.fields import members, settings
+from moebius.config.removed import explanation
+from moebius.config.suggestions import nearest, suggestion
+from moebius.config.tree import Config
+from moebius.errors import ConfigError
+
+LISTS = ("data.source", "data.weights")
+"""Settings that may not be given twice, because that could be meant as a list."""
+
+Values = dict[str, Any]
+"""Values of settings by name; those of a section are nested under the section's name."""
+
+
+def parse_flags(flags: list[str]) -> Values:
+    """Return the nested values of `--section.key value` and `--section.key=value` flags.
+
+    A value is read according to the setting's type, but not checked yet: `override` does that. Of
+    a flag given twice the last counts. Raises ConfigError for a flag of no setting, with the
+    nearest right name, and for a second data.source.
+    """
+    values: Values = {}
+    remaining = list(flags)
+    while remaining:
+        flag = remaining.pop(0)
+        name, has_value, text = flag.removeprefix("--").partition("=")
+        path = name.replace("-", "_")
+        if not flag.startswith("--") or path not in _settings():
+            raise ConfigError(_unknown(flag, name, path, text or next(iter(remaining), "")))
+        if not has_value:
+            if not remaining or remaining[0].startswith("--"):
+                raise ConfigError(
+                    f"--{name}: a value is missing; write one that begins with -- as "
+                    f"--{name}=VALUE"
+                )
+            text = remaining.pop(0)
+        *sections, key = path.split(".")
+        table = values
+        for section in sections:
+            table = table.setdefault(section, {})
+        if key in table and path in LISTS:
+            raise ConfigError(f"--{name}: given twice; several are separated by commas: A,B")
+        table[key] = parse_text(text, _settings()[path])
+    return values
+
+
+def parse_text(text: str, annotation: Any) -> Any:
+    """Return the value that `text` stands for under an annotation.
+
+    Return the text itself if it stands for no value; the check of the settings then refuses it.
+    """
+    types = members(annotation)
+    if str in types or any(typing.get_origin(kind) is Literal for kind in types):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if "," in text or text.startswith(("[", "(")):
+        items = text.strip("[]() ").removesuffix(",")
+        return [_number(item.strip()) for item in items.split(",")] if items else []
+    return _number(text)
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+@functools.cache
+def _settings() -> dict[str, Any]:
+    return settings(Config)
+
+
+def _unknown(flag: str, name: str, path: str, text: str) -> str:
+    """Return the error for what is not the flag of a setting; `text` is its value, if any."""
+    if flag.startswith("--") and (removed := explanation(path)):
+        return f"--{removed}"
+    names = list(_settings())
+    path = path.lstrip("_")  # of a flag with one dash
+    hint = suggestion(path, text, names, _written) or (
+        nearest(path, names).replace("mean ", "mean --")
+    )
+    if flag.startswith("--") and "." in path:
+        return f"--{name}: no such setting{hint}"
+    if hint and "did you mean" not in hint:
+        return f"{flag!r}: not understood{hint}"
+    return f"{flag!r}: not understood; settings are given as --section.key value{hint}"
+
+
+def _written(setting: str, value: str) -> str:
+    return f"--{setting} {value}" if value else f"--{setting}"

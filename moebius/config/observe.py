@@ -1,0 +1,94 @@
+"""What a run watches in its routing, when it raises an alarm and what it does then."""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from moebius.config.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, check_fields
+from moebius.errors import ConfigError
+
+Action = Literal["off", "warn", "raise_aux", "nudge_bias", "revive", "roll_back", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """An alarm on one figure of a layer, an expert or the loss.
+
+    It fires when the figure has been beyond the threshold for `patience` steps, and again after
+    each further `patience` steps.
+    """
+
+    threshold: NonNegativeFloat
+    """Last harmless value of the figure."""
+    window: PositiveInt = 1
+    """Steps over which the logged figures are averaged. 1 means the logged step alone."""
+    patience: NonNegativeInt = 50
+    """Number of steps for which the figure must have been beyond the threshold."""
+    action: Action = "warn"
+    """What the run does. off: nothing. warn: prints a line. raise_aux: doubles the layer's
+    load-balancing loss, up to 32 times, and takes that back once the figure is harmless again.
+    nudge_bias: shifts the choice towards experts with little load. revive: replaces the expert
+    by a copy of the busiest one. roll_back: returns to the last checkpoint before, and leaves
+    out the batches since. stop: saves and exits with code 5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObserveConfig:
+    """What a run shows while it trains, and its alarms."""
+
+    progress: bool = True
+    """Show a progress bar on a terminal. Without a bar or a terminal, each logged step is a
+    line."""
+    tensorboard: bool = True
+    """Also write the metrics for TensorBoard, into the run's folder tb/."""
+
+    cv: Rule = Rule(threshold=0.3, window=20, patience=100)
+    """Fires when the coefficient of variation of a layer's tokens per expert is above the
+    threshold."""
+    dead_expert: Rule = Rule(threshold=0.01)
+    """Fires when an expert's share of its layer's tokens is below the threshold."""
+    dominant_expert: Rule = Rule(threshold=0.5)
+    """Fires when an expert's share of its layer's tokens is above the threshold. Not watched in a
+    layer whose even share is as large as the threshold."""
+    router_gradient: Rule = Rule(threshold=1e-6)
+    """Fires when the norm of a router's gradient, divided by the norm of the whole gradient, is
+    below the threshold."""
+    routing_entropy: Rule = Rule(threshold=0.01)
+    """Fires when the mean entropy of the tokens' probabilities, divided by its largest possible
+    value, the logarithm of the number of experts, is below the threshold."""
+    dropped_tokens: Rule = Rule(threshold=0.2, window=20)
+    """Fires when the share of the tokens that full experts drop is above the threshold (switch
+    router)."""
+    unrouted_tokens: Rule = Rule(threshold=0.5, window=20)
+    """Fires when the share of the tokens that no expert takes is above the threshold (sigmoid
+    router)."""
+    router_logits: Rule = Rule(threshold=0.0, patience=20, action="stop")
+    """Fires when the number of router logits that are not finite is above the threshold."""
+    loss_spike: Rule = Rule(threshold=1.5, window=200, patience=0)
+    """Fires when a logged loss, divided by the median of those logged in the window before it, is
+    above the threshold. There must be at least five in the window."""
+
+    def __post_init__(self) -> None:
+        check_fields("observe", self)
+        for name, rule in self.rules().items():
+            check_fields(f"observe.{name}", rule)
+            if rule.action not in actions(name):
+                raise ConfigError(
+                    f"observe.{name}.action={rule.action!r}: this alarm's action must be one of "
+                    f"{', '.join(actions(name))}"
+                )
+
+    def rules(self) -> dict[str, Rule]:
+        """Return the alarms by name, in the order in which they are checked."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Rule)}
+
+
+def actions(alarm: str) -> tuple[Action, ...]:
+    """Return the actions that the alarm of that name can be answered with."""
+    if alarm == "loss_spike":
+        return ("off", "warn", "roll_back", "stop")
+    if alarm == "router_logits":
+        return ("off", "warn", "stop")
+    about_load = ("cv", "dead_expert", "dominant_expert", "routing_entropy")
+    left_out = ("roll_back",) if alarm in about_load else ("roll_back", "revive")
+    return tuple(action for action in get_args(Action) if action not in left_out)

@@ -1,0 +1,30 @@
+"""The hardware: what a configuration says about it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moebius.config.fields import PositiveInt, check_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model is laid out on the hardware. Nothing here changes what is computed."""
+
+    expert_backend: Literal["auto", "loop", "grouped", "triton"] = "auto"
+    """How the experts are computed. loop runs anywhere, grouped uses torch's grouped matrix
+    products, triton Moebius's own kernels. The first lines of a run say what auto chose and
+    why."""
+    attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
+    """How attention is computed. sdpa runs anywhere; flex (compiled, on a GPU) skips the blocks
+    that document masking hides."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """What backward computes again to save memory: nothing, whole blocks, or everything but the
+    results of matrix products and attention."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile each block. auto: on a GPU."""
+    loss_chunks: PositiveInt = 1
+    """Number of parts in which the LM head's loss and gradient are computed. With more parts,
+    fewer logits are in memory at a time."""
+
+    def __post_init__(self) -> None:
+        check_fields("parallel", self)

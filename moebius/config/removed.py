@@ -1,0 +1,75 @@
+"""Settings that earlier versions had.
+
+Files that still name them are read: each removed setting is reported, and ignored or replaced by
+its successor. As a flag, such a name is an error that gives the reason.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from moebius.config.fields import shown
+
+
+class Removed(NamedTuple):
+    """A setting that no longer exists."""
+
+    reason: str
+    """Why it does not, in a few words."""
+    successor: str = ""
+    """Dotted name of the setting that took its place; empty if the old value is ignored."""
+    convert: Callable[[Any], Any] = lambda value: value
+    """Return the successor's value for the old value."""
+
+
+REMOVED: dict[str, Removed] = {
+    "model.capacity_drop": Removed(
+        "a full expert drops the tokens that come last, so that no token depends on later ones"
+    ),
+}
+"""The removed settings by dotted name."""
+
+
+def explanation(name: str) -> str:
+    """Return why the setting of a dotted name no longer exists, or "" if it never did."""
+    if name not in REMOVED:
+        return ""
+    reason, successor, _ = REMOVED[name]
+    instead = f"; use {successor}" if successor else ""
+    return f"{name} is no longer a setting ({reason}){instead}"
+
+
+def without_removed(values: dict[str, Any], report: Callable[[str], None]) -> dict[str, Any]:
+    """Return the nested values of a file, its removed settings left out or replaced.
+
+    `report` is called with one line for each of them. If the file also sets the successor, that
+    value counts.
+    """
+    kept = copy.deepcopy(values)
+    for name, (reason, successor, convert) in REMOVED.items():
+        path, _, key = name.rpartition(".")
+        table = _table(kept, path)
+        if key not in table:
+            continue
+        old_value = table.pop(key)
+        text = f"{name} is no longer a setting ({reason})"
+        if not successor:
+            report(f"{text}; ignored")
+            continue
+        new_value = convert(old_value)
+        report(f"{text}; read as {successor}={shown(new_value)}")
+        path, _, key = successor.rpartition(".")
+        _table(kept, path, create=True).setdefault(key, new_value)
+    return kept
+
+
+def _table(values: dict[str, Any], path: str, create: bool = False) -> dict[str, Any]:
+    """Return the table at a dotted path. If there is none, return an empty one.
+
+    With `create`, an empty one is also put in its place, unless a value of another type is there:
+    the check of the settings refuses that later.
+    """
+    for section in path.split("."):
+        inner = values.setdefault(section, {}) if create else values.get(section)
+        values = inner if isinstance(inner, dict) else {}
+    return values

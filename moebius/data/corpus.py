@@ -1,0 +1,54 @@
+"""A prepared corpus: what training and evaluation need to know about the text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moebius.data.stream import TokenStream
+from moebius.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The token streams of all sources of a configuration, and their tokenizer."""
+
+    folders: list[Path]
+    """Folder in the cache with the token shards of each source."""
+    tokenizer: Tokenizer
+    """Tokenizer with which all sources were tokenized."""
+    train: TokenStream
+    """Tokens of the training documents, one part per source."""
+    val: TokenStream
+    """Tokens of the held-out documents, one part per source."""
+    separator: int | None
+    """Id of the token with which each document begins, where attention stays inside a document
+    (data.document_masking). None where attention may cross documents."""
+    skipped: int
+    """Number of documents that were left out because they could not be read."""
+    identity: str
+    """Hash of the tokens and the sources' weights. It does not depend on the folders' names."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the first source."""
+        return self.folders[0]
+
+    @property
+    def val_bytes_per_token(self) -> float:
+        """Bytes of held-out text per held-out token, separators included.
+
+        This is the mean over the sources, by weight. It converts nats per token to bits per byte.
+        """
+        parts = self.val.parts
+        weighted = (part.weight * part.num_bytes / (part.stop - part.start) for part in parts)
+        return sum(weighted) / sum(part.weight for part in parts)
+
+    def summary(self) -> str:
+        """Return the sizes of the corpus as one line for the user."""
+        sources = f", {len(self.folders)} sources" if len(self.folders) > 1 else ""
+        left_out = f", {self.skipped:,} documents left out" if self.skipped else ""
+        return (
+            f"{len(self.train):,} training tokens in {self.train.num_documents:,} documents, "
+            f"{len(self.val):,} held-out tokens in {self.val.num_documents:,}; "
+            f"{self.tokenizer.size:,} token ids, {self.val_bytes_per_token:.2f} bytes per token"
+            f"{sources}{left_out}"
+        )

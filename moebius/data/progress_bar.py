@@ -1,0 +1,32 @@
+"""The progress bar that is shown while a source is tokenized."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from moebius.config import DataConfig
+from moebius.data.rows import PARQUET_SUFFIXES
+from moebius.data.sources import source_files
+
+
+@contextmanager
+def progress_bar(config: DataConfig) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr inside the with block; yield a function that adds bytes of text to it.
+
+    The bar has no end if the bytes of text are not known beforehand: for compressed files and data
+    sets on the Hugging Face hub.
+    """
+    files = source_files(config)
+    is_compressed = any(file.suffix.lower() in PARQUET_SUFFIXES for file in files)
+    total = None if is_compressed or not files else sum(file.stat().st_size for file in files)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+        task = bar.add_task("tokenizing", total=total)
+        yield lambda num_bytes: bar.advance(task, num_bytes)

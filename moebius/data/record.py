@@ -1,0 +1,51 @@
+"""The record of how far a source has been ingested, from which a killed process is continued."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from moebius.data.shards import Split
+
+RECORD_FILE = "progress.json"
+SPLITS = ("train", "val")
+
+
+@dataclass
+class Record:
+    """The part of a source that is written to shards and synced to the disk."""
+
+    val_fraction: float
+    """Hash below which a document is held out; a record is of no use for another fraction."""
+    documents: int = 0
+    """Number of documents, counted from the first one of the source."""
+    chain: str = ""
+    """Hash of the hashes of these documents, in order."""
+    splits: dict[str, Split] = field(default_factory=lambda: {name: Split() for name in SPLITS})
+    """The splits as they were synced."""
+
+    @classmethod
+    def read(cls, folder: Path, val_fraction: float) -> "Record":
+        """Return the folder's record, or an empty one.
+
+        It is empty if the folder has no readable record, or one of another fraction.
+        """
+        try:
+            values = json.loads((folder / RECORD_FILE).read_bytes())
+            splits = {name: Split.from_json(values["splits"][name]) for name in SPLITS}
+            record = cls(values["val_fraction"], values["documents"], values["chain"], splits)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls(val_fraction)
+        return record if record.val_fraction == val_fraction else cls(val_fraction)
+
+    def write(self, folder: Path) -> None:
+        """Replace the folder's record by this one, in one step. Raises OSError."""
+        partial = folder / f"{RECORD_FILE}.partial"
+        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        partial.replace(folder / RECORD_FILE)
+
+    def add(self, document_hash: float) -> None:
+        """Count one more document."""
+        self.documents += 1
+        text = f"{self.chain}{document_hash}"
+        self.chain = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

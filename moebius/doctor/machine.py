@@ -1,0 +1,180 @@
+"""What this machine has: versions, GPUs, processor, memory, disks, packages."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moebius.config import Config
+from moebius.cost.units import gigabytes
+from moebius.data.workers import cores
+
+SHARED_MEMORY = Path("/dev/shm")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of the machine."""
+
+    name: str
+    memory: int
+    """Bytes of memory."""
+    free: int
+    """Bytes of memory that are free now."""
+    capability: tuple[int, int]
+    """Compute capability, major and minor."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine has. A version is empty if what it belongs to is not there."""
+
+    python: str
+    system: str
+    torch: str
+    cuda: str
+    driver: str
+    """Version of the NVIDIA driver."""
+    triton: str
+    gpus: list[Gpu]
+    processor: str
+    cores: int
+    """Number of cores that this process may use."""
+    quota: float
+    """How many CPUs' time this process gets, which in a container may be less than its cores."""
+    threads: int
+    """Number of threads that torch runs."""
+    load: float
+    """Mean number of processes that were ready to run during the last minute."""
+    memory: int
+    """Bytes of memory."""
+    free_disk: dict[str, int]
+    """Free bytes where the configuration's fields of these names point to."""
+    shared_memory: int
+    """Bytes of shared memory, which NCCL needs. 0 if the system has none."""
+    packages: dict[str, dict[str, str]]
+    """Versions of the packages that Moebius needs, in groups: all runs', and each extra's."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and texts for the terminal."""
+        cuda = (
+            f"CUDA {self.cuda}, driver {self.driver or 'not found'}"
+            if self.cuda
+            else "without CUDA"
+        )
+        return [
+            ("python", f"{self.python} on {self.system}"),
+            ("torch", f"{self.torch}, {cuda}"),
+            ("triton", self.triton or "not installed"),
+            *(("gpu", _gpu_in_words(gpu)) for gpu in self.gpus),
+            (
+                "cpu",
+                f"{self.processor}, {self.cores} cores, {self.threads} threads, "
+                f"{gigabytes(self.memory)} of memory",
+            ),
+            ("disk", ", ".join(f"{gigabytes(n)} free for {p}" for p, n in self.free_disk.items())),
+            *(
+                (group, ", ".join(f"{name} {v or 'MISSING'}" for name, v in versions.items()))
+                for group, versions in self.packages.items()
+            ),
+        ]
+
+
+def machine(config: Config) -> Machine:
+    """Return what this machine has. On a GPU nothing is allocated but its context."""
+    return Machine(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()}",
+        torch=torch.__version__,
+        cuda=torch.version.cuda or "",
+        driver=_driver(),
+        triton=_version("triton"),
+        gpus=[_gpu(index) for index in range(torch.cuda.device_count())],
+        processor=_processor(),
+        cores=cores(),
+        quota=_quota(),
+        threads=torch.get_num_threads(),
+        load=os.getloadavg()[0],
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        free_disk={"data.cache": _free(config.data.cache), "train.out": _free(config.train.out)},
+        shared_memory=shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0,
+        packages=_packages(),
+    )
+
+
+def _gpu(index: int) -> Gpu:
+    free, memory = torch.cuda.mem_get_info(index)
+    name, capability = (
+        torch.cuda.get_device_name(index),
+        torch.cuda.get_device_capability(index),
+    )
+    return Gpu(name, memory, free, capability)
+
+
+def _gpu_in_words(gpu: Gpu) -> str:
+    major, minor = gpu.capability
+    return f"{gpu.name}, {gigabytes(gpu.memory)}, {gigabytes(gpu.free)} free, sm_{major}{minor}"
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return next(iter(done.stdout.split()), "")
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return name[1] if name else platform.machine()
+
+
+def _quota() -> float:
+    try:
+        quota, period = QUOTA.read_text().split()
+        return float(quota) / float(period)
+    except (OSError, ValueError):  # there is no such file, or the quota is "max"
+        return float(cores())
+
+
+def _free(folder: str) -> int:
+    """Return the free bytes of the disk on which a folder is, or would be created."""
+    # Path.expanduser would raise RuntimeError for the home of a user that does not exist
+    path = Path(os.path.expanduser(folder)).absolute()  # noqa: PTH111
+    existing = next(place for place in (path, *path.parents) if place.is_dir())
+    return shutil.disk_usage(existing).free
+
+
+def _packages() -> dict[str, dict[str, str]]:
+    """Return what Moebius's package says that it needs. Empty if it runs from a checkout."""
+    try:
+        requirements = importlib.metadata.requires("moebius") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    packages: dict[str, dict[str, str]] = defaultdict(dict)
+    for requirement in requirements:
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra\s*==\s*[\"']([\w-]+)", requirement)
+        if name:
+            packages[f"for {extra[1]}" if extra else "packages"][name[0]] = _version(name[0])
+    return dict(packages)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,135 @@
+"""What a layer's router did with some tokens, as sums over them.
+
+The layer returns its statistics and stores nothing, so the recomputation of activation
+checkpointing cannot count a token twice.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moebius.moe.router import SMALLEST_SUM, Router, Routing
+
+
+class LayerStats(NamedTuple):
+    """Sums over the tokens of one layer, which add up over micro-batches, passes and processes.
+
+    All have the dtype of the logits. Only probability_PE and squared_log_partition, from which the
+    losses are computed, have a gradient. The tokens form P groups of equal size, each of which has
+    a balance loss of its own.
+    """
+
+    tokens_per_expert_E: Tensor
+    """Number of tokens that each expert took."""
+    chosen_PE: Tensor
+    """Number of tokens that chose each expert, before full experts dropped any."""
+    probability_PE: Tensor
+    """Sum of each expert's probability, where a token's probabilities sum to 1."""
+    squared_log_partition: Tensor
+    """Sum of the squared log-sum-exp of a token's logits, which is the z-loss."""
+    entropy: Tensor
+    """Sum of the entropy of a token's probabilities over its largest possible value, log E."""
+    gate: Tensor
+    """Sum of the gates of the assignments that an expert took."""
+    unrouted: Tensor
+    """Number of tokens that no expert took."""
+    dropped: Tensor
+    """Number of assignments that full experts refused."""
+    not_finite: Tensor
+    """Number of logits that are infinite or NaN."""
+    tokens: Tensor
+    """Number of tokens."""
+
+    def added(self, other: "LayerStats") -> "LayerStats":
+        """Return the statistics of both together."""
+        return LayerStats(*(own + others for own, others in zip(self, other, strict=True)))
+
+    def detached(self) -> "LayerStats":
+        """Return what is kept of a micro-batch: no graph, and all groups summed to one."""
+        kept = LayerStats(*(value.detach() for value in self))
+        if len(self.chosen_PE) == 1:
+            return kept
+        return kept._replace(
+            chosen_PE=kept.chosen_PE.sum(dim=0, keepdim=True),
+            probability_PE=kept.probability_PE.sum(dim=0, keepdim=True),
+        )
+
+
+def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
+    """Return the statistics of one call of a layer.
+
+    groups: the number of groups that the balance loss looks at by themselves, each of T / groups
+    consecutive tokens.
+    """
+    E, T = router.num_experts, routing.logits_TE.shape[0]
+    probs_TE = summing_to_one(routing.probs_TE)
+    log_partition_T1 = routing.logits_TE.logsumexp(dim=-1, keepdim=True)
+    with torch.no_grad():
+        taken_TE = who_chose(routing.expert_TK, E)
+        # without a capacity the experts take what was chosen for them
+        has_capacity = router.record.has_capacity
+        counted = (
+            taken_TE,
+            who_chose(router.chosen(routing), E) if has_capacity else taken_TE,
+            torch.special.entr(probs_TE).sum(dim=-1, keepdim=True) / math.log(max(E, 2)),
+            routing.gate_TK.sum(dim=-1, keepdim=True),
+            ~taken_TE.any(dim=-1, keepdim=True),
+            (~routing.logits_TE.isfinite()).sum(dim=-1, keepdim=True),
+        )
+    # Whatever is summed is a column of one matrix, and the matrix is summed once: a sum for each
+    # figure would be a kernel of its own, in every layer.
+    columns = [probs_TE, log_partition_T1.square(), *(part.type_as(probs_TE) for part in counted)]
+    sums_PX = torch.cat(columns, dim=1).unflatten(0, (groups, -1)).sum(dim=1)
+    probability_PE, squared_log_partition_P1, counts_PX = sums_PX.split([E, 1, 2 * E + 4], dim=1)
+    taken_PE, chosen_PE, figures_P4 = counts_PX.detach().split([E, E, 4], dim=1)
+    entropy, gate, unrouted, not_finite = figures_P4.sum(dim=0)
+    taken_E = taken_PE.sum(dim=0)
+    return LayerStats(
+        tokens_per_expert_E=taken_E,
+        chosen_PE=chosen_PE,
+        probability_PE=probability_PE,
+        squared_log_partition=squared_log_partition_P1.sum(),
+        entropy=entropy,
+        gate=gate,
+        unrouted=unrouted,
+        dropped=chosen_PE.sum() - taken_E.sum(),
+        not_finite=not_finite,
+        tokens=taken_E.new_full((), T),
+    )
+
+
+def who_chose(expert_TK: Tensor, num_experts: int) -> Tensor:
+    """Return chosen_TE, whether the expert is among the token's; the id num_experts is none."""
+    expert_E = torch.arange(num_experts, device=expert_TK.device)
+    return (expert_TK[..., None] == expert_E).any(dim=1)
+
+
+def summing_to_one(probs_TE: Tensor) -> Tensor:
+    """Return the probabilities divided by each token's sum.
+
+    This makes sigmoid probabilities a distribution, as DeepSeek-V3 does for its balance loss
+    (arXiv 2412.19437, eq. 17-20).
+    """
+    return probs_TE / probs_TE.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_SUM)
+
+
+def summed(stats: Sequence[LayerStats]) -> LayerStats:
+    """Return the statistics of several calls of one layer together."""
+    total = stats[0]
+    for call in stats[1:]:
+        total = total.added(call)
+    return total
+
+
+def flat(stats: Sequence[LayerStats]) -> Tensor:
+    """Return all figures of all layers as one vector, which takes one transfer or reduction."""
+    return torch.cat([value.flatten() for layer in stats for value in layer])
+
+
+def unflat(figures_X: Tensor, like: Sequence[LayerStats]) -> list[LayerStats]:
+    """Return the statistics that `flat` made a vector of; `like` has their shapes."""
+    values = iter(figures_X.split([value.numel() for layer in like for value in layer]))
+    return [LayerStats(*(next(values).view(value.shape) for value in layer)) for layer in like]

@@ -1,0 +1,144 @@
+"""A logged step as one typed value: what the loop hands to sinks, terminal and alarms."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from moebius.moe.load import dead_experts, max_violation, variation
+from moebius.moe.statistics import LayerStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMetrics:
+    """The routing of one layer in one step, over all micro-batches and processes.
+
+    The defaults describe a layer without experts.
+    """
+
+    tokens_per_expert: list[int] = field(default_factory=list)
+    """Tokens that each expert took. Empty for a layer without experts."""
+    cv: float = 0.0
+    """Coefficient of variation of `tokens_per_expert`; 0 is an even load."""
+    max_violation: float = 0.0
+    """How far the busiest expert is above the mean load, in units of the mean."""
+    dead_experts: int = 0
+    """Number of experts with less than 1% of the layer's tokens."""
+    routing_entropy: float | None = None
+    """Mean entropy of a token's probabilities over its largest possible value; 0 to 1."""
+    mean_gate: float | None = None
+    """Mean gate of the assignments that an expert took. None without any."""
+    dropped_share: float = 0.0
+    """Share of the assignments that full experts refused."""
+    unrouted_share: float = 0.0
+    """Share of the tokens that no expert took."""
+    not_finite_logits: int = 0
+    """Number of router logits that are infinite or NaN."""
+    router_grad_norm: float | None = None
+    """Norm of the router's gradient before clipping."""
+    balance_loss: float | None = None
+    """The layer's load-balancing loss, without its coefficient."""
+    z_loss: float | None = None
+    """The layer's router z-loss, without its coefficient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """Everything that is logged of one step, over all micro-batches and processes."""
+
+    step: int
+    """Number of the step, from 1."""
+    tokens: int
+    """Tokens that the run has trained on so far."""
+    loss: float
+    """Next-token loss in nats per token."""
+    lr: float
+    """Learning rate of the step's update."""
+    grad_norm: float
+    """Norm of the whole gradient before clipping."""
+    balance_loss: float
+    """Mean of the layers' balance losses."""
+    z_loss: float
+    """Mean of the layers' router z-losses."""
+    mtp_loss: float | None = None
+    """Mean loss of multi-token prediction in nats per token. None without it."""
+    layers: list[LayerMetrics]
+    """One value per layer, and the MTP layer's last, over its three passes."""
+    tokens_per_second: float
+    """Speed since the last logged step, without evaluations and checkpoints."""
+    mfu: float
+    """Model FLOPs per second over the device's measured matrix-product rate."""
+    memory_gb: float
+    """Largest amount of memory used so far, in 10^9 bytes."""
+    val_loss: float | None = None
+    """Held-out loss in nats per token. None where the step was not evaluated."""
+    val_bpb: float | None = None
+    """Held-out loss in bits per byte of raw text."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the step as a line of metrics.jsonl: a list per layer figure, None left out."""
+        line: dict[str, Any] = {name: getattr(self, name) for name in _BEFORE_LAYERS}
+        if self.mtp_loss is not None:
+            line["mtp_loss"] = self.mtp_loss
+        for name, key in _LAYER_KEYS.items():
+            line[key] = [getattr(layer, name) for layer in self.layers]
+        line |= {name: getattr(self, name) for name in _AFTER_LAYERS}
+        if self.val_loss is not None:
+            line |= {"val_loss": self.val_loss, "val_bpb": self.val_bpb}
+        return line
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> "StepMetrics":
+        """Return the step that a line of metrics.jsonl describes; the inverse of `to_json`.
+
+        A figure that is not finite is null in the line, and NaN here. Raises KeyError for a
+        missing figure.
+        """
+        columns = {name: line[key] for name, key in _LAYER_KEYS.items()}
+        layers = [
+            LayerMetrics(**{name: column[layer] for name, column in columns.items()})
+            for layer in range(len(columns["tokens_per_expert"]))
+        ]
+        names = (*_BEFORE_LAYERS, *_AFTER_LAYERS)
+        figures: dict[str, Any] = {
+            name: math.nan if line[name] is None else line[name] for name in names
+        }
+        figures |= {name: line.get(name) for name in ("mtp_loss", "val_loss", "val_bpb")}
+        return cls(layers=layers, **figures)
+
+    @property
+    def routed_layers(self) -> Iterator[tuple[int, LayerMetrics]]:
+        """The layers that have experts, each with its number."""
+        return ((n, layer) for n, layer in enumerate(self.layers) if layer.tokens_per_expert)
+
+
+_BEFORE_LAYERS = ("step", "tokens", "loss", "lr", "grad_norm", "balance_loss", "z_loss")
+_AFTER_LAYERS = ("tokens_per_second", "mfu", "memory_gb")
+_LAYER_KEYS = {figure.name: figure.name for figure in fields(LayerMetrics)}
+# without a prefix, these names are those of the means over all layers
+_LAYER_KEYS |= {"balance_loss": "layer_balance_loss", "z_loss": "layer_z_loss"}
+
+
+def layer_metrics(
+    stats: LayerStats,
+    router_grad_norm: float | None,
+    balance_loss: float | None,
+    z_loss: float | None,
+) -> LayerMetrics:
+    """Return a layer's figures from its sums over a step's tokens, which must be on the CPU."""
+    counts = [round(count) for count in stats.tokens_per_expert_E.tolist()]
+    tokens, chosen = stats.tokens.item(), stats.chosen_PE.sum().item()
+    return LayerMetrics(
+        tokens_per_expert=counts,
+        cv=variation(counts),
+        max_violation=max_violation(counts),
+        dead_experts=dead_experts(counts),
+        routing_entropy=stats.entropy.item() / tokens,
+        mean_gate=stats.gate.item() / sum(counts) if sum(counts) else None,
+        dropped_share=stats.dropped.item() / chosen if chosen else 0.0,
+        unrouted_share=stats.unrouted.item() / tokens,
+        not_finite_logits=round(stats.not_finite.item()),
+        router_grad_norm=router_grad_norm,
+        balance_loss=balance_loss,
+        z_loss=z_loss,
+    )

@@ -1,0 +1,98 @@
+"""Where a run's metrics and events go: one interface, and one file for each kind of sink.
+
+To add a sink, write a class with the five methods of `Sink` in a file of its own, and give it a
+line in `sinks_for`.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from moebius.config import ObserveConfig
+from moebius.observe.metrics import StepMetrics
+from moebius.parallel.process import Process
+
+
+class Event(Protocol):
+    """Something that happened in a step: an alarm, or an update that was skipped."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as an object of events.jsonl, with at least `event` and `step`."""
+        ...
+
+    def __str__(self) -> str:
+        """Return the event as a line for the terminal."""
+        ...
+
+
+class Sink(Protocol):
+    """A place that metrics and events are written to. Every method may raise StorageError."""
+
+    def open(self, run: Path, step: int) -> None:
+        """Begin to write into the run's directory, and drop its metrics of steps after `step`."""
+        ...
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Write a logged step."""
+        ...
+
+    def event(self, event: Event) -> None:
+        """Write an event."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics of later steps, which the run is about to train again."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still in memory and stop."""
+        ...
+
+
+class Sinks:
+    """Several sinks as one. Use it as a context manager around the training loop."""
+
+    def __init__(self, sinks: Sequence[Sink], run: Path, step: int):
+        self._sinks = list(sinks)
+        self._run, self._step = run, step
+
+    def __enter__(self) -> "Sinks":
+        with ExitStack() as opened:  # closes those that are open if a later one fails
+            for sink in self._sinks:
+                sink.open(self._run, self._step)
+                opened.callback(sink.close)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Write a logged step to every sink."""
+        for sink in self._sinks:
+            sink.write(metrics)
+
+    def event(self, event: Event) -> None:
+        """Write an event to every sink."""
+        for sink in self._sinks:
+            sink.event(event)
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics of later steps from every sink."""
+        for sink in self._sinks:
+            sink.rewind(step)
+
+
+def sinks_for(config: ObserveConfig, process: Process) -> list[Sink]:
+    """Return the sinks of a configuration; none in a process that does not write."""
+    if not process.writes:
+        return []
+    from moebius.observe.json_lines import JsonLines
+
+    sinks: list[Sink] = [JsonLines()]
+    if config.tensorboard:
+        from moebius.observe.tensorboard import TensorBoard
+
+        sinks.append(TensorBoard())
+    return sinks

@@ -1,0 +1,64 @@
+"""The process context: which of a run's processes this one is, and whether it may write."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moebius.errors import ConfigError
+
+SPEAKING_SECONDS = 10.0  # for the first process to say what is wrong, before a launcher ends it
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the processes that train a model together."""
+
+    rank: int = 0
+    """Number of this process among all of them, from 0."""
+    world_size: int = 1
+    """Number of processes of the run, on all machines."""
+    local_rank: int = 0
+    """Number of this process on its machine, which is the number of its GPU."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes checkpoints, metrics and lines on the terminal."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Process":
+        """Return the process that a launcher such as torchrun describes in the environment.
+
+        Raises ConfigError if it describes more than one process, which is not supported yet, or
+        describes one with something other than numbers.
+        """
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        if "RANK" not in environment:  # WORLD_SIZE alone may stand for something else
+            return cls()
+        try:
+            rank, world_size, local_rank = (int(environment.get(name) or 0) for name in names)
+            process = cls(rank, max(1, world_size), local_rank)
+        except ValueError:
+            variables = " ".join(f"{name}={environment.get(name)!r}" for name in names)
+            raise ConfigError(
+                f"the environment has {variables}: whole numbers are needed"
+            ) from None
+        if process.world_size > 1:
+            process._leave_the_word_to_the_first()
+            raise ConfigError(
+                f"{process.world_size} processes were started, and Moebius trains with one; start "
+                "it without torchrun, or with --nproc-per-node 1"
+            )
+        return process
+
+    def _leave_the_word_to_the_first(self) -> None:
+        """End every process but the first without a message, once that one has had its time.
+
+        A launcher ends all processes as soon as one has failed. If the first to fail were a
+        silent one, nobody would say what is wrong.
+        """
+        if not self.writes:
+            time.sleep(SPEAKING_SECONDS)
+            sys.exit(ConfigError.exit_code)

@@ -1,0 +1,1 @@
+"""Planning a run on GPUs that need not be there: memory, time, traffic, and the best layout."""

@@ -1,0 +1,135 @@
+"""Recommending a layout: all that fit into memory are estimated, and the best one is chosen."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from moebius.config import Config
+from moebius.cost.device import Device
+from moebius.cost.layouts import FILLED, Layout, Planned, layouts, planned
+from moebius.cost.units import gigabytes
+from moebius.errors import ConfigError
+
+NEARLY_AS_FAST = 1.02
+"""A plainer layout is preferred if its step takes at most this many times the fastest one's."""
+MOST_GPUS = 1 << 14
+"""Largest number of GPUs that is suggested for a run that does not fit."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The recommended layout of a run, and the alternatives."""
+
+    config: Config
+    """The run, with a batch that its devices can share evenly."""
+    device: Device
+    imbalance: float
+    """Load of the busiest expert over an even load."""
+    best: Planned
+    """The recommended layout."""
+    others: list[Planned]
+    """The fastest layout of every other kind that fits, the fastest first."""
+    largest_sequences: int
+    """Largest number of sequences in one pass on one device that would still fit."""
+    asked_batch_size: int
+    """`train.batch_size` as the user configured it."""
+
+
+def plan(config: Config, device: Device, gpus: int, imbalance: float = 1.0) -> Plan:
+    """Return the plan of a run on that many devices.
+
+    A batch that the devices cannot share evenly is enlarged. imbalance is the load of the busiest
+    expert over an even load. Raises ConfigError, with what would help, if no layout fits.
+    """
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus}: must be at least 1")
+    if not 1 <= imbalance < math.inf:
+        raise ConfigError(
+            f"--imbalance {imbalance:g}: must be a number of at least 1; it is the load of the "
+            "busiest expert over an even load"
+        )
+    asked_batch_size = config.train.batch_size
+    config = _with_batch_size(config, math.ceil(asked_batch_size / gpus) * gpus)
+    config = replace(config, train=replace(config.train, micro_batch_size=0))
+    candidates = [planned(config, device, layout, imbalance) for layout in layouts(config, gpus)]
+    fitting = [candidate for candidate in candidates if candidate.fits]
+    if not fitting:
+        smallest = min(candidates, key=lambda candidate: candidate.memory.peak)
+        raise ConfigError(_too_large(config, device, smallest))
+    of_each_kind = _fastest_of_each_kind(fitting)
+    best = _plainest_of_the_fast(of_each_kind)
+    return Plan(
+        config,
+        device,
+        imbalance,
+        best,
+        others=[candidate for candidate in of_each_kind if candidate is not best],
+        largest_sequences=_largest_sequences(config, device, best.layout, imbalance),
+        asked_batch_size=asked_batch_size,
+    )
+
+
+def _with_batch_size(config: Config, batch_size: int) -> Config:
+    return replace(config, train=replace(config.train, batch_size=batch_size))
+
+
+def _fastest_of_each_kind(candidates: Iterable[Planned]) -> list[Planned]:
+    """Return the fastest candidate of each kind of layout, the fastest first.
+
+    Layouts of one kind differ only in how they divide sequences into passes.
+    """
+    fastest: dict[tuple[object, ...], Planned] = {}
+    for candidate in sorted(candidates, key=lambda candidate: candidate.seconds):
+        layout = candidate.layout
+        kind = (layout.recomputing, layout.is_sharded, layout.expert_parallel)
+        fastest.setdefault(kind, candidate)
+    return list(fastest.values())
+
+
+def _plainest_of_the_fast(candidates: list[Planned]) -> Planned:
+    """Return the plainest of the candidates that are nearly as fast as the fastest one."""
+    limit = NEARLY_AS_FAST * min(candidate.seconds for candidate in candidates)
+    fast = [candidate for candidate in candidates if candidate.seconds <= limit]
+    return min(fast, key=lambda candidate: _complexity(candidate.layout))
+
+
+def _complexity(layout: Layout) -> tuple[bool, int, bool]:
+    return layout.recomputing != "none", layout.expert_parallel, layout.is_sharded
+
+
+def _largest_sequences(config: Config, device: Device, layout: Layout, imbalance: float) -> int:
+    """Return how many sequences fit into one pass, with as many passes as the layout has."""
+
+    def fits(sequences: int) -> bool:
+        return planned(config, device, replace(layout, sequences=sequences), imbalance).fits
+
+    fitting, too_many = layout.sequences, layout.sequences + 1
+    while fits(too_many):
+        fitting, too_many = too_many, 2 * too_many
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        if fits(middle):
+            fitting = middle
+        else:
+            too_many = middle
+    return fitting
+
+
+def _too_large(config: Config, device: Device, smallest: Planned) -> str:
+    """Return the error's line for a run that fits in no layout: what is missing, what would help.
+
+    `smallest` is the layout that needs the least memory.
+    """
+    gpus = smallest.layout.gpus
+    available = gigabytes(FILLED * device.memory)
+    text = (
+        f"{gpus} x {device.name}: at least {gigabytes(smallest.memory.peak)} are needed on each "
+        f"GPU, but only {available} can be used"
+    )
+    while gpus < MOST_GPUS:
+        gpus *= 2
+        divisible = math.ceil(config.train.batch_size / gpus) * gpus
+        grown = _with_batch_size(config, divisible)
+        if any(planned(grown, device, layout).fits for layout in layouts(grown, gpus)):
+            return f"{text}; use --gpus {gpus}"
+    return f"{text}; use a shorter --train.seq_len or a smaller model"

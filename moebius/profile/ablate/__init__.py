@@ -1,1 +1,0 @@
-"""Variants of a configuration, compared: speed, memory, what they learn."""

@@ -1,1 +1,0 @@
-"""Runs on GPUs that need not be there: memory, time, traffic, layout."""

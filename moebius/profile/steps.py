@@ -1,0 +1,113 @@
+"""A model that is ready to train, whose steps can be timed and cut into components."""
+
+import time
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moebius.config import Config
+from moebius.cost.layer_time import DOCUMENT_TOKENS
+from moebius.data import Batches, Feed, TokenStream, prepare
+from moebius.data.prepare import is_prepared
+from moebius.data.stream import MappedShard
+from moebius.errors import DataError, StorageError
+from moebius.hardware.backends import backends_for, is_compiled
+from moebius.hardware.device import total_memory, wait
+from moebius.model.transformer import lookahead, seeded
+from moebius.parallel.layout import lay_out
+from moebius.profile.instrument import instrument, marked_calls
+from moebius.profile.kernels import marked_kernels
+from moebius.profile.timeline import Piece, Place, Timeline
+from moebius.train.session import feed_for
+from moebius.train.state import TrainState
+from moebius.train.step import train_step
+
+RANDOM_BATCHES = 4
+
+
+class Steps:
+    """A seeded model on a device, and text to train it on.
+
+    Creating it runs three steps, so that everything is compiled. With a timeline, its steps can be
+    cut into pieces.
+    """
+
+    def __init__(self, config: Config, device: torch.device, timeline: Timeline | None = None):
+        self.config, self.device, self.timeline = config, device, timeline
+        self.backends = backends_for(config, device)
+        model = seeded(config.train.seed, config.model, self.backends).to(device)
+        self.choices = [*self.backends.reasons, *lay_out(model, config.parallel, device)]
+        self.state = TrainState.new(model, config)
+        self.is_compiled = is_compiled(config.parallel, device)
+        if timeline is not None:
+            instrument(model, self.state.optimizers, timeline, self.is_compiled)
+        self.feed, self.text = feed_of(config, device)
+        with marked_kernels() if timeline is not None and self.is_compiled else nullcontext():
+            self.run(3)  # the first two compile
+
+    @property
+    def micro_batch(self) -> int:
+        """Number of sequences in one forward pass."""
+        return self.config.train.batch_size // self.config.train.accumulation_steps
+
+    @property
+    def device_bytes(self) -> float:
+        """Memory of the GPU in bytes. Not defined for a CPU."""
+        return total_memory(self.device)
+
+    def next_batch(self) -> Tensor:
+        """Return tokens_BL of the next step, loaded as the training loop does it."""
+        return self.feed.at(self.state.batch)
+
+    def run(self, count: int) -> float:
+        """Run steps, and return the seconds of one, on average over all `count`."""
+        wait(self.device)
+        start = time.perf_counter()
+        for _ in range(count):
+            self._step(self.next_batch())
+        wait(self.device)
+        return (time.perf_counter() - start) / count
+
+    def cut(self, count: int) -> dict[Piece, float]:
+        """Run steps, and return the seconds of each piece of one, on average over all `count`."""
+        assert self.timeline is not None
+        with marked_calls(self.timeline, self.is_compiled, self.backends.expert_record.is_fused):
+            self.timeline.begin()
+            for _ in range(count):
+                self.timeline.mark(Place("data"))
+                tokens_BL = self.next_batch()
+                self.timeline.mark(Place())
+                self._step(tokens_BL)
+            return {piece: seconds / count for piece, seconds in self.timeline.end().items()}
+
+    def _step(self, tokens_BL: Tensor) -> None:
+        separator = self.feed.separator
+        self.result = train_step(self.state, tokens_BL, separator, self.config.train)
+
+
+def feed_of(config: Config, device: torch.device) -> tuple[Feed, str]:
+    """Return a configuration's text on its way to the device, and in words what text it is.
+
+    Where the configured text has not been prepared, random documents stand in for it: preparing
+    could take hours.
+    """
+    train, ahead, vocab_size = config.train, lookahead(config.model), config.model.vocab_size
+    with suppress(DataError, StorageError):
+        if is_prepared(config.data, vocab_size):
+            corpus = prepare(config.data, vocab_size)
+            return feed_for(config, corpus, device), config.data.source
+    generator = np.random.default_rng(train.seed)
+    length = RANDOM_BATCHES * train.batch_size * train.seq_len + ahead
+    tokens = generator.integers(1, vocab_size, length, dtype=np.uint32)
+    separator = 0
+    tokens[generator.random(length) < 1 / DOCUMENT_TOKENS] = separator
+    stream = TokenStream([MappedShard(Path("random"), tokens)], vocab_size, 1, length)
+    batches = Batches(stream, train.seq_len, train.batch_size, train.seed, ahead)
+    text = (
+        f"random, {DOCUMENT_TOKENS} tokens per document "
+        f"({config.data.source} has not been prepared; `moebius data` does that)"
+    )
+    return Feed(batches, device, separator if config.data.document_masking else None), text

@@ -1,0 +1,34 @@
+"""What a training step costs on a GPU apart from time: memory, and waits of the host for it."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from moebius.hardware.device import peak_memory
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one training step uses of a GPU. All figures are 0 on a CPU."""
+
+    peak_bytes: float = 0.0
+    """Largest number of bytes that were allocated at the same time."""
+    host_waits: int = 0
+    """How often the host waited for the GPU."""
+
+
+def usage(step: Callable[[], object], device: torch.device) -> Usage:
+    """Return what a step uses. `step` runs one, and waits for the GPU before and after it."""
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    peak = peak_memory(device)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Usage(peak, sum("synchroniz" in str(warning.message) for warning in caught))

@@ -1,0 +1,46 @@
+"""Measuring what the change of a finding brings, to compare it with the prediction."""
+
+import statistics
+from dataclasses import dataclass
+
+from moebius.profile.finding import Finding, changed
+from moebius.profile.steps import Steps
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a finding's change did to the time of a step."""
+
+    finding: Finding
+    before: list[float]
+    """Seconds of the profiled step, in each round."""
+    after: list[float]
+    """Seconds with the change, in each round, for as many tokens as the profiled step has."""
+
+    def __str__(self) -> str:
+        ratios = sorted(
+            before / after for before, after in zip(self.before, self.after, strict=True)
+        )
+        before, after = statistics.median(self.before), statistics.median(self.after)
+        predicted = self.finding.seconds
+        return (
+            f"verified   {self.finding.title}: predicted {before / predicted:.2f}x, measured "
+            f"{before / after:.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f}); {before * 1e3:.1f} -> "
+            f"{after * 1e3:.1f} ms, predicted {predicted * 1e3:.1f} ({predicted / after - 1:+.0%})"
+        )
+
+
+def verify(steps: Steps, finding: Finding, rounds: int = 6) -> Verified:
+    """Make a finding's change, and measure both configurations in turns."""
+    config = changed(steps.config, finding)
+    changed_steps = Steps(config, steps.device)
+    tokens, changed_tokens = (
+        each.train.batch_size * each.train.seq_len for each in (steps.config, config)
+    )
+    changed_steps.run(2)
+    count = max(1, int(1.0 / steps.run(1)))
+    before, after = [], []
+    for _ in range(rounds):
+        before.append(steps.run(count))
+        after.append(changed_steps.run(count) * (tokens / changed_tokens))
+    return Verified(finding, before, after)

@@ -1,0 +1,74 @@
+"""Optimizer state as plain named tensors, for checkpoints."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from moebius.errors import CheckpointError
+from moebius.train.muon import Muon
+
+
+def named_state(
+    optimizers: Iterable[torch.optim.Optimizer], model: nn.Module
+) -> dict[str, Tensor]:
+    """Return the state of every parameter, named like `layers.0.attention.key.weight/exp_avg`.
+
+    The tensors are those that the optimizers go on to change. Learning rates and other settings
+    come from the configuration and are not part of it.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{entry}": value
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for entry, value in _state(optimizer, parameter).items()
+    }
+
+
+def load_named_state(
+    optimizers: Iterable[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Take over what `named_state` returned: training goes on bit by bit as it would have.
+
+    Raises CheckpointError, with nothing loaded, naming the first entries that do not fit.
+    """
+    own = named_state(optimizers, model)
+    _refuse("missing", own.keys() - tensors.keys())
+    _refuse("unexpected", tensors.keys() - own.keys())
+    for name, value in own.items():
+        if (tensors[name].shape, tensors[name].dtype) != (value.shape, value.dtype):
+            stored, needed = (f"{list(t.shape)} {t.dtype}" for t in (tensors[name], value))
+            raise CheckpointError(
+                f"optimizer state: {name} is {stored}, not {needed}; "
+                "resume with the run's own model"
+            )
+    for name, value in own.items():
+        value.copy_(tensors[name])
+
+
+def _refuse(problem: str, names: set[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise CheckpointError(
+            f"optimizer state: {problem}: {', '.join(sorted(names)[:3])}{more}; "
+            "resume with the run's own model and train.optimizer"
+        )
+
+
+def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Return a parameter's state.
+
+    A parameter without a gradient so far has none yet. It then gets the state that its first step
+    would begin with, so that a checkpoint is never partial.
+    """
+    state = optimizer.state[parameter]
+    if isinstance(optimizer, Muon):
+        optimizer.momentum_of(parameter)
+    elif not state:
+        is_fused = optimizer.param_groups[0]["fused"]
+        state["step"] = torch.zeros((), device=parameter.device if is_fused else "cpu")
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    return state

@@ -1,0 +1,80 @@
+"""Updates that were skipped because a loss or a gradient was not finite."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moebius.config import TrainConfig
+from moebius.errors import NumericError
+from moebius.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class SkippedStep:
+    """The event of one skipped update."""
+
+    step: int
+    batch: int
+    """Index of the global batch that the step was made of."""
+    first_sequence: int
+    last_sequence: int
+    in_a_row: int
+    """Number of steps in a row, up to this one, whose update was skipped."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as an object for events.jsonl."""
+        return {
+            "event": "skipped",
+            "step": self.step,
+            "batch": self.batch,
+            "sequences": [self.first_sequence, self.last_sequence],
+            "in_a_row": self.in_a_row,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: loss or gradient not finite; the update was skipped (batch "
+            f"{self.batch}, sequences {self.first_sequence:,} to {self.last_sequence:,})"
+        )
+
+
+class SkippedSteps:
+    """Collects on the device which updates were skipped, and reports them at the log step."""
+
+    def __init__(self, config: TrainConfig, state: TrainState):
+        self._config, self._state = config, state
+        self._steps: list[tuple[int, int, Tensor]] = []  # step, batch, whether it was skipped
+
+    def note(self, is_skipped: Tensor) -> None:
+        """Remember whether the step that was just made was skipped, without asking the device."""
+        self._steps.append((self._state.step, self._state.batch - 1, is_skipped))
+
+    def settle(self, report: Callable[[SkippedStep], None]) -> None:
+        """Report each skipped step since the last call. Waits for the device.
+
+        Updates the state's count of skipped steps in a row. Raises NumericError, after the
+        reports, if it has come to more than train.max_skipped.
+        """
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        flags = torch.stack([flag for _, _, flag in steps]).tolist()
+        size = self._config.batch_size
+        for (step, batch, _), is_skipped in zip(steps, flags, strict=True):
+            self._state.skipped = self._state.skipped + 1 if is_skipped else 0
+            if is_skipped:
+                last = (batch + 1) * size - 1
+                report(SkippedStep(step, batch, batch * size, last, self._state.skipped))
+        if self._state.skipped > self._config.max_skipped:
+            raise NumericError(
+                f"step {self._state.step}: loss or gradient not finite {self._state.skipped} "
+                "times in a row; the last checkpoint is unharmed. Lower --train.lr, or lengthen "
+                "--train.warmup_steps"
+            )
+
+    def forget(self) -> None:
+        """Drop what has not been reported: the run goes back to before those steps."""
+        self._steps.clear()

@@ -1,0 +1,177 @@
+"""Tests of the entry point: which command runs, and every error as one line with its exit code."""
+
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from moebius import __version__, cli
+from moebius.cli.registry import commands
+from moebius.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    NumericError,
+    StorageError,
+)
+from tests.cli.command_line import Result, refused
+
+PYTHON = [sys.executable, "-m", "moebius"]
+
+
+def test_help_is_quick_and_imports_no_torch():
+    seconds, shown = [], ""
+    for _ in range(3):
+        start = time.perf_counter()
+        shown = subprocess.run(
+            [*PYTHON, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        seconds.append(time.perf_counter() - start)
+    print(f"moebius --help: {min(seconds):.2f} s")
+    assert min(seconds) < 1.0  # half a second is promised, but this machine may be busy
+    assert all(f"  {name} " in shown for name in commands())
+
+    heavy = "{'torch', 'numpy', 'rich'}"
+    code = (
+        "import sys, moebius.cli as c\n"
+        f"try: c.main(['--help'])\nfinally: assert not {heavy} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"], ["--debug"]])
+def test_the_overview_lists_every_command_with_its_summary(words, moebius):
+    result = moebius(*words)
+    assert result.code == 0 and not result.err
+    for command in commands().values():
+        assert f"  {command.name} " in result.out and command.summary in result.out
+    assert all(len(line) < 100 for line in result.out.splitlines())
+
+
+@pytest.mark.parametrize("words", [["help", "plan"], ["--help", "plan"], ["plan", "--help"]])
+def test_all_ways_to_ask_for_a_commands_help_show_the_same(words, moebius):
+    result = moebius(*words)
+    assert result == moebius("plan", "-h")
+    assert result.code == 0 and result.out.startswith("usage: moebius plan [CONFIG] ")
+
+
+def test_the_version(moebius):
+    assert moebius("--version") == Result(0, f"moebius {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean `moebius train`? `moebius help` lists"),
+        (["tran"], "did you mean `moebius train`?"),
+        (["help", "profil"], "did you mean `moebius profile`?"),
+        (["profil", "--help"], "did you mean `moebius profile`?"),
+        (["xyz"], "unknown command 'xyz'; `moebius help` lists the commands"),
+        (["--train.steps", "5", "train"], "'--train.steps': a command comes first"),
+    ],
+)
+def test_an_unknown_command_suggests_the_nearest(words, part, moebius):
+    refused(moebius(*words), 2, part)
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(Exception, match="preset 'tiyn'"):
+        cli.main(["train", "tiyn", "--debug"])
+    done = subprocess.run(
+        [*PYTHON, "--debug", "train", "tiyn"], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" in done.stderr and done.returncode
+    done = subprocess.run([*PYTHON, "train", "tiyn"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+
+
+Failing = Callable[[BaseException], list[str]]
+
+
+@pytest.fixture
+def failing(monkeypatch) -> Failing:
+    """A function that returns the words of a command that raises an error."""
+
+    def words(error: BaseException) -> list[str]:
+        def run(_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(
+            "moebius.cli.train.COMMAND", dataclasses.replace(commands()["train"], run=run)
+        )
+        return ["train"]
+
+    return words
+
+
+def test_a_full_gpu_is_one_line(failing: Failing, moebius):
+    words = failing(
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity of ..."
+        )
+    )
+    refused(moebius(*words), 2, "memory is full", "--train.micro_batch_size")
+
+
+def test_a_mistake_of_ours_is_not_made_into_a_line(failing: Failing, moebius):
+    with pytest.raises(RuntimeError, match="shapes"):
+        moebius(*failing(RuntimeError("shapes do not match")))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("a field is\n  wrong"), 2, "moebius: a field is wrong\n"),
+        (DataError("bad text"), 3, "moebius: bad text\n"),
+        (CheckpointError("damaged"), 4, "moebius: damaged\n"),
+        (NumericError("not finite"), 5, "moebius: not finite\n"),
+        (StorageError("full"), 6, "moebius: full\n"),
+        (OSError(28, "No space left", "/a/file"), 6, "moebius: /a/file: No space left\n"),
+        (BrokenPipeError(32, "Broken pipe"), 6, "moebius: Broken pipe\n"),  # not that of stdout
+        (KeyboardInterrupt(), 130, "moebius: interrupted\n"),
+        (Interrupted("stopped by SIGTERM", 15), 143, "moebius: stopped by SIGTERM\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_an_error_is_one_line_and_an_exit_code(error, code, line, failing: Failing, moebius):
+    assert moebius(*failing(error)) == Result(code, "", line)
+    with pytest.raises(type(error)):
+        moebius(*failing(error), "--debug")
+
+
+def closed_pipe() -> io.TextIOWrapper:
+    """Return a stream that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return io.TextIOWrapper(io.FileIO(writing, "w"))
+
+
+@pytest.mark.parametrize("words", [["config", "tiny"], ["train", "--help"], ["train", "tiyn"]])
+def test_a_closed_pipe_leaves_no_traceback(words, monkeypatch, capsys):
+    stream = closed_pipe()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    stream.close()  # what Python does at its end: nothing may be left to write
+    assert ended.value.code == (2 if "tiyn" in words else 141)
+    assert capsys.readouterr().err.count("\n") == (1 if "tiyn" in words else 0)
+
+
+def test_a_pipe_to_head_leaves_no_traceback():
+    moebius = subprocess.Popen(
+        [*PYTHON, "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert moebius.stdout and moebius.stderr
+    moebius.stdout.close()
+    assert (moebius.stderr.read(), moebius.wait()) == (b"", 141)
+    moebius.stderr.close()

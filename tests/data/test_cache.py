@@ -1,0 +1,61 @@
+"""The names in the cache follow from the contents, and what killed processes left is removed."""
+
+import os
+import time
+from pathlib import Path
+
+from moebius.config import DataConfig
+from moebius.data import prepare
+from moebius.data.cache import source_key, tokenizer_key
+from tests.data.corpora import configure, names_in
+
+
+def key_of(config: DataConfig, vocab_size: int) -> str:
+    return source_key(config, tokenizer_key(config, vocab_size))
+
+
+def test_the_key_depends_on_whatever_the_result_depends_on(source, tmp_path):
+    def key(vocab_size: int = 300, **settings) -> str:
+        return key_of(configure(source, **{"tokenizer": "bpe"} | settings), vocab_size)
+
+    prepared = prepare(configure(source), 257)
+    tokenizer_json = tmp_path / "given.json"
+    prepared.tokenizer.save(tokenizer_json)
+    keys = [
+        key(),
+        key(400),
+        key(text_field="body"),
+        key(errors="skip"),
+        key(val_fraction=0.2),
+        key(tokenizer="bytes"),
+    ]
+    keys.append(key(tokenizer=str(tokenizer_json)))
+    tokenizer_json.write_text(tokenizer_json.read_text() + "\n")
+    keys.append(key(tokenizer=str(tokenizer_json)))
+    os.utime(source, (1, 1))
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert key(cache="elsewhere") == key(document_masking=False) == key(workers=3) == key()
+
+
+def test_the_vocabulary_in_effect_is_what_counts(source):
+    keys = {
+        key_of(configure(source, tokenizer="bpe", vocab_size=300), size) for size in (300, 400)
+    }
+    keys.add(key_of(configure(source, tokenizer="bpe"), 300))
+    assert len(keys) == 1
+    assert key_of(configure(source), 300) == key_of(configure(source), 400)
+
+
+def test_abandoned_folders_are_removed_and_recent_ones_are_left(source):
+    config = configure(source)
+    cache = Path(config.cache)
+    for name in ("old", "new"):
+        (cache / f".{name}.partial").mkdir(parents=True)
+        (cache / f".{name}.partial" / "train-00000.bin").write_bytes(b"")
+    old = cache / ".old.partial"
+    eight_days_ago = time.time() - 8 * 24 * 3600
+    for path in (old / "train-00000.bin", old):
+        os.utime(path, (eight_days_ago, eight_days_ago))
+    prepare(config, 257)
+    assert sorted(names_in(cache)) == [".new.partial", key_of(config, 257)]

@@ -1,0 +1,200 @@
+"""Ingesting writes the same bytes for any number of workers and after any number of kills."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moebius.config import DataConfig
+from moebius.data import workers as workers_module
+from moebius.data.ingest import Ingested, ingest
+from moebius.data.record import RECORD_FILE
+from moebius.data.sources import Document
+from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
+from moebius.errors import StorageError
+
+
+def some_documents(count: int = 400) -> list[Document]:
+    return [
+        Document(f"document {n}: é{'x' * (n % 7)} = {n * n}\n" * (1 + n % 9), f"row {n}")
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return prepare_tokenizer(DataConfig(), 400, [document.text for document in some_documents()])
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Many batches and records in a small source."""
+    monkeypatch.setattr("moebius.data.ingest.BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr("moebius.data.ingest.RECORD_INTERVAL_BYTES", 3000)
+
+
+def fill(
+    folder: Path, tokenizer: Tokenizer, documents: list[Document], num_workers: int = 1, **settings
+) -> Ingested:
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(folder / "tokenizer.json")
+    return ingest(folder, lambda: iter(documents), tokenizer, 0.2, num_workers, **settings)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_the_bytes_do_not_depend_on_the_number_of_workers(
+    tmp_path, tokenizer, small_batches, num_workers
+):
+    by_one = fill(tmp_path / "one", tokenizer, some_documents())
+    by_several = fill(tmp_path / "several", tokenizer, some_documents(), num_workers)
+    assert by_one == by_several
+    assert contents(tmp_path / "one") == contents(tmp_path / "several")
+    assert RECORD_FILE not in contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("stop_at", [1, 50, 123, 350])
+def test_what_a_killed_process_recorded_is_not_tokenized_again(
+    tmp_path, tokenizer, small_batches, monkeypatch, stop_at
+):
+    documents = some_documents()
+
+    def killed():
+        yield from documents[:stop_at]
+        raise SystemExit
+
+    (tmp_path / "killed").mkdir()
+    tokenizer.save(tmp_path / "killed" / "tokenizer.json")
+    with pytest.raises(SystemExit):
+        ingest(tmp_path / "killed", killed, tokenizer, 0.2, 1)
+    record = tmp_path / "killed" / RECORD_FILE
+    recorded = json.loads(record.read_text())["documents"] if record.exists() else 0
+    assert (recorded > 0) == (stop_at > 1)
+    encoded: list[str] = []
+    original = Tokenizer.encode_batch
+
+    def noted(self, texts):
+        encoded.extend(texts)
+        return original(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", noted)
+    advanced: list[int] = []
+    resumed = fill(tmp_path / "killed", tokenizer, documents, advance=advanced.append)
+    assert encoded == [document.text for document in documents[recorded:]]
+    assert sum(advanced) == sum(len(document.text.encode()) for document in documents)
+    assert resumed == fill(tmp_path / "whole", tokenizer, documents)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "change", ["another document", "fewer documents", "damaged record", "another fraction"]
+)
+def test_a_record_that_does_not_fit_is_not_continued(tmp_path, tokenizer, small_batches, change):
+    documents = some_documents()
+
+    def killed():
+        yield from documents[:300]
+        raise SystemExit
+
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    tokenizer.save(folder / "tokenizer.json")
+    with pytest.raises(SystemExit):
+        ingest(folder, killed, tokenizer, 0.3 if change == "another fraction" else 0.2, 1)
+    if change == "another document":
+        documents[3] = Document("another", "row 3")
+    elif change == "fewer documents":
+        documents = documents[:20]
+    elif change == "damaged record":
+        (folder / RECORD_FILE).write_text('{"documents": 3}')
+    fill(folder, tokenizer, documents)
+    fill(tmp_path / "whole", tokenizer, documents)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_a_long_document_in_pieces_is_one_document(
+    tmp_path, tokenizer, small_batches, monkeypatch
+):
+    documents = [
+        Document("".join(document.text for document in some_documents()), "one"),
+        Document("two", "two"),
+    ]
+    whole = fill(tmp_path / "whole", tokenizer, documents)
+    monkeypatch.setattr("moebius.data.tokenizer.PIECE_CHARACTERS", 2000)
+    pieces = fill(tmp_path / "pieces", tokenizer, documents, 2)
+    assert whole == pieces
+    assert sum(split.documents for split in pieces.splits.values()) == 2
+    assert contents(tmp_path / "whole") == contents(tmp_path / "pieces")
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, tokenizer, small_batches, monkeypatch):
+    original = workers_module._Worker._start
+
+    def start(self):
+        process = original(self)
+        process.kill()
+        return process
+
+    monkeypatch.setattr(workers_module._Worker, "_start", start)
+    with pytest.raises(
+        StorageError, match=r"a tokenizing process ended with exit code -9.*lower --data\.workers"
+    ):
+        fill(tmp_path / "killed", tokenizer, some_documents(), 2)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from moebius.config import DataConfig
+from moebius.data import prepare
+module = sys.modules["moebius.data.ingest"]
+module.BATCH_CHARACTERS, module.RECORD_INTERVAL_BYTES = 20_000, 100_000
+print(prepare(DataConfig(**eval(sys.argv[1])), 300).folder)
+"""
+
+
+def test_a_preparation_killed_at_any_time_ends_with_the_same_bytes(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text(
+        "".join(
+            json.dumps({"text": f"{n} é some words of document {n * n} " * 40}) + "\n"
+            for n in range(3000)
+        )
+    )
+
+    def command(cache: str, num_workers: int) -> list[str]:
+        settings = {
+            "source": str(source),
+            "tokenizer": "bytes",
+            "cache": str(tmp_path / cache),
+            "workers": num_workers,
+        }
+        return [sys.executable, "-c", KILLED, repr(settings)]
+
+    whole = subprocess.run(
+        command("whole", 1), capture_output=True, text=True, check=True
+    ).stdout.strip()
+    kills, folder, process = 0, "", None
+    for attempt in range(100):
+        process = subprocess.Popen(
+            command("killed", 1 + attempt % 3),
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            folder = process.communicate(timeout=0.4 + 0.15 * attempt)[0].strip()
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    assert process is not None and process.returncode == 0
+    assert kills > 0
+    assert contents(Path(folder)) == contents(Path(whole))
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [Path(folder).name]

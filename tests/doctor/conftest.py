@@ -1,0 +1,48 @@
+"""The command in this process, without its slow parts."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from moebius import cli
+from moebius.doctor import examine, selftest
+from moebius.hardware.ceilings import Ceilings
+
+
+class Examined(NamedTuple):
+    """What `moebius doctor` left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """The word that each check was reported with, `ok` or `FAILED`, by its name."""
+        checks = re.findall(r"^(ok|FAILED) +(.{26})", self.out, re.MULTILINE)
+        return {name.strip(): word for word, name in checks}
+
+
+Doctor = Callable[..., Examined]
+
+
+@pytest.fixture
+def doctor(capsys, tmp_path, monkeypatch) -> Doctor:
+    """`moebius doctor` on the CPU. What it leaves in its temporary folder is in tmp_path."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(examine, "ceilings", lambda device, dtype: Ceilings(1e11, 1e10))
+
+    def call(*arguments: str) -> Examined:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["doctor", "--train.device", "cpu", *arguments])
+        return Examined(int(ended.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def without_a_run(monkeypatch) -> None:
+    """Leave out the trials that train, which take most of the time."""
+    monkeypatch.setattr(selftest, "_training", lambda small_run: [])

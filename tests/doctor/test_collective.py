@@ -1,0 +1,16 @@
+"""Tests of a sum over processes on the CPU."""
+
+import pytest
+
+from moebius.doctor.collective import collective
+from moebius.doctor.trial import TrialFailed
+
+
+def test_a_sum_over_processes(tmp_path):
+    figures = collective(tmp_path, "gloo", 2)
+    assert figures.startswith("right on 2 gloo processes, ") and figures.endswith("GB/s each way")
+
+
+def test_a_process_that_fails_is_named(tmp_path):
+    with pytest.raises(TrialFailed, match="rank 0 of 1"):
+        collective(tmp_path, "carrier-pigeon", 1)

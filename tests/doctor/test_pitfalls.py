@@ -1,0 +1,57 @@
+"""Tests that what would spoil a run is said, with what to do about it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moebius.doctor.machine import Machine
+from moebius.doctor.pitfalls import pitfalls
+from tests.doctor.machines import CONFIG, FINE, H100, with_gpu
+
+
+def said(machine: Machine, device: str = "cuda", dtype: str = "auto", **environment: str) -> str:
+    """Return the pitfalls of a machine, one per line."""
+    train = replace(CONFIG.train, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    config = replace(CONFIG, train=train)
+    return "\n".join(pitfalls(machine, config, torch.device(device), environment))
+
+
+def test_a_machine_without_pitfalls():
+    assert said(FINE, OMP_NUM_THREADS="16", CUDA_LAUNCH_BLOCKING="0") == ""
+
+
+@pytest.mark.parametrize(
+    ("machine", "environment", "part"),
+    [
+        (FINE, {"OMP_NUM_THREADS": "17"}, "export OMP_NUM_THREADS=16"),
+        (replace(FINE, quota=2.0), {}, "16 threads on the time of 2 cores"),
+        (replace(FINE, load=40.0), {}, "times will be too long"),
+        (FINE, {"CUDA_LAUNCH_BLOCKING": "1"}, "CUDA_LAUNCH_BLOCKING=1 makes the host wait"),
+        (FINE, {"TORCH_COMPILE_DISABLE": "1"}, "turns compilation off"),
+        (with_gpu(capability=(7, 5)), {}, "no bfloat16 arithmetic: --train.dtype float32"),
+        (with_gpu(free=40 << 30), {}, "nvidia-smi"),
+        (replace(FINE, triton=""), {}, "triton is not installed"),
+        (replace(FINE, gpus=[H100, H100], shared_memory=64 << 20), {}, "--shm-size"),
+        (replace(FINE, free_disk={"train.out": 10**9}), {}, "1.0 GB free for train.out"),
+        (replace(FINE, packages={"packages": {"numpy": "2.4", "rich": ""}}), {}, "missing: rich:"),
+    ],
+)
+def test_a_pitfall_says_what_to_do(machine, environment, part):
+    lines = said(machine, **environment)
+    assert part in lines and "\n" not in lines
+
+
+def test_float32_leaves_tensor_cores_idle():
+    assert "--train.dtype bfloat16" in said(FINE, dtype="float32")
+
+
+def test_bfloat16_is_slow_on_a_cpu():
+    assert "--train.dtype float32" in said(FINE, device="cpu", dtype="bfloat16")
+
+
+def test_a_gpu_that_is_not_used():
+    without = replace(FINE, gpus=[])
+    assert "install a CUDA build" in said(without, device="cpu")
+    assert "unset it" in said(without, device="cpu", CUDA_VISIBLE_DEVICES="")
+    assert said(replace(without, driver=""), device="cpu") == ""

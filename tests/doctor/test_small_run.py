@@ -1,0 +1,84 @@
+"""Tests that the small run notices what must not happen."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moebius.data.batches import Batches
+from moebius.doctor.small_run import SmallRun
+from moebius.doctor.trial import TrialFailed
+from moebius.train import checkpoint, checkpoint_store
+from moebius.train.session import batches_for
+from tests.doctor.machines import CONFIG, CPU
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory) -> SmallRun:
+    """A run that has been trained. Tests leave it as it is."""
+    run = SmallRun(CONFIG, CPU, tmp_path_factory.mktemp("small"))
+    run.learns()
+    return run
+
+
+def test_a_run_that_learns_nothing_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("moebius.train.step.learning_rate", lambda step, config: 0.0)
+    with pytest.raises(TrialFailed, match="it must fall by"):
+        SmallRun(CONFIG, CPU, tmp_path).learns()
+
+
+def of_another_seed(config, corpus):
+    """Return the batches of a run with another seed."""
+    return batches_for(replace(config, train=replace(config.train, seed=1)), corpus)
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "instead"),
+    [
+        ("moebius.train.state.load_model", lambda *_: None),
+        ("moebius.train.state.load_named_state", lambda *_: None),
+        ("moebius.train.checkpoint.set_random_state", lambda *_: None),
+        ("moebius.train.session.batches_for", of_another_seed),
+    ],
+    ids=["weights", "optimizer", "random generators", "order of the data"],
+)
+def test_a_resume_that_forgets_something_fails(small_run, monkeypatch, forgotten, instead):
+    with monkeypatch.context() as patch, pytest.raises(TrialFailed, match="differs by"):
+        patch.setattr(forgotten, instead)
+        try:
+            small_run.resumes()
+        finally:
+            shutil.rmtree(small_run.whole.root.with_name("resumed"))
+
+
+def test_a_checkpoint_that_is_not_verified_fails(small_run, monkeypatch):
+    def unverified(folder: Path):
+        for name in checkpoint._manifest(folder):
+            yield name, (folder / name).read_bytes()
+
+    monkeypatch.setattr(checkpoint, "verified_files", unverified)
+    with pytest.raises(TrialFailed, match="went unnoticed"):
+        small_run.notices_damage()
+    shutil.rmtree(small_run.whole.root.with_name("damaged"))
+
+
+def test_not_a_number_is_an_infinite_difference(small_run):
+    run = small_run._copy("spoiled")
+    newest = checkpoint_store.complete(run.checkpoints)[0]
+    tensors, state = checkpoint.load(newest)
+    tensors["model"]["norm.weight"].fill_(torch.nan)
+    checkpoint.save(newest, tensors, state)
+    assert small_run._difference("spoiled") == (float("inf"), "model norm.weight")
+
+
+def test_batches_in_no_fixed_order_fail(small_run, monkeypatch):
+    starts = Batches._starts
+    unseeded = np.random.default_rng()
+    monkeypatch.setattr(
+        Batches, "_starts", lambda self, numbers: unseeded.permutation(starts(self, numbers))
+    )
+    with pytest.raises(TrialFailed, match="differs when"):
+        small_run.repeats_its_data()

@@ -1,0 +1,55 @@
+"""Metrics and events that no run has produced, for tests of what reads them."""
+
+from typing import Any
+
+from moebius.observe.metrics import StepMetrics
+
+HEALTHY: dict[str, Any] = {
+    "step": 20,
+    "tokens": 2_000,
+    "loss": 4.0,
+    "lr": 0.01,
+    "grad_norm": 2.0,
+    "balance_loss": 1.0,
+    "z_loss": 3.0,
+    "tokens_per_expert": [[30, 40, 50], [], [40, 40, 40]],
+    "cv": [0.2, 0.0, 0.0],
+    "max_violation": [0.25, 0.0, 0.0],
+    "dead_experts": [0, 0, 0],
+    "routing_entropy": [0.9, None, 0.8],
+    "mean_gate": [0.5, None, 0.5],
+    "dropped_share": [0.0, 0.0, 0.1],
+    "unrouted_share": [0.0, 0.0, 0.1],
+    "not_finite_logits": [0, 0, 0],
+    "router_grad_norm": [0.1, None, 0.2],
+    "layer_balance_loss": [1.0, None, 1.0],
+    "layer_z_loss": [3.0, None, 3.0],
+    "tokens_per_second": 12_345.0,
+    "mfu": 0.25,
+    "memory_gb": 1.5,
+}
+"""The line of a step with three healthy layers, of which the middle one is dense."""
+
+
+def metrics_of(**changes: Any) -> StepMetrics:
+    """Return the metrics of a healthy step, with some columns of its line replaced."""
+    return StepMetrics.from_json(HEALTHY | changes)
+
+
+def dense_metrics(**changes: Any) -> StepMetrics:
+    """Return the metrics of a step of a model without layers that have experts."""
+    line = {name: [] if isinstance(value, list) else value for name, value in HEALTHY.items()}
+    return StepMetrics.from_json(line | changes)
+
+
+class Happening:
+    """An event that is nothing but a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def to_json(self) -> dict[str, Any]:
+        return {"event": "happening", "step": self.step}
+
+    def __str__(self) -> str:
+        return f"happening {self.step}"

@@ -1,0 +1,36 @@
+"""Alarms with some of the rules only, and what they say while one figure rises and falls."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from moebius.config.observe import ObserveConfig, Rule
+from moebius.observe.alarms import Alarm, Alarms
+from moebius.observe.metrics import StepMetrics
+from tests.observe.made_up import metrics_of
+
+ABOVE = ["cv", "dominant_expert", "dropped_tokens", "unrouted_tokens", "router_logits"]
+"""Rules that fire above their threshold; the others fire below it."""
+
+
+def watching(**rules: Rule) -> Alarms:
+    """Return alarms with these rules, and every other rule off."""
+    off = {name: replace(rule, action="off") for name, rule in ObserveConfig().rules().items()}
+    return Alarms(replace(ObserveConfig(), **(off | rules)))
+
+
+def with_cv(step: int, value: float) -> StepMetrics:
+    """Return a step whose first layer has this CV; its third layer has a CV of 0."""
+    return metrics_of(step=step, cv=[value, 0.0, 0.0])
+
+
+def on_cv(rule: Rule, course: Iterable[tuple[int, float]]) -> list[Alarm]:
+    """Return what the rule says of the first layer's CV, logged as pairs of step and value."""
+    alarms = watching(cv=rule)
+    return [alarm for step, value in course for alarm in alarms.look(with_cv(step, value))]
+
+
+def steps_fired_at(rule: Rule, course: Iterable[tuple[int, float]]) -> list[int]:
+    """Return the steps at which the rule fires on the CV. Fails if one of its alarms is over."""
+    alarms = on_cv(rule, course)
+    assert not any(alarm.over for alarm in alarms)
+    return [alarm.step for alarm in alarms]

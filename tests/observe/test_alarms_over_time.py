@@ -1,0 +1,159 @@
+"""When a rule fires, fires again and is over: window, patience, and a run that is resumed."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from moebius.config.observe import ObserveConfig, Rule
+from moebius.observe.alarms import Alarms
+from moebius.observe.metrics import StepMetrics
+from tests.observe.made_up import metrics_of
+from tests.observe.rules import on_cv, steps_fired_at, watching, with_cv
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3, 10])
+def test_patience_is_counted_from_the_last_harmless_step(patience):
+    rule = Rule(threshold=0.3, patience=patience)
+    course = [(step, 0.9 if step > 4 else 0.1) for step in range(1, 40)]
+    # without patience the rule fires as soon as it sees the figure
+    assert steps_fired_at(rule, course)[0] == max(5, 4 + patience)
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 7, 20, 50, 60])
+@pytest.mark.parametrize("patience", [1, 20, 50])
+@pytest.mark.parametrize("onset", [1, 61, 100])
+def test_an_alarm_is_at_most_a_log_step_late(log_every, patience, onset):
+    """The onset is the first step whose figure is beyond the threshold."""
+    steps = range(log_every, 1000, log_every)
+    last_harmless = max((step for step in steps if step < onset), default=0)
+    course = [(step, 0.9 if step >= onset else 0.1) for step in steps]
+    fired_at = steps_fired_at(Rule(threshold=0.3, patience=patience), course)
+    due = math.ceil((last_harmless + patience) / log_every) * log_every
+    first = max(due, last_harmless + log_every)
+    patience_in_log_steps = math.ceil(patience / log_every) * log_every
+    assert fired_at == list(range(first, 1000, patience_in_log_steps))
+
+
+def test_a_harmless_figure_starts_the_patience_anew():
+    rule = Rule(threshold=0.3, patience=5)
+    always_in_time = [(step, 0.1 if step % 5 == 0 else 0.9) for step in range(1, 60)]
+    assert steps_fired_at(rule, always_in_time) == []
+    once = [(step, 0.1 if step == 4 else 0.9) for step in range(1, 12)]
+    assert steps_fired_at(rule, once) == [9]
+
+
+def test_the_mean_is_over_the_logged_steps_inside_the_window():
+    rule = Rule(threshold=0.3, window=4, patience=0)
+    # the mean of steps 1 to 4 is 0.25, and that of steps 2 to 5 is 0.5
+    alarms = on_cv(rule, [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0), (5, 1.0)])
+    assert [(alarm.step, alarm.value) for alarm in alarms] == [(5, 0.5)]
+    # three of the five steps up to step 9 are logged
+    (alarm,) = on_cv(replace(rule, window=5), [(4, 0.0), (5, 0.3), (8, 0.2), (9, 1.0)])
+    assert alarm.value == pytest.approx(0.5)
+    # steps further apart than the window are looked at one by one
+    alarms = on_cv(rule, [(10, 0.9), (20, 0.1), (30, 0.8)])
+    assert [alarm.value for alarm in alarms if not alarm.over] == [0.9, 0.8]
+
+
+def test_a_single_bad_step_inside_a_window_is_no_alarm():
+    rule = Rule(threshold=0.3, window=20, patience=0)
+    course = [(step, 2.0 if step == 50 else 0.15) for step in range(1, 101)]
+    assert on_cv(rule, course) == []
+    assert on_cv(replace(rule, window=1), course)
+
+
+def test_it_is_over_after_a_patience_of_harmless_figures():
+    rule = Rule(threshold=0.3, patience=4)
+    course = [(step, 0.9 if 3 < step <= 12 else 0.1) for step in range(1, 60)]
+    alarms = on_cv(rule, course)
+    assert [(alarm.step, alarm.since, alarm.over) for alarm in alarms] == [
+        (7, 3, False),
+        (11, 7, False),
+        (16, 12, True),
+    ]
+    assert [alarm.figures["cv"] for alarm in alarms] == [0.9, 0.9, 0.1]
+    assert all(alarm.figures == alarms[0].figures | {"cv": alarm.value} for alarm in alarms)
+
+
+def test_a_figure_that_never_fired_is_never_over():
+    course = [(step, 0.9 if step in (3, 4, 9) else 0.1) for step in range(1, 60)]
+    assert on_cv(Rule(threshold=0.3, patience=4), course) == []
+
+
+def test_a_relapse_puts_the_end_off():
+    rule = Rule(threshold=0.3, patience=4)
+    course = [(step, 0.9 if step <= 4 or step == 7 else 0.1) for step in range(1, 20)]
+    assert [(alarm.step, alarm.over) for alarm in on_cv(rule, course)] == [(4, False), (11, True)]
+
+
+def test_a_figure_that_is_still_watched_is_over_again_and_again():
+    alarms = watching(cv=Rule(threshold=0.3, patience=3))
+    events = []
+    for step in range(1, 20):
+        for alarm in alarms.look(with_cv(step, 0.9 if step <= 3 else 0.1)):
+            events.append((alarm.step, alarm.over))
+            if alarm.over and len(events) < 4:
+                alarms.keep_watching(alarm)
+    assert events == [(3, False), (6, True), (9, True), (12, True)]
+
+
+def test_experts_are_watched_one_by_one():
+    alarms = watching(dead_expert=Rule(threshold=0.01, patience=3))
+    events = []
+    for step in range(1, 12):
+        counts = [0 if step <= 4 else 40, 40, 0 if 2 < step <= 6 else 40]
+        metrics = metrics_of(step=step, tokens_per_expert=[counts, [], [40, 40, 40]])
+        events += [(alarm.step, alarm.expert, alarm.over) for alarm in alarms.look(metrics)]
+    assert events == [(3, 0, False), (5, 2, False), (7, 0, True), (9, 2, True)]
+
+
+def eventful_step(step: int) -> StepMetrics:
+    """Return a step of a run whose CV rises and falls, with a dead expert and two loss spikes."""
+    is_dead, is_spike, is_uneven = 5 < step < 16, step in (11, 31), step % 12 < 8
+    return metrics_of(
+        step=step,
+        loss=5.0 / step**0.5 * (2 if is_spike else 1),
+        cv=[0.9 if is_uneven else 0.1, 0.0, 0.25],
+        tokens_per_expert=[[0 if is_dead else 40, 40, 40], [], [40, 40, 40]],
+    )
+
+
+@pytest.mark.parametrize("stopped_at", [4, 6, 7, 11, 13, 18, 19])
+@pytest.mark.parametrize("window", [1, 6])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(stopped_at, window):
+    def new_alarms() -> Alarms:
+        return watching(
+            cv=Rule(threshold=0.3, window=window, patience=4),
+            dead_expert=Rule(threshold=0.01, window=window, patience=5),
+            loss_spike=Rule(threshold=1.5, window=20, patience=0),
+        )
+
+    steps = range(1, 60, 2)
+    uninterrupted = new_alarms()
+    expected = [alarm for step in steps for alarm in uninterrupted.look(eventful_step(step))]
+    assert {alarm.over for alarm in expected} == {True, False} and len(expected) > 6
+    assert {alarm.rule for alarm in expected} == {"cv", "dead_expert", "loss_spike"}
+
+    before, after = new_alarms(), new_alarms()
+    alarms = [
+        alarm for step in steps if step <= stopped_at for alarm in before.look(eventful_step(step))
+    ]
+    after.load(json.loads(json.dumps(before.state())))
+    assert after.state() == before.state()
+    alarms += [
+        alarm for step in steps if step > stopped_at for alarm in after.look(eventful_step(step))
+    ]
+    assert alarms == expected
+    assert after.state() == uninterrupted.state()
+
+
+def test_what_is_remembered_does_not_grow():
+    alarms = Alarms(ObserveConfig())
+    for step in range(1, 300):
+        alarms.look(metrics_of(step=step))
+    size = len(json.dumps(alarms.state()))
+    for step in range(300, 700):
+        alarms.look(metrics_of(step=step))
+    assert len(json.dumps(alarms.state())) < 1.1 * size

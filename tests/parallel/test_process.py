@@ -1,0 +1,75 @@
+"""Which process this is, as the environment of a launcher describes it."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moebius.errors import ConfigError
+from moebius.parallel.process import SPEAKING_SECONDS, Process
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Process()),
+        ({"WORLD_SIZE": "8"}, Process()),  # other tools use this name, too
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, Process(0, 1, 0)),
+        ({"RANK": "0"}, Process(0, 1, 0)),
+        ({"RANK": "", "WORLD_SIZE": ""}, Process(0, 1, 0)),
+    ],
+)
+def test_one_process_is_one_however_it_was_started(environment, expected):
+    assert Process.from_environment(environment) == expected
+    assert expected.writes
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 64])
+def test_several_processes_are_refused_in_one_line(world_size):
+    environment = {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
+    with pytest.raises(ConfigError, match=f"^{world_size} processes were started") as refusal:
+        Process.from_environment(environment)
+    assert refusal.value.exit_code == 2 and "\n" not in str(refusal.value)
+
+
+def test_the_other_processes_let_the_first_say_what_is_wrong(monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with pytest.raises(SystemExit) as ending:
+        Process.from_environment({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
+    assert ending.value.code == 2 and pauses == [SPEAKING_SECONDS]
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_a_variable_that_is_no_number_is_named(name):
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | {name: "zero"}
+    with pytest.raises(ConfigError, match=f"{name}='zero'.*whole numbers"):
+        Process.from_environment(environment)
+
+
+def test_only_the_first_process_writes():
+    assert [Process(rank, 4).writes for rank in range(4)] == [True, False, False, False]
+
+
+def test_torchrun_with_two_processes_is_one_line_and_exit_code_2():
+    """Two processes are started as torchrun starts them, and only the first one writes."""
+    command = [sys.executable, "-m", "moebius", "train", "tiny"]
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = processes
+    out, errors = first.communicate(timeout=60)
+    second.kill()  # what a launcher does once one of its processes has failed
+    late_out, late_errors = second.communicate(timeout=60)
+    assert first.returncode == 2 and out == late_out == late_errors == ""
+    assert errors.startswith("moebius: 2 processes were started") and errors.count("\n") == 1

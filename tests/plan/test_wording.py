@@ -1,0 +1,86 @@
+"""Plans as text and as JSON."""
+
+import json
+
+import pytest
+
+from moebius.plan.recommend import Plan
+from moebius.plan.wording import SHOWN, as_json, lines
+from tests.plan.test_recommend import MANY_EXPERTS, long_sequence, plan_of
+
+
+def text_of(plan: Plan) -> str:
+    return "\n".join(lines(plan))
+
+
+def test_one_gpu_says_why_and_nothing_about_a_network():
+    text = text_of(plan_of("standard"))
+    assert "because it fits: nothing has to be recomputed" in text
+    assert "network" not in text and "GPU each" not in text
+    assert "on          h100: 776.4TFLOP/s, 3.0TB/s, 85 GB each (measured)" in text
+
+
+@pytest.mark.parametrize("gpus", [2, 8, 2048])
+def test_many_gpus_on_paper(gpus):
+    text = text_of(plan_of("standard", *MANY_EXPERTS, gpus=gpus, gpu="b200"))
+    assert f"on          {gpus} x b200: " in text
+    assert "this version of Moebius trains on one GPU" in text
+    assert "network     each GPU sends in a step: " in text
+    assert "TFLOP/s" in text and "MFU" in text
+
+
+def test_the_alternatives_are_compared_with_the_best():
+    result = plan_of("standard", *MANY_EXPERTS, gpus=8, imbalance=2.0)
+    best, text = result.best, text_of(result)
+    decided = {
+        "with a copy of the weights on each GPU": lambda layout: not layout.is_sharded,
+        "with sharded weights": lambda layout: layout.is_sharded,
+        "with all experts on each GPU": lambda layout: layout.expert_parallel == 1,
+        "with the experts spread over GPUs": lambda layout: layout.expert_parallel > 1,
+    }
+    for words, is_alternative in decided.items():
+        rivals = [other for other in result.others if is_alternative(other.layout)]
+        if is_alternative(best.layout) or not rivals:
+            assert words + " a step" not in text
+        else:
+            factor = min(rival.seconds for rival in rivals) / best.seconds
+            assert f"{words} a step would take {factor:.2f} times as long" in text
+    assert "a step would take" in text
+
+
+def test_what_does_not_fit_is_said():
+    text = text_of(plan_of("dense", *long_sequence(131072)))
+    assert "without recomputation it does not fit" in text
+
+
+def test_an_enlarged_batch_is_said():
+    enlarged = "(enlarged from 64 to give every GPU the same share)"
+    text = text_of(plan_of("standard", gpus=48))
+    assert f"96 x 2048 = 196,608 tokens {enlarged}; on each GPU" in text
+    assert "enlarged" not in text_of(plan_of("standard", gpus=8))
+
+
+def test_a_device_that_waits_for_its_host_is_said():
+    waiting = "the GPU waits for the host"
+    assert waiting in text_of(plan_of("standard", "--train.seq_len=128"))
+    assert waiting not in text_of(plan_of("standard"))
+
+
+def test_an_imbalance_that_costs_nothing_is_said():
+    text = text_of(plan_of("standard", imbalance=3.0))
+    assert "an imbalance of 3 costs nothing here, because every GPU has all experts" in text
+
+
+def test_no_more_than_a_few_other_layouts_are_shown():
+    result = plan_of("standard", *MANY_EXPERTS, gpus=64)
+    shown = [line for line in lines(result) if line.startswith("  ") and " GB  " in line]
+    assert len(shown) == SHOWN < len(result.others)
+
+
+def test_json_adds_up():
+    values = json.loads(as_json(plan_of("standard", *MANY_EXPERTS, gpus=64)))
+    best = values["best"]
+    assert sum(best["memory"].values()) == pytest.approx(best["peak_bytes"])
+    seconds = sum(best["computing"].values()) + best["communicating"]
+    assert seconds == pytest.approx(best["step_seconds"])
+    assert best["layout"]["gpus"] == 64 and values["device"]["name"] == "h100"

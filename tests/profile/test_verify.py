@@ -1,0 +1,43 @@
+"""Tests that a finding's change is made and measured."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moebius.profile.finding import Finding
+from moebius.profile.findings import findings
+from moebius.profile.profile import profile
+from moebius.profile.steps import Steps
+from moebius.profile.verify import Verified, verify
+from tests.profile.made_up import titled
+
+CPU = torch.device("cpu")
+
+
+def test_a_change_is_made_and_measured(small):
+    config = replace(small, model=replace(small.model, base_expansion=16.0))
+    profiled, steps = profile(config, CPU, seconds=1.0)
+    finding = titled(findings(profiled, steps), "an always-on base MLP")
+    verified = verify(steps, finding, rounds=3)
+    assert len(verified.before) == len(verified.after) == 3
+    assert sum(verified.after) < sum(verified.before)
+
+
+def test_a_larger_batch_is_compared_at_equal_tokens(small):
+    finding = Finding("", "", ("--train.batch_size=16",), 1.0)
+    verified = verify(Steps(small, CPU), finding, rounds=3)
+    # otherwise it would take four times as long
+    assert sum(verified.after) < 2 * sum(verified.before)
+
+
+@pytest.mark.parametrize(
+    ("after", "line"),
+    [
+        ([0.1, 0.1], "measured 2.00x (2.00 to 2.00); 200.0 -> 100.0 ms, predicted 80.0 (-20%)"),
+        ([0.05, 0.15], "measured 2.00x (1.33 to 4.00); 200.0 -> 100.0 ms, predicted 80.0 (-20%)"),
+    ],
+)
+def test_prediction_and_measurement_are_one_line(after, line):
+    verified = Verified(Finding("a title", "", (), 0.08), [0.2, 0.2], after)
+    assert str(verified) == f"verified   a title: predicted 2.50x, {line}"

@@ -1,0 +1,105 @@
+"""Skipped updates: collected on the device, reported with their batches, counted in a row."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from moebius.config import TrainConfig
+from moebius.errors import NumericError
+from moebius.train.skipped import SkippedStep, SkippedSteps
+from moebius.train.state import TrainState
+
+TRAIN = TrainConfig(batch_size=4, max_skipped=2)
+
+
+def state_at(step: int, batch: int | None = None, skipped: int = 0) -> TrainState:
+    """Return a state without a model; the next batch is the step's own unless it is given."""
+    nothing: Any = None
+    batch = step if batch is None else batch
+    return TrainState(nothing, [], nothing, [], step=step, batch=batch, skipped=skipped)
+
+
+def note_steps(steps: SkippedSteps, state: TrainState, *is_skipped: bool) -> None:
+    """Make steps, of which some are skipped."""
+    for flag in is_skipped:
+        state.step += 1
+        state.batch += 1
+        steps.note(torch.tensor(flag))
+
+
+def settled(steps: SkippedSteps) -> list[SkippedStep]:
+    """Return what is reported of the steps since the last call."""
+    events: list[SkippedStep] = []
+    steps.settle(events.append)
+    return events
+
+
+def test_each_skipped_step_is_an_event_with_its_batch():
+    state = state_at(step=10, batch=13)  # a roll-back has left out three batches
+    steps = SkippedSteps(TRAIN, state)
+    note_steps(steps, state, False, True, True, False, True)
+    assert settled(steps) == [
+        SkippedStep(step=12, batch=14, first_sequence=56, last_sequence=59, in_a_row=1),
+        SkippedStep(step=13, batch=15, first_sequence=60, last_sequence=63, in_a_row=2),
+        SkippedStep(step=15, batch=17, first_sequence=68, last_sequence=71, in_a_row=1),
+    ]
+    assert state.skipped == 1
+    assert settled(steps) == []
+
+
+def test_steps_in_a_row_are_counted_across_reports_and_end_with_a_good_one():
+    state = state_at(step=3)
+    steps = SkippedSteps(TRAIN, state)
+    note_steps(steps, state, True)
+    assert [event.in_a_row for event in settled(steps)] == [1]
+    note_steps(steps, state, True)
+    assert [event.in_a_row for event in settled(steps)] == [2]
+    note_steps(steps, state, False)
+    assert settled(steps) == [] and state.skipped == 0
+
+
+def test_noting_a_step_does_not_ask_the_device():
+    """A tensor without values would be an error if it were read."""
+    state = state_at(step=1)
+    SkippedSteps(TRAIN, state).note(torch.empty((), dtype=torch.bool, device="meta"))
+
+
+def test_more_steps_in_a_row_than_allowed_end_the_run():
+    state = state_at(step=0)
+    steps = SkippedSteps(TRAIN, state)
+    note_steps(steps, state, True, True)
+    settled(steps)
+    note_steps(steps, state, True)
+    events: list[SkippedStep] = []
+    with pytest.raises(
+        NumericError,
+        match="step 3: loss or gradient not finite 3 times in a row; the last checkpoint is",
+    ) as refusal:
+        steps.settle(events.append)
+    assert [event.step for event in events] == [3]  # what ends the run is reported first
+    assert refusal.value.exit_code == 5 and "\n" not in str(refusal.value)
+
+
+def test_forgotten_steps_are_not_reported():
+    state = state_at(step=0)
+    steps = SkippedSteps(TRAIN, state)
+    note_steps(steps, state, True, True, True)
+    steps.forget()
+    assert settled(steps) == [] and state.skipped == 0
+
+
+def test_an_event_in_json_and_as_a_line():
+    event = SkippedStep(step=812, batch=815, first_sequence=3260, last_sequence=3263, in_a_row=2)
+    assert json.loads(json.dumps(event.to_json())) == {
+        "event": "skipped",
+        "step": 812,
+        "batch": 815,
+        "sequences": [3260, 3263],
+        "in_a_row": 2,
+    }
+    assert str(event) == (
+        "step 812: loss or gradient not finite; the update was skipped (batch 815, "
+        "sequences 3,260 to 3,263)"
+    )
