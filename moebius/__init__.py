@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: `moebius --help` and a configuration must not wait for it
+    # Importing torch takes seconds, which `moebius --help` and a configuration must not wait for.
     if name == "Transformer":
         from moebius.model.transformer import Transformer
 

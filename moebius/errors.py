@@ -20,13 +20,13 @@ class ConfigError(MoebiusError, ValueError):
 
 
 class DataError(MoebiusError):
-    """Text, shards or a tokenizer that cannot be used. The message names file and place."""
+    """Text, shards or a tokenizer that cannot be used. The message names the file and place."""
 
     exit_code = 3
 
 
 class CheckpointError(MoebiusError):
-    """A checkpoint that is missing, incomplete, damaged or of another model."""
+    """A checkpoint that is missing, incomplete, damaged or from a different model."""
 
     exit_code = 4
 

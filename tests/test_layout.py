@@ -177,6 +177,54 @@ def test_the_check_of_imports(file, source, is_error):
     assert bool(layout_errors(file, source)) == is_error
 
 
+def test_no_file_imports_itself_through_others():
+    imports = {
+        file: {
+            target
+            for name in imported(file, (ROOT / file).read_text("utf-8"))
+            if (target := _file_of(name)) and target != file
+        }
+        for file in FILES
+    }
+    assert circles(imports) == []
+
+
+def _file_of(name: str) -> str | None:
+    """Return the file that an import of this dotted name reads, if it is one of the package."""
+    parts = name.split(".")
+    if parts[0] != "moebius":
+        return None
+    for end in (len(parts), len(parts) - 1):  # a module, or something in one
+        path = "/".join(parts[1:end])
+        for file in (f"{path}.py", f"{path}/__init__.py"):
+            if file in FILES:
+                return file
+    return None
+
+
+def circles(imports: dict[str, set[str]]) -> list[set[str]]:
+    """Return the groups of files that reach each other by imports."""
+    reached = {file: set(targets) for file, targets in imports.items()}
+    changed = True
+    while changed:
+        changed = False
+        for targets in reached.values():
+            further = set().union(*(reached[target] for target in targets)) - targets
+            targets |= further
+            changed |= bool(further)
+    groups = {
+        frozenset(other for other in targets if file in reached[other])
+        for file, targets in reached.items()
+        if file in targets
+    }
+    return sorted(map(set, groups), key=sorted)
+
+
+def test_the_check_of_circles():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_no_file_is_too_long(file):
     assert len((ROOT / file).read_text("utf-8").splitlines()) <= LONGEST_FILE

@@ -1,4 +1,4 @@
-"""The text: its settings."""
+"""The `data` section: the settings of the text that a run is trained on."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from moebius.config.fields import (
 from moebius.errors import ConfigError
 
 SECRET_IN_URL = re.compile(r"://([^/,]*@|[^,]*\?)")
-"""A URL with a user name and password, or with a query, which may hold a signature."""
+"""Matches a URL with a user name and password, or with a query, which may hold a signature."""
 
 
 @dataclass(frozen=True, kw_only=True)

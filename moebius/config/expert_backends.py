@@ -15,7 +15,8 @@ class ExpertBackendRecord:
     """Activation and gate run inside the kernels of the matrix products, so neither the
     activation nor the experts' results are kept for backward."""
     has_static_rows: bool = True
-    """A row is moved for every expert that a token may have, whether or not it has it."""
+    """A row is moved for every expert that a token could have, even if the token does not use
+    it."""
     kept_operators: tuple[str, ...] = ()
     """Names of the operators whose results selective checkpointing keeps for backward."""
 

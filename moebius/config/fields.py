@@ -1,4 +1,4 @@
-"""What a setting may hold: its type and its bounds, declared beside it, and the check of both.
+"""The type and bounds of each setting, declared next to it, and the check of both.
 
     lr: PositiveFloat = 6e-4
     router_jitter: Annotated[float, between(0, 0.99)] = 0.0
@@ -23,7 +23,7 @@ INTEGER_LIMIT = 2**63
 
 
 class Bound(NamedTuple):
-    """A condition that a value of the right type must also meet. Every item of a list must."""
+    """A condition that a value of the right type must also meet. In a list, every item must."""
 
     holds: Callable[[Any], bool]
     """Return whether a value meets the condition."""
@@ -104,7 +104,7 @@ def settings(section: type, path: str = "") -> dict[str, Any]:
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the types of which a value may have any: the members of a union, without bounds."""
+    """Return the types that a value may have: the members of a union, without bounds."""
     if typing.get_origin(annotation) is Annotated:
         annotation = typing.get_args(annotation)[0]
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
@@ -112,7 +112,7 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def bounds(annotation: Any) -> list[Bound]:
-    """Return the conditions that an annotation sets beyond the type."""
+    """Return the conditions that an annotation sets in addition to the type."""
     metadata = getattr(annotation, "__metadata__", ())
     return [item for item in metadata if isinstance(item, Bound)]
 
@@ -132,9 +132,9 @@ def shown(value: Any) -> str:
 
 
 def _convert(value: Any, annotation: Any) -> Any:
-    """Return `value` as the first type of `annotation` that takes it without loss.
+    """Return `value` converted to the first type of `annotation` that holds it without loss.
 
-    Raises TypeError, with the end of the error's line, if there is none.
+    Raises TypeError, whose text ends the line of the error, if there is no such type.
     """
     for member in members(annotation):
         origin = typing.get_origin(member)
@@ -179,7 +179,7 @@ def _storable(text: str) -> str:
 
 
 def _value_hint(name: str, value: Any, annotation: Any) -> str:
-    """Return `; did you mean X?` for the choice that a wrong value probably stands for, or ""."""
+    """Return `; did you mean X?` for the choice that a wrong value probably meant, or ""."""
     choices = [choice for member in members(annotation) for choice in _choices(member)]
     if suggested := value_suggestion(name, value):
         return f"; did you mean {suggested}?"

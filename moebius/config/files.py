@@ -1,4 +1,4 @@
-"""Configurations from presets and TOML files, with other values on top, and back to TOML."""
+"""Read configurations from presets and TOML files, override values, and write TOML again."""
 
 import functools
 import json
@@ -31,10 +31,10 @@ def print_note(note: str) -> None:
 def read_config(source: str, flags: list[str], report: Report = print_note) -> Config:
     """Return the configuration of a preset or a TOML file, changed by `--section.key value` flags.
 
-    A file may name a `base`, another file (found from the folder of the first) or a preset, whose
-    settings it changes. `report` is called with a line for each setting in a file that no longer
-    exists. Raises ConfigError in one line that names the file, the setting and the nearest right
-    name.
+    A file may name a `base`: a preset, or another file (relative to the folder of the first),
+    whose settings it changes. `report` is called with one line for each setting in a file that no
+    longer exists. Raises ConfigError, in one line that names the file, the setting and the most
+    similar valid name.
     """
     return override(_from_source(source, (), report), parse_flags(flags))
 
@@ -43,7 +43,7 @@ def override(config: Config, values: Values, origin: str = "") -> Config:
     """Return `config` with values[section][key], or values[section][alarm][key], replaced.
 
     A section is checked as a whole, so that settings which depend on each other can be changed
-    together. `origin`, a file's name with a colon, begins the line of an error. Raises
+    together. `origin`, a file's name followed by a colon, is put before the error. Raises
     ConfigError.
     """
     sections = list(annotations(Config))
@@ -126,7 +126,7 @@ def _replaced(section: Any, values: Values, path: str) -> Any:
 
 
 def _unknown_setting(name: str, value: Any, neighbors: list[str]) -> str:
-    """Return the error for a setting that does not exist; `neighbors` are those of its section."""
+    """Return the error for an unknown setting; `neighbors` are the settings of its section."""
     if removed := explanation(name):
         return removed
     path, _, key = name.rpartition(".")
@@ -139,7 +139,7 @@ def _unknown_setting(name: str, value: Any, neighbors: list[str]) -> str:
 
 
 def _unknown_section(section: str, inner: Any, sections: list[str]) -> str:
-    """Return the error for a section that does not exist; `inner` is what it holds."""
+    """Return the error for an unknown section; `inner` is the value or table that it was given."""
     names = list(settings(Config))
     if isinstance(inner, dict):
         hints = (suggestion(f"{section}.{key}", inner[key], names, _written) for key in inner)

@@ -1,4 +1,4 @@
-"""Settings on the command line: `--section.key value` as nested values."""
+"""Turn settings on the command line (`--section.key value`) into nested values."""
 
 import functools
 import typing
@@ -11,7 +11,7 @@ from moebius.config.tree import Config
 from moebius.errors import ConfigError
 
 LISTS = ("data.source", "data.weights")
-"""Settings that may not be given twice, because that could be meant as a list."""
+"""Settings that may not be given twice, because the user may have meant a list."""
 
 Values = dict[str, Any]
 """Values of settings by name; those of a section are nested under the section's name."""
@@ -20,9 +20,9 @@ Values = dict[str, Any]
 def parse_flags(flags: list[str]) -> Values:
     """Return the nested values of `--section.key value` and `--section.key=value` flags.
 
-    A value is read according to the setting's type, but not checked yet: `override` does that. Of
-    a flag given twice the last counts. Raises ConfigError for a flag of no setting, with the
-    nearest right name, and for a second data.source.
+    A value is read according to the setting's type, but not checked yet: `override` does that. If
+    a flag is given twice, the last one counts. Raises ConfigError for a flag that names no
+    setting, with the most similar valid name, and for a repeated flag of `LISTS`.
     """
     values: Values = {}
     remaining = list(flags)
@@ -50,9 +50,9 @@ def parse_flags(flags: list[str]) -> Values:
 
 
 def parse_text(text: str, annotation: Any) -> Any:
-    """Return the value that `text` stands for under an annotation.
+    """Return `text` parsed as a value of the annotated type.
 
-    Return the text itself if it stands for no value; the check of the settings then refuses it.
+    Text that cannot be parsed is returned as it is; the check of the settings then refuses it.
     """
     types = members(annotation)
     if str in types or any(typing.get_origin(kind) is Literal for kind in types):

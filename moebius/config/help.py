@@ -1,4 +1,4 @@
-"""The settings of a configuration as text: type, bounds, value and meaning of each.
+"""The help text of all settings: the type, bounds, value and meaning of each one.
 
 The meanings are the docstrings below the fields of the configuration's classes.
 """
@@ -24,8 +24,8 @@ INDENT = " " * 6
 def settings_help(config: Config, names: Collection[str] | None = None) -> str:
     """Return the text of all settings, a paragraph per section, with this configuration's values.
 
-    With `names`, only the sections of these names are included. What an alarm's four settings mean
-    is explained once; each alarm then has its own meaning and values.
+    With `names`, only these sections are included. The four settings that all alarms share are
+    explained once; below that, each alarm has its own meaning and values.
     """
     sections = [
         (field.name, getattr(config, field.name))
@@ -88,7 +88,7 @@ def _alarms(section: str, alarms: dict[str, Rule], meanings: dict[str, str]) -> 
 
 
 def _summary(section: type) -> str:
-    """Return the docstring of a class without what it says about errors."""
+    """Return the docstring of a class up to the sentence that begins with "Raises"."""
     text = ast.get_docstring(_source(section)) or ""
     return " ".join(text.split()).split(" Raises ")[0]
 
@@ -108,7 +108,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def _typed(value: Any) -> str:
-    """Return a value as one would type it after its flag."""
+    """Return a value as a user would type it after its flag."""
     if isinstance(value, tuple):
         return ",".join(map(_typed, value))
     if isinstance(value, bool):

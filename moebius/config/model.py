@@ -1,4 +1,4 @@
-"""The architecture: its settings, which of them fit together, and the shapes that follow."""
+"""The `model` section: settings, which of them fit together, and the shapes that follow."""
 
 import math
 from dataclasses import dataclass
@@ -226,10 +226,10 @@ class ModelConfig:
         return round(self.rope_fraction * self.num_kv_heads)
 
     def gate_factor(self, num_experts: int) -> float:
-        """Return the factor on the gates of a layer of `num_experts` experts: gate_scale resolved.
+        """Return the factor that `gate_scale` means for a layer of `num_experts` experts.
 
-        With gate_scale 0 and one expert per token it is the inverse of the gate of a router whose
-        logits are all 0: 1 / num_experts for softmax, 1/2 for sigmoid scores.
+        With gate_scale 0 and one expert per token, it is the inverse of an untrained router's
+        gate, whose logits are all 0: num_experts for softmax scores and 2 for sigmoid scores.
         """
         if self.gate_scale:
             return self.gate_scale
@@ -241,7 +241,7 @@ class ModelConfig:
         return 2.0 if has_sigmoid else float(num_experts)
 
     def experts_per_token(self, num_experts: int) -> int:
-        """Return the most experts a token can have in a layer of `num_experts` experts (K)."""
+        """Return the largest number of experts that a token can have in this layer (K)."""
         return ROUTERS[self.router_type].most_experts(num_experts, self.router_top_k)
 
 

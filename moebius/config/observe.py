@@ -1,4 +1,4 @@
-"""What a run watches in its routing, when it raises an alarm and what it does then."""
+"""The `observe` section: what a run shows, when it raises an alarm and what it does then."""
 
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -78,13 +78,13 @@ class ObserveConfig:
                 )
 
     def rules(self) -> dict[str, Rule]:
-        """Return the alarms by name, in the order in which they are checked."""
+        """Return the rule of each alarm by name, in the order in which they are checked."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Rule)}
 
 
 def actions(alarm: str) -> tuple[Action, ...]:
-    """Return the actions that the alarm of that name can be answered with."""
+    """Return the actions that a run can take when the alarm of that name fires."""
     if alarm == "loss_spike":
         return ("off", "warn", "roll_back", "stop")
     if alarm == "router_logits":

@@ -1,4 +1,4 @@
-"""The hardware: what a configuration says about it."""
+"""The `parallel` section: how a run uses the hardware."""
 
 from dataclasses import dataclass
 from typing import Literal

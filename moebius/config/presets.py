@@ -1,4 +1,4 @@
-"""Ready configurations: `preset(name)` returns a complete Config, and any setting can be changed.
+"""Ready-made configurations: `preset(name)` returns a complete Config to use or to change.
 
 A new preset is a function here and a line in PRESETS. Its docstring is what the help shows.
 """
@@ -18,7 +18,7 @@ from moebius.errors import ConfigError
 def preset(name: str) -> Config:
     """Return the preset of that name.
 
-    Raises ConfigError with the nearest name for an unknown one.
+    Raises ConfigError, with the most similar name, for an unknown one.
     """
     if name not in PRESETS:
         raise ConfigError(
@@ -123,8 +123,9 @@ PRESETS: dict[str, Callable[[], Config]] = {
 def dense_twin(model: ModelConfig) -> ModelConfig:
     """Return the dense model that has as many active MLP parameters as `model`.
 
-    Its base MLP is as wide as everything that a token passes through, averaged over the layers
-    and rounded to a multiple of 64. Routers do not count, because a dense model has none.
+    The width of its base MLP is the total width of the base MLP and the experts that a token
+    passes through, averaged over the layers and rounded to a multiple of 64. Routers do not count,
+    because a dense model has none.
     """
     shapes = zip(model.experts_per_layer, model.expert_widths, strict=True)
     routed = [model.experts_per_token(count) * width for count, width in shapes]
@@ -134,10 +135,10 @@ def dense_twin(model: ModelConfig) -> ModelConfig:
 
 
 def _large(**model: object) -> Config:
-    """Return what the large presets share, with these settings of the model.
+    """Return the configuration that the large presets share, with these settings of the model.
 
-    That is 24 layers of width 896, 28 query and 7 KV heads, rotary embedding on three quarters of
-    each head, and bfloat16.
+    They share 24 layers of width 896, 28 query heads and 7 KV heads, a rotary embedding on three
+    quarters of each head, and bfloat16.
     """
     return Config(
         model=ModelConfig(**model),  # pyright: ignore[reportArgumentType]

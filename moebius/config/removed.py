@@ -1,7 +1,7 @@
 """Settings that earlier versions had.
 
-Files that still name them are read: each removed setting is reported, and ignored or replaced by
-its successor. As a flag, such a name is an error that gives the reason.
+Files that still name them can be read: each removed setting is reported, and either ignored or
+replaced by its successor. Such a name as a flag is an error that gives the reason.
 """
 
 import copy
@@ -15,11 +15,11 @@ class Removed(NamedTuple):
     """A setting that no longer exists."""
 
     reason: str
-    """Why it does not, in a few words."""
+    """Why the setting was removed, in a few words."""
     successor: str = ""
     """Dotted name of the setting that took its place; empty if the old value is ignored."""
     convert: Callable[[Any], Any] = lambda value: value
-    """Return the successor's value for the old value."""
+    """Convert the old setting's value to the successor's."""
 
 
 REMOVED: dict[str, Removed] = {
@@ -31,7 +31,7 @@ REMOVED: dict[str, Removed] = {
 
 
 def explanation(name: str) -> str:
-    """Return why the setting of a dotted name no longer exists, or "" if it never did."""
+    """Return why the setting of a dotted name was removed, or "" if it never existed."""
     if name not in REMOVED:
         return ""
     reason, successor, _ = REMOVED[name]
@@ -40,10 +40,10 @@ def explanation(name: str) -> str:
 
 
 def without_removed(values: dict[str, Any], report: Callable[[str], None]) -> dict[str, Any]:
-    """Return the nested values of a file, its removed settings left out or replaced.
+    """Return the nested values of a file with the removed settings left out or replaced.
 
-    `report` is called with one line for each of them. If the file also sets the successor, that
-    value counts.
+    `report` is called with one line for each removed setting. If the file also sets the successor,
+    the successor's own value counts.
     """
     kept = copy.deepcopy(values)
     for name, (reason, successor, convert) in REMOVED.items():
@@ -66,8 +66,8 @@ def without_removed(values: dict[str, Any], report: Callable[[str], None]) -> di
 def _table(values: dict[str, Any], path: str, create: bool = False) -> dict[str, Any]:
     """Return the table at a dotted path. If there is none, return an empty one.
 
-    With `create`, an empty one is also put in its place, unless a value of another type is there:
-    the check of the settings refuses that later.
+    With `create`, the empty table is also added to `values`, unless a value of another type is in
+    its place, which the check of the settings refuses later.
     """
     for section in path.split("."):
         inner = values.setdefault(section, {}) if create else values.get(section)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RouterRecord:
-    """How many experts a router gives a token, and what it needs for that."""
+    """The properties of one router that estimates and validation depend on."""
 
     chooses_by_threshold: bool = False
     """A token has every expert above `router_threshold`, from none to all of them; otherwise it

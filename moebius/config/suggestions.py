@@ -1,4 +1,4 @@
-"""The right name for a wrong one: what the end of an error suggests."""
+"""Suggestions for misspelled or foreign names, which errors end with."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from moebius.config.synonyms import SYNONYMS, VALUES
 
 MOST_SUGGESTIONS = 3
-"""A name that fits more settings than this suggests none of them."""
+"""If a wrong name fits more settings than this, none of them is suggested."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the name most like `name`, or "" if none is alike."""
+    """Return `; did you mean X?` for the name most similar to `name`, or "" if none is similar."""
     import difflib  # only errors need it, and it takes a while to import
 
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
@@ -29,9 +29,9 @@ def suggestion(
 ) -> str:
     """Return the end of an error about an unknown setting, `; did you mean X?`, or "".
 
-    The name may lack its section, have another section than the right one, or be what another
-    trainer calls the setting. `settings` are all dotted names that exist; `written` turns one of
-    them and a value ("" for none) into what the user would write.
+    The name may lack its section, have the wrong section, or be another trainer's name for the
+    setting. `settings` are all dotted names that exist; `written` turns one of them and a value
+    ("" for none) into what the user would write.
     """
     last = name.rpartition(".")[2]
     fitting = [setting for setting in settings if f".{setting}".endswith(f".{name}")]
@@ -50,6 +50,6 @@ def suggestion(
 
 
 def _right_value(setting: str, value: Any) -> str:
-    """Return the allowed value that `value` stands for; "" if there is no need to change it."""
+    """Return the allowed value that `value` stands for, or "" if it need not be changed."""
     allowed = VALUES.get(setting, {}).values()
     return value if value in allowed else value_suggestion(setting, value)

@@ -1,9 +1,9 @@
 """What other trainers call these settings.
 
-Nothing here is accepted in place of the real name: an error suggests the real name instead, so
-that a run's files and its command line always speak of a setting in the same words. The names
-come from Hugging Face (configurations and TrainingArguments), Megatron-LM, torchtitan, nanoGPT,
-nanochat, Lightning and DeepSpeed.
+None of these names is accepted in place of the real one: an error suggests the real name, so that
+a run's files and its command line always use the same name for a setting. The names come from
+Hugging Face (configurations and TrainingArguments), Megatron-LM, torchtitan, nanoGPT, nanochat,
+Lightning and DeepSpeed.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class Synonym(NamedTuple):
     settings: tuple[str, ...]
     """Dotted names of the settings to use instead; empty if the answer is `remark` alone."""
     remark: str = ""
-    """How the value is to be converted, or another thing to know before using the setting."""
+    """How to convert the value, or anything else to know before using the setting."""
     value: str = ""
     """The value to give, if the other name alone determines it."""
 
@@ -178,7 +178,7 @@ SYNONYMS: dict[str, Synonym] = {
     "gpu": Synonym(("train.device",), value="cuda"),
     "cuda": Synonym(("train.device",), value="cuda"),
     "use_cpu": Synonym(("train.device",), value="cpu"),
-    # what is no setting at all
+    # what is not a setting here
     **dict.fromkeys(
         ("config", "config_file", "job_config", "config_path", "preset"),
         Synonym((), "CONFIG, a preset or a TOML file, comes first, without a flag"),
@@ -232,4 +232,4 @@ VALUES: dict[str, dict[str, str]] = {
     },
     "parallel.compile": {"true": "on", "false": "off", "none": "off"},
 }
-"""By setting: the allowed value for each value that other trainers use, in lower case."""
+"""For each setting, the allowed value by the value that other trainers use, in lower case."""

@@ -1,4 +1,4 @@
-"""Training: its settings."""
+"""The `train` section: the settings of the training itself."""
 
 import re
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class TrainConfig:
     keep_last: NonNegativeInt = 3
     """Number of newest checkpoints that are kept. 0 means all."""
     keep_every: NonNegativeInt = 0
-    """Keep every checkpoint whose step is a multiple of this, too. 0 means none."""
+    """Also keep every checkpoint whose step is a multiple of this. 0 means none."""
     max_skipped: NonNegativeInt = 10
     """Updates in a row that may be skipped because the loss or the gradient is not finite. One
     more ends the run."""

@@ -1,4 +1,4 @@
-"""The configuration of a whole run: frozen dataclasses that cannot hold an invalid one."""
+"""The configuration of a whole run, as frozen dataclasses that check themselves when created."""
 
 from dataclasses import dataclass, field
 
@@ -18,9 +18,9 @@ FLOAT8_MULTIPLE = 16
 class Config:
     """A whole run: model, text, training, hardware and alarms.
 
-    Every section is checked when it is made, so a Config that exists can be run.
-    `moebius.config.presets` has ready ones, and `moebius.config.files` reads them from files and
-    flags.
+    Every section is checked when it is created, so any Config that exists can be run.
+    `moebius.config.presets` has ready-made ones, and `moebius.config.files` reads them from files
+    and flags.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

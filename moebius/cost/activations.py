@@ -1,8 +1,8 @@
 """Bytes per token that blocks keep for backward, and that backward needs in addition.
 
 What a block keeps is what torch's compiler (2.11 to 2.13) keeps of it: the residual stream before
-the block, the results of both norms, attention's query, key, value and result, and of the MLPs the
-inputs, pre-activations, activations and results.
+the block, the results of both norms, attention's query, key, value and result, and the inputs,
+pre-activations, activations and results of the MLPs.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from moebius.cost.sizes import FLOAT32, INT64
 
 
 def routed_rows(model: ModelConfig, layer: int) -> float:
-    """Return how many rows per token the experts of a layer are given.
+    """Return how many rows per token the experts of a layer process.
 
     Shapes are static, so there is a row for every expert that a token may have, used or not.
     """
@@ -30,7 +30,7 @@ class Activations:
     compiled: bool
     """Whether the blocks are compiled."""
     imbalance: float
-    """Rows of the device's experts over those of an even load."""
+    """Rows of the device's experts, divided by those of an even load."""
     experts: str
     """Name of the expert backend, a key of `EXPERT_BACKENDS`."""
 

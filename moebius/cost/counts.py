@@ -2,8 +2,7 @@
 
 The product of a (T, I) matrix with an (I, O) matrix counts as 2 * T * I * O FLOPs. A training step
 counts as three forward passes, because backward has two products for each one in forward. Causal
-attention counts half of the S * S scores. Norms, rotations and other elementwise work count
-nothing.
+attention counts half of the S * S scores. Norms, rotations and other elementwise work count as 0.
 """
 
 from collections.abc import Sequence
@@ -42,7 +41,7 @@ def parameters(model: ModelConfig) -> dict[str, int]:
 def active_parameters(model: ModelConfig, experts_per_token: Sequence[float] | None = None) -> int:
     """Return the number of parameters that take part in computing one token.
 
-    Of the experts, only those of the token count. The embedding counts only if it is also the LM
+    Only the experts that the token uses count. The embedding counts only if it is also the LM
     head, because otherwise it is a look-up. The MTP layer counts once, with the mean number of
     experts over its passes. experts_per_token is as in `forward_flops_per_token`.
     """
@@ -146,7 +145,8 @@ class _Layer:
     """Parameters of `base_mlp`, `router` and `experts`."""
     weights_per_expert: int
     mix_weights: int
-    """The part of `base_mlp` that weighs it against the experts (`residual_mix="learned"`)."""
+    """The part of `base_mlp` that mixes its output with the experts' (`residual_mix="learned"`);
+    0 without it."""
 
 
 def _layers(model: ModelConfig) -> list[_Layer]:

@@ -27,11 +27,12 @@ class Device:
     memory: float
     """Bytes of memory that one process can use."""
     link: float
-    """Bytes/s that it sends to the other GPUs of its machine while it receives as many."""
+    """Bytes/s that it sends to the other GPUs of its machine while it receives at the same
+    rate."""
     network: float
-    """Bytes/s that it sends to GPUs in other machines while it receives as many."""
+    """Bytes/s that it sends to GPUs in other machines while it receives at the same rate."""
     source: str
-    """Where these figures come from, as users read it."""
+    """Where these figures come from, in words that users see."""
     is_hopper: bool = False
     """Whether it is of the Hopper generation, which Moebius's fused expert kernels need."""
     per_machine: int = 8

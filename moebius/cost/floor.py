@@ -1,10 +1,10 @@
-"""The least that each component of a training step costs: parameters, FLOPs, bytes, and a time.
+"""The least that each component of a training step can cost: FLOPs, bytes and time.
 
 FLOPs are those of moebius/cost/counts.py. Bytes are the fewest that a step has to move: every
 input of a component is read once, every output is written once, and a weight is read once in each
 forward pass; the intermediate values of one matrix product move no bytes at all. A component's
-floor is the time that its FLOPs take at the device's measured rate of matrix products, or its
-bytes at the measured rate of copies, whichever is longer.
+floor is the longer of two times: that of its FLOPs at the device's measured rate of matrix
+products, and that of its bytes at the measured rate of copies.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Work:
         return Work(self.flops + other.flops, self.bytes + other.bytes)
 
     def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """Return the floor: the shortest time in which a device of these rates can do the work."""
+        """Return the shortest time in which a device with these rates can do the work."""
         return max(self.flops / flops_per_second, self.bytes / bytes_per_second)
 
 
@@ -38,7 +38,7 @@ class Component:
 
     parameters: int
     forward: Work
-    """Work of the forward pass. The optimizer's work is all here."""
+    """Work of the forward pass. For the optimizer, this is all of its work."""
     backward: Work = Work()
 
 
@@ -112,10 +112,10 @@ class _Step:
         return sum(row * width for row, width in zip(self.rows, widths, strict=True))
 
     def products(self, name: str, weights: int, numbers: float) -> Component:
-        """Return a component of matrix products, with the FLOPs of that name.
+        """Return a component of matrix products, whose FLOPs are counted under `name`.
 
         Weights are cast once in each forward pass and their gradient is float32. `numbers` is how
-        many numbers the products read and write beside the weights.
+        many numbers the products read and write in addition to the weights.
         """
         item, passes = self.item, self.config.train.accumulation_steps
         cast = (FLOAT32 + 2 * item if item < FLOAT32 else FLOAT32) * weights * passes
@@ -125,7 +125,7 @@ class _Step:
 
 
 def _moving(forward: float, backward: float, weights: int = 0) -> Component:
-    """Return a component that only moves bytes, given those of forward and of backward."""
+    """Return a component without FLOPs that moves these numbers of bytes."""
     return Component(weights, Work(bytes=forward), Work(bytes=backward))
 
 

@@ -1,12 +1,12 @@
-"""Seconds that each component of a compiled block takes in bfloat16 on a device.
+"""Estimate the seconds that each component of a compiled block takes in bfloat16 on a device.
 
 A matrix product takes the time of its FLOPs or that of its bytes, whichever is longer. Elementwise
 work takes the time of its bytes. What no formula gives is a constant: how long a grouped product
-takes to start, how far attention is from its floor, which bytes kernels move beyond those that
-they must. The constants were fitted to the measured components of `standard`, `pr_moe` and `dense`
+takes to start, how far attention is from its floor, how many more bytes kernels move than they
+must. The constants were fitted to the measured components of `standard`, `pr_moe` and `dense`
 on an H100; those of the fused expert kernels come from timing these kernels alone.
-docs/log/plans.md compares the results with measurements, also of configurations that had no part
-in the fit.
+docs/log/plans.md compares the results with measurements, including configurations that were not
+used for the fit.
 """
 
 import math
@@ -28,35 +28,36 @@ COPY_SHARE = 0.85
 GROUPED_START = 52e-6
 """Seconds before one of torch's grouped products runs."""
 GROUPED_FACTOR = 1.236
-"""Time of a grouped product over that of a plain product with the same FLOPs."""
+"""Time of a grouped product, divided by that of a plain product with the same FLOPs."""
 FUSED_START = 10e-6
 """Seconds before one of the fused expert kernels runs."""
 FUSED_FORWARD, FUSED_BACKWARD = 1.21, 1.32
-"""Time of the fused expert kernels, activation included, over that of plain products."""
+"""Time of the fused expert kernels, activation included, divided by that of plain products."""
 
 ATTENTION_SECONDS = {32: 2.46e-3, 64: 1.87e-3, 112: 1.85e-3, 128: 1.71e-3}
 """Seconds of attention, forward and backward, in one layer of `ATTENTION_NUMBERS` on an H100, by
 the width of a head. Every sequence was one document."""
 ATTENTION_NUMBERS = 16 * 2048 * 896
-"""Size of the queries in those measurements: sequences, tokens of each, width of all heads."""
+"""Size of the queries in those measurements: sequences, times tokens in each, times the width of
+all heads."""
 ATTENTION_KEYS = 1024
 """Mean number of keys per query in those measurements."""
 ATTENTION_WITHOUT_KEYS = 0.58
 """Part of that time that does not depend on the number of keys."""
 ATTENTION_FORWARD = 0.28
-"""Part of attention's time that is forward's."""
+"""Part of attention's time that the forward pass takes."""
 DOCUMENT_TOKENS = 800
 """Assumed mean length of a document, such as a source file or a web page."""
 HALF_A_BLOCK = 64
-"""Keys outside of a query's document that are read because masks are made of blocks."""
+"""Keys per query that are read outside of its document, because masks consist of blocks."""
 
 NORM, NORM_WITH_BASE = 56, 104
-"""Bytes that the norms and additions of a block move per number of the residual stream, without
-and with a base MLP."""
+"""Bytes that the norms and additions of a block move for each number in the residual stream,
+without and with a base MLP."""
 NORM_FORWARD = 0.6
-"""Part of them that forward moves."""
+"""Part of those bytes that the forward pass moves."""
 ROTARY = 11
-"""Bytes that the rotary embedding moves per number of query and key."""
+"""Bytes that the rotary embedding moves for each number in the queries and keys."""
 ROUTER = 240e-6
 """Seconds of a layer's router."""
 DISPATCH = 150e-6
@@ -134,7 +135,7 @@ def product_seconds(device: Device, rows: float, shapes: list[tuple[int, int]]) 
 def _expert_seconds(
     model: ModelConfig, device: Device, share: Share, layer: int, tokens: int
 ) -> dict[str, Passes]:
-    """Return the seconds of experts with one grouped product per matrix."""
+    """Return the seconds of a layer's experts if each matrix takes one grouped product."""
     D, width, matrices = model.dim, model.expert_widths[layer], model.matrices_per_mlp
     rows = tokens * routed_rows(model, layer) * share.imbalance
     used = tokens * share.imbalance * expected_experts_per_token(model)[layer]
@@ -157,7 +158,7 @@ def _expert_seconds(
 def _fused_expert_seconds(
     model: ModelConfig, device: Device, share: Share, layer: int, tokens: int
 ) -> dict[str, Passes]:
-    """Return the seconds of experts whose activation is computed inside of the products' kernels.
+    """Return the seconds of experts whose activation is computed inside the matrix products.
 
     With one slot per token these kernels also bring the results back to their tokens.
     """
@@ -189,7 +190,7 @@ def _cast_seconds(device: Device, share: Share, weights: int) -> float:
 
 
 def _activation_seconds(device: Device, numbers: float, num_inputs: int) -> Passes:
-    """Return the seconds of an activation of that many numbers.
+    """Return the seconds of an elementwise activation with `numbers` results.
 
     Forward reads every input and writes one result. Backward reads every input and the result's
     gradient, and writes a gradient for every input.
@@ -203,8 +204,8 @@ def _activation_seconds(device: Device, numbers: float, num_inputs: int) -> Pass
 def _attention_seconds(config: Config, device: Device, tokens: int) -> float:
     """Return the seconds of one layer's attention without projections, forward and backward.
 
-    Between the measured head widths the time is interpolated, linear in the width's logarithm.
-    Beyond them it is that of the nearest one.
+    Between the measured head widths, the time is interpolated linearly in the logarithm of the
+    width. Outside of their range, it is that of the nearest measured width.
     """
     model, length = config.model, config.train.seq_len
     keys = length / 2

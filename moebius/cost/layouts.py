@@ -1,9 +1,9 @@
-"""How a run could be laid out over many GPUs, and what each of them would hold, compute and send.
+"""How a run could be laid out across GPUs, and what each of them would hold, compute and send.
 
-Every device processes the same part of the batch. Weights are either replicated, and their
-gradients added up over all devices, or sharded: stored in parts and gathered layer by layer, as
+Every device processes an equal part of the batch. Weights are either replicated, and their
+gradients summed over all devices, or sharded: stored in parts and gathered layer by layer, as
 FSDP2 does. The experts of a layer may be split between some devices, which then send each other
-tokens. Weights and gradients travel while the device computes; for tokens the device waits.
+tokens. Weights and gradients travel while the device computes, but it waits for tokens.
 """
 
 import math
@@ -27,11 +27,12 @@ Recomputing = Literal["none", "full", "selective"]
 FILLED = 0.94
 """Share of a device's memory that a run can use; the allocator and libraries need the rest."""
 LATENCY = 20e-6
-"""Seconds that a collective takes beside its bytes, for each doubling of the devices."""
+"""Seconds that a collective takes in addition to moving its bytes, for each doubling of the
+devices."""
 HIDING = 0.7
 """Part of the computing time during which weights and gradients can travel."""
 BUCKET = 100e6
-"""Bytes of gradients that replicas add up in one collective."""
+"""Bytes of gradients that replicas sum in one collective."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Planned:
     computing: dict[str, float]
     """Seconds of a step by component."""
     sent: dict[str, float]
-    """Bytes that one device sends in a step, by what they are."""
+    """Bytes that one device sends in a step, by kind of traffic (weights, gradients, tokens)."""
     communicating: float
     """Seconds of communication in a step that computation cannot hide."""
 
@@ -90,7 +91,7 @@ class Planned:
 
     @property
     def seconds(self) -> float:
-        """Seconds of a step: those of computation, and of communication that it cannot hide."""
+        """Seconds of a step: computation, and the communication that it cannot hide."""
         return sum(self.computing.values()) + self.communicating
 
     @property
@@ -101,7 +102,7 @@ class Planned:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilization: FLOPs without recomputation over the devices' rate."""
+        """Model FLOPs utilization: FLOP/s without recomputation, divided by the devices' rate."""
         model = self.config.model
         flops = training_flops_per_token(
             model, self.config.train.seq_len, expected_experts_per_token(model)
@@ -110,11 +111,11 @@ class Planned:
 
 
 def layouts(config: Config, gpus: int) -> Iterator[Layout]:
-    """Yield every layout of a run over `gpus` devices, the plainest first.
+    """Yield every layout of a run over `gpus` devices, the simplest first.
 
     Each device's sequences are divided evenly into passes, and the experts of every layer evenly
-    between devices. Unless the configuration asks for an activation checkpointing, all kinds are
-    tried. `train.batch_size` must be a multiple of `gpus`.
+    between devices. Unless the configuration asks for one kind of activation checkpointing, all
+    kinds are tried. `train.batch_size` must be a multiple of `gpus`.
     """
     per_device = config.train.batch_size // gpus
     sizes = [size for size in range(per_device, 0, -1) if per_device % size == 0]
@@ -131,7 +132,7 @@ def layouts(config: Config, gpus: int) -> Iterator[Layout]:
 def planned(config: Config, device: Device, layout: Layout, imbalance: float = 1.0) -> Planned:
     """Return what a layout would need on each device: memory, seconds and traffic.
 
-    imbalance is the load of the busiest expert over an even load.
+    imbalance is the load of the busiest expert, divided by an even load.
     """
     config = replace(
         config, parallel=replace(config.parallel, activation_checkpointing=layout.recomputing)
@@ -158,7 +159,7 @@ def planned(config: Config, device: Device, layout: Layout, imbalance: float = 1
 
 
 def _expert_spreads(model: ModelConfig, gpus: int) -> list[int]:
-    """Return the numbers of devices that every layer's experts can be split evenly between."""
+    """Return all numbers of devices between which every layer's experts can be split evenly."""
     counts = [count for count in model.experts_per_layer if count]
     if not counts:
         return [1]
@@ -170,10 +171,10 @@ def _expert_spreads(model: ModelConfig, gpus: int) -> list[int]:
 
 
 def _load_of_busiest(model: ModelConfig, spread: int, imbalance: float) -> float:
-    """Return the rows on the device with the busiest expert, over those of an even load.
+    """Return the rows on the device with the busiest expert, divided by those of an even load.
 
-    It is 1 if every device has all experts. The experts beside the busiest one share the
-    remaining rows evenly.
+    The result is 1 if every device has all experts. All experts but the busiest one are assumed
+    to share the remaining rows evenly.
     """
     count = max(model.experts_per_layer)
     if spread == 1 or not count:
@@ -233,5 +234,5 @@ def _seconds_of_tokens(config: Config, device: Device, layout: Layout, sent: flo
 
 
 def _sent_fraction(devices: int) -> float:
-    """Return which part of what is spread evenly over devices belongs to the other devices."""
+    """Return the fraction of evenly spread data that belongs to the other devices."""
     return (devices - 1) / devices

@@ -1,6 +1,6 @@
 """Bytes that a training step needs on one device, computed from the configuration alone.
 
-Compared with peaks measured on a GPU in docs/log/plans.md.
+docs/log/plans.md compares the results with peaks measured on a GPU.
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ class Share:
     expert_parallel: int = 1
     """Number of devices that split each layer's experts between them."""
     imbalance: float = 1.0
-    """Rows that this device's experts compute, over those of an even load."""
+    """Rows that this device's experts compute, divided by those of an even load."""
 
     @classmethod
     def whole(cls, config: Config) -> "Share":
-        """Return the share of a run's only device."""
+        """Return the share of a device that runs the whole configuration alone."""
         passes = config.train.accumulation_steps
         return cls(config.train.batch_size // passes, passes)
 
@@ -47,15 +47,15 @@ class Memory:
     optimizer: float
     """The optimizer's moments."""
     casts: float
-    """Copies of weights in the format of the matrix products."""
+    """Copies of weights in the dtype of the matrix products."""
     activations: float
     """What is kept of the forward pass for backward."""
     recomputed: float
-    """What backward computes again of one block, with activation checkpointing."""
+    """Activations of one block that backward computes again, with activation checkpointing."""
     logits: float
     """The LM head's input, its logits and their gradients."""
     backward: float
-    """Gradients of activations that one block's backward needs."""
+    """Gradients of activations that exist during the backward pass of one block."""
     gathered: float
     """Weights that other devices store, gathered for the layers that are being computed."""
     is_accumulating: bool
@@ -164,8 +164,8 @@ def _logits(config: Config, tokens: int, item: int, compiled: bool) -> float:
     """Return the bytes of the logits and of the gradients that the LM head's loss keeps.
 
     In compiled code the gradient takes the place of the logits. Eager code also has logits in
-    float32, and gradients in both formats. A loss in parts has the logits of one part at a time,
-    but keeps the gradients of the LM head's weight and input.
+    float32, and gradients in both dtypes. A loss that is computed in parts has the logits of one
+    part at a time, but keeps the gradients of the LM head's weight and input.
     """
     D, V, chunks = config.model.dim, config.model.vocab_size, config.parallel.loss_chunks
     logits = V * tokens / chunks * (item if compiled else 2 * item + 2 * FLOAT32)
@@ -175,7 +175,7 @@ def _logits(config: Config, tokens: int, item: int, compiled: bool) -> float:
 
 
 def _casts(config: Config, item: int, share: Share) -> float:
-    """Return the bytes of the weights' copies in the products' format, kept until backward.
+    """Return the bytes of the weights' copies in the products' dtype, kept until backward.
 
     There are none if the products are in float32, or if whole blocks are computed again. Copies
     of weights that other devices store are not kept longer than their layer runs.
@@ -192,7 +192,8 @@ def _casts(config: Config, item: int, share: Share) -> float:
 def _gathered(config: Config, item: int, share: Share) -> float:
     """Return the bytes of the weights that are gathered from other devices.
 
-    Two layers' weights exist at once, because FSDP2 gathers the next layer's while one computes.
+    Two layers' weights exist at once, because FSDP2 gathers the next layer's weights while a layer
+    computes.
     """
     model = config.model
     others, _ = _split_parameters(config)

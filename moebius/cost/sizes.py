@@ -1,4 +1,4 @@
-"""Bytes of one number in each format that a training step uses."""
+"""Bytes of one number in each dtype that a training step uses."""
 
 FLOAT32 = 4
 """Weights, their gradients, the optimizer's moments and the residual stream."""

@@ -1,7 +1,7 @@
-"""Seconds that a compiled training step in bfloat16 takes on a device that need not be there.
+"""Estimate the seconds of a compiled training step in bfloat16 on a device that may be absent.
 
-The components of blocks are estimated in moebius/cost/layer_time.py; here are the rest of the
-model, the optimizer and the host, whose constants were fitted to the same measurements.
+The components of blocks are estimated in moebius/cost/layer_time.py. This file adds the rest of
+the model, the optimizer and the host; its constants were fitted to the same measurements.
 """
 
 from moebius.config import MTP_OFFSETS, Config
@@ -13,14 +13,14 @@ from moebius.cost.memory import Share
 from moebius.cost.sizes import BFLOAT16, FLOAT32
 
 EMBEDDING = 90
-"""Bytes that the embedding moves per number of the residual stream."""
+"""Bytes that the embedding moves for each number in the residual stream."""
 OPTIMIZER = 0.88
 """Share of the rate of large copies that the optimizer reaches."""
 WAITING, WAITING_ROUTED = 0.2e-3, 0.4e-3
 """Seconds per layer in which the device waits for the host, without and with experts."""
 LAUNCHING, LAUNCHING_ROUTED = 2e-3, 4.5e-3
-"""Seconds per layer in which the host launches kernels, without and with experts. No step is
-shorter than that."""
+"""Seconds per layer that the host needs to launch kernels, without and with experts. No step is
+shorter than their sum."""
 PRODUCTS = ("attention_core", "attention_projections", "expert_gemms", "base_mlp")
 """Components whose results selective activation checkpointing keeps."""
 
@@ -47,7 +47,7 @@ def step_seconds(config: Config, device: Device, share: Share) -> dict[str, floa
         mlps = mlp_seconds(config, device, share, model.num_layers - 1).values()
         add("mtp", len(MTP_OFFSETS) * (head + sum(sum(component) for component in mlps)))
     stored = _stored_parameters(config, share)
-    # Gradients of every pass but the first are added to those that are there.
+    # The gradients of every pass but the first are added to the existing ones.
     seconds["everything_else"] = (passes - 1) * 3 * FLOAT32 * stored / device.bytes
     seconds["optimizer"] = optimizer_bytes(config) * stored / (OPTIMIZER * device.bytes)
     seconds["waiting"] = _host_seconds(config, passes, WAITING, WAITING_ROUTED)
@@ -65,8 +65,8 @@ def _is_recomputed(config: Config, component: str) -> bool:
 def _stored_parameters(config: Config, share: Share) -> float:
     """Return the number of parameters that the device stores.
 
-    Unlike in moebius/cost/memory.py, the MTP layer's experts count as shared parameters, because
-    the constants were fitted to estimates that counted them so.
+    Unlike in moebius/cost/memory.py, the MTP layer's experts count as parameters outside of the
+    experts, because the constants were fitted to estimates that counted them this way.
     """
     counts = parameters(config.model)
     experts = counts["experts"]
@@ -84,5 +84,5 @@ def _head_seconds(config: Config, device: Device, tokens: int) -> float:
 
 
 def _host_seconds(config: Config, passes: int, dense: float, routed: float) -> float:
-    """Return the host's seconds in a step, given those per dense layer and per routed layer."""
+    """Return the host's seconds in a step; `dense` and `routed` are its seconds per layer."""
     return passes * sum(routed if count else dense for count in config.model.experts_per_layer)

@@ -1,4 +1,4 @@
-"""Amounts as people read them."""
+"""Format numbers and sizes for people to read."""
 
 from collections.abc import Mapping
 

@@ -1,1 +1,1 @@
-"""What a device can do, and which of the choices that depend on it are made for a run."""
+"""What a device can do, and the choices of a run that depend on it."""

@@ -1,8 +1,8 @@
-"""Which implementation runs the experts and the attention on a device, and why.
+"""Choose the implementation of the experts and of attention for a device, and say why.
 
-Every choice of the model that depends on the hardware is made here, once, and comes with a line
-that says what was chosen and for what reason. The choices are names; the implementations register
-under the same names in moebius/moe/backends.py and moebius/model/attention.py.
+Every choice in the model that depends on the hardware is made here, once, and comes with a line
+that says what was chosen and why. The choices are names; the implementations register under the
+same names in moebius/moe/backends.py and moebius/model/attention.py.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class Backends:
     attention: str
     """Name of the attention backend, a key of `ATTENTION`."""
     reasons: tuple[str, ...] = ()
-    """One line for each choice: what it was and why."""
+    """One line for each choice: what was chosen and why."""
     loss_chunks: int = 1
     """Number of parts in which the LM head's loss is computed."""
 
@@ -60,7 +60,7 @@ def choose_backends(
     """Return the backends that the configuration names or, on `auto`, the fastest for the device.
 
     dtype is that of the matrix products. dim is the model's width, which only the `triton` expert
-    backend depends on. expert_dtype "float8" leaves the experts one backend.
+    backend depends on. With expert_dtype "float8" there is only one expert backend.
     """
     parallel = parallel or ParallelConfig()
     device = torch.device(device)
@@ -118,7 +118,7 @@ def _choose_experts(
 
 
 def _choose_float8(parallel: ParallelConfig, device: torch.device) -> tuple[str, str]:
-    """Return the FP8 expert backend's name and what is to be known about it on this device."""
+    """Return the FP8 expert backend's name and how it runs on this device."""
     asked = parallel.expert_backend
     instead = "" if asked == "auto" else f"; {asked} was asked for"
     if not is_hopper(device):

@@ -1,4 +1,4 @@
-"""The highest rates that this device reaches, measured once and kept in a file."""
+"""The highest rates that a device reaches, measured once and kept in a file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The device that a run uses: choosing it, naming it, waiting for it, its memory."""
+"""The device that a run uses: choose it, describe it, wait for it, and query its memory."""
 
 import platform
 import resource
@@ -10,7 +10,7 @@ from moebius.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is the first GPU, or the CPU where there is none.
+    """Return the device of that name; `auto` is the first GPU, or the CPU if there is none.
 
     Raises ConfigError for a GPU that this machine does not have.
     """
@@ -45,7 +45,7 @@ def total_memory(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the largest number of bytes used so far: of the GPU or, on a CPU, of the process."""
+    """Return the largest number of bytes used so far, on the GPU or, on a CPU, by the process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes

@@ -23,9 +23,10 @@ class Sheet:
     memory: float
     """Bytes of its memory that a process can use."""
     link: float
-    """Bytes/s that it sends to the other GPUs of its machine while it receives as many."""
+    """Bytes/s that it sends to the other GPUs of its machine while it receives at the same
+    rate."""
     network: float
-    """Bytes/s that it sends to GPUs in other machines while it receives as many."""
+    """Bytes/s that it sends to GPUs in other machines while it receives at the same rate."""
     is_hopper: bool = False
     """Whether it is of the Hopper generation."""
 
@@ -42,7 +43,7 @@ SHEETS = (
     Sheet("L40S", 362e12, 0.86e12, 47.6e9, 32e9, 25e9),
     Sheet("RTX 4090", 165e12, 1.01e12, 25.2e9, 32e9, 12e9),
 )
-"""Known GPUs. The first whose title is part of a GPU's name is that GPU's."""
+"""Known GPUs. A GPU is described by the first sheet whose title is part of the GPU's name."""
 
 MEASURED = "H100"
 """Title of the GPU whose rates were measured."""
@@ -69,7 +70,7 @@ def _device_of(sheet: Sheet) -> Device:
 
 
 def _normalized(name: str) -> str:
-    """Return a GPU's name as keys of the table are written: "RTX 4090" -> "rtx-4090"."""
+    """Return a GPU's name as the table writes its keys: "RTX 4090" -> "rtx-4090"."""
     return name.strip().lower().replace(" ", "-")
 
 
@@ -86,7 +87,7 @@ def device_named(name: str) -> Device:
     """Return the GPU of that name, in any letter case, with spaces or hyphens.
 
     `here` is this machine's GPU, measured, or an H100 if the machine has none. Raises ConfigError,
-    with the nearest name, for an unknown one.
+    with the most similar name, for an unknown one.
     """
     key = _normalized(name)
     if key == "here":

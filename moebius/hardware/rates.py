@@ -1,4 +1,4 @@
-"""Measuring a device's rates of matrix products and copies, which a step is compared with."""
+"""Measure how fast a device multiplies matrices and copies memory, as a bound for its steps."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from moebius.hardware.device import wait
 
 GPU_SIDES = (8192,)
 CPU_SIDES = (256, 1024)
-"""Sides of the square matrices. A CPU that emulates bfloat16 is faster at small ones."""
+"""Sides of the square matrices on a CPU. One that emulates bfloat16 is faster at small ones."""
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
@@ -44,7 +44,7 @@ def _matmul_rate(side: int, device: torch.device, dtype: torch.dtype, seconds: f
 def _shortest_seconds(work: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Return the duration of the fastest of the calls that fit into `seconds`.
 
-    One more call comes before them to warm up.
+    A warm-up call comes before them and is not timed.
     """
     work()
     shortest = float("inf")

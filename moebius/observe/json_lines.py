@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from moebius.errors import StorageError
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sinks import Event
+from moebius.observe.sink import Event
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 

@@ -9,7 +9,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from moebius.errors import StorageError
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sinks import Event
+from moebius.observe.sink import Event
 
 FileEvent: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from moebius.cost.units import short
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sinks import Event
+from moebius.observe.sink import Event
 from moebius.parallel.process import Process
 
 

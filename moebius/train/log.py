@@ -8,7 +8,8 @@ from moebius.hardware.precision import matmul_dtype
 from moebius.hardware.rates import matmul_ceiling
 from moebius.observe.alarms import Alarm
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sinks import Sinks, sinks_for
+from moebius.observe.registry import sinks_for
+from moebius.observe.sink import Sinks
 from moebius.observe.terminal import Terminal
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.clock import Clock

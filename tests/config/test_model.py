@@ -8,6 +8,7 @@ import pytest
 from moebius.config import ModelConfig, RouterType, hidden_width
 from moebius.config.routers import ROUTERS
 from moebius.errors import ConfigError
+from tests.config.founding import MAXIMUM_SPEED, STABILITY
 from tests.config.refusals import Refusal, assert_refused
 
 COUNTS = ("vocab_size", "dim", "num_layers", "num_heads", "num_kv_heads", "router_top_k")
@@ -132,34 +133,10 @@ def test_every_router_can_be_configured():
 
 
 def test_both_recommendations_of_the_founding_document():
-    speed = ModelConfig(
-        # Remove base MLP entirely
-        base_expansion=0.0,  # No base MLP
-        # Larger experts (since no base overhead)
-        moe_min_expansion=3.0,  # Was 1.25
-        moe_max_expansion=4.0,  # Was 1.75
-        # Better routing
-        router_type="softmax_topk",  # Guaranteed activation
-        router_top_k=1,  # Exactly 1 expert
-        # Strong load balancing
-        aux_loss_coeff=0.1,  # 10x stronger than default
-        # Optional: Disable MTP for max speed
-        use_mtp=False,  # Saves 31% compute
-    )
-    stability = ModelConfig(
-        # Small base MLP
-        base_expansion=0.5,  # Minimal safety net
-        # Standard experts
-        moe_min_expansion=2.0,
-        moe_max_expansion=3.0,
-        # Hybrid approach
-        router_type="sigmoid",
-        router_threshold=0.1,
-    )
-    assert ModelConfig().aux_loss_coeff == pytest.approx(speed.aux_loss_coeff / 10)
-    assert (speed.base_width, stability.base_width) == (0, 448)
-    assert (speed.expert_widths[0], speed.expert_widths[-1]) == (2688, 3584)
-    assert (stability.expert_widths[0], stability.expert_widths[-1]) == (1792, 2688)
+    assert ModelConfig().aux_loss_coeff == pytest.approx(MAXIMUM_SPEED.aux_loss_coeff / 10)
+    assert (MAXIMUM_SPEED.base_width, STABILITY.base_width) == (0, 448)
+    assert (MAXIMUM_SPEED.expert_widths[0], MAXIMUM_SPEED.expert_widths[-1]) == (2688, 3584)
+    assert (STABILITY.expert_widths[0], STABILITY.expert_widths[-1]) == (1792, 2688)
     for config in (speed, stability):  # what the document keeps
         assert (config.num_layers, config.dim, config.num_heads, config.num_kv_heads) == (
             24,

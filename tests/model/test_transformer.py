@@ -11,7 +11,7 @@ from moebius.hardware.backends import choose_backends
 from moebius.model.loss import documents
 from moebius.model.transformer import Transformer, seeded
 from moebius.moe.balance import balance_losses
-from tests.model.founding import MAXIMUM_SPEED, STABILITY
+from tests.config.founding import MAXIMUM_SPEED, STABILITY
 from tests.model.tiny import (
     ROUTERS,
     B,

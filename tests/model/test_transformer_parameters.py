@@ -5,7 +5,7 @@ import torch
 
 from moebius.config import ModelConfig
 from moebius.model.transformer import Transformer, count_parameters
-from tests.model.founding import MAXIMUM_SPEED, STABILITY
+from tests.config.founding import MAXIMUM_SPEED, STABILITY
 from tests.model.tiny import D, E, G, H, N, V, tiny
 
 ATTENTION = D * N * H + 2 * D * G * H + N * H * D  # query, key and value, output

@@ -12,7 +12,7 @@ from moebius.errors import NumericError
 from moebius.observe.alarms import Alarm
 from moebius.observe.json_lines import read_lines
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sinks import Event
+from moebius.observe.sink import Event
 from moebius.observe.terminal import Terminal
 from moebius.parallel.process import Process
 from moebius.train import clock, log, loop

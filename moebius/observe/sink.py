@@ -1,7 +1,7 @@
 """Where a run's metrics and events go: one interface, and one file for each kind of sink.
 
 To add a sink, write a class with the five methods of `Sink` in a file of its own, and give it a
-line in `sinks_for`.
+line in moebius/observe/registry.py.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from moebius.config import ObserveConfig
 from moebius.observe.metrics import StepMetrics
-from moebius.parallel.process import Process
 
 
 class Event(Protocol):
@@ -82,17 +80,3 @@ class Sinks:
         """Drop the metrics of later steps from every sink."""
         for sink in self._sinks:
             sink.rewind(step)
-
-
-def sinks_for(config: ObserveConfig, process: Process) -> list[Sink]:
-    """Return the sinks of a configuration; none in a process that does not write."""
-    if not process.writes:
-        return []
-    from moebius.observe.json_lines import JsonLines
-
-    sinks: list[Sink] = [JsonLines()]
-    if config.tensorboard:
-        from moebius.observe.tensorboard import TensorBoard
-
-        sinks.append(TensorBoard())
-    return sinks

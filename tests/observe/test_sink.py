@@ -1,17 +1,14 @@
-"""Several sinks as one, a sink of one's own, and the sinks that a configuration asks for."""
+"""Several sinks as one, and a sink of one's own."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moebius.config import ObserveConfig
 from moebius.errors import StorageError
 from moebius.observe.json_lines import EVENTS, METRICS, JsonLines, read_lines
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sinks import Event, Sink, Sinks, sinks_for
-from moebius.observe.tensorboard import FOLDER, TensorBoard
-from moebius.parallel.process import Process
+from moebius.observe.sink import Event, Sink, Sinks
 from tests.observe.made_up import Happening, metrics_of
 
 
@@ -113,19 +110,3 @@ def test_a_sink_of_ones_own_stands_beside_the_others(tmp_path: Path):
         sinks.rewind(0)
     assert (tmp_path / "losses.txt").read_text() == "1 2.5\n# happening 1\n# back to step 0\n"
     assert read_lines(tmp_path / METRICS) == [] and len(read_lines(tmp_path / EVENTS)) == 1
-
-
-@pytest.mark.parametrize(
-    ("tensorboard", "kinds"), [(True, [JsonLines, TensorBoard]), (False, [JsonLines])]
-)
-def test_a_configuration_chooses_the_sinks(tensorboard: bool, kinds: list[type], tmp_path: Path):
-    chosen = sinks_for(ObserveConfig(tensorboard=tensorboard), Process())
-    assert [type(sink) for sink in chosen] == kinds
-    with Sinks(chosen, tmp_path, 0) as sinks:
-        sinks.write(metrics_of(step=1))
-    files = {METRICS, EVENTS} | ({FOLDER} if tensorboard else set())
-    assert {path.name for path in tmp_path.iterdir()} == files
-
-
-def test_a_process_that_does_not_write_has_no_sinks():
-    assert sinks_for(ObserveConfig(), Process(rank=3, world_size=4)) == []

@@ -1,0 +1,18 @@
+"""The sinks of a run. A new one is a class in a file of its own, and a line here."""
+
+from moebius.config import ObserveConfig
+from moebius.observe.json_lines import JsonLines
+from moebius.observe.sink import Sink
+from moebius.parallel.process import Process
+
+
+def sinks_for(config: ObserveConfig, process: Process) -> list[Sink]:
+    """Return the sinks of a configuration; none in a process that does not write."""
+    if not process.writes:
+        return []
+    sinks: list[Sink] = [JsonLines()]
+    if config.tensorboard:
+        from moebius.observe.tensorboard import TensorBoard
+
+        sinks.append(TensorBoard())
+    return sinks
