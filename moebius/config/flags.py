@@ -80,11 +80,11 @@ def _settings() -> dict[str, Any]:
 
 
 def _unknown(flag: str, name: str, path: str, text: str) -> str:
-    """Return the error for what is not the flag of a setting; `text` is its value, if any."""
+    """Return the error for a flag that names no setting; `text` is its value, if any."""
     if flag.startswith("--") and (removed := explanation(path)):
         return f"--{removed}"
     names = list(_settings())
-    path = path.lstrip("_")  # of a flag with one dash
+    path = path.lstrip("_")  # the dash of a flag like -x, replaced above
     hint = suggestion(path, text, names, _written) or (
         nearest(path, names).replace("mean ", "mean --")
     )

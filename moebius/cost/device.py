@@ -42,8 +42,8 @@ class Device:
 def expert_backend_on(config: Config, device: Device) -> str:
     """Return the name of the expert backend that a run in bfloat16 would use on the device.
 
-    The name is a key of `EXPERT_BACKENDS`. This is the decision of moebius/hardware/backends.py,
-    made from a device's figures instead of a device that is there.
+    The name is a key of `EXPERT_BACKENDS`. The rule is that of moebius/hardware/backends.py,
+    applied to a device's figures, so the device need not be present.
     """
     if config.train.expert_dtype in EXPERT_BACKENDS:  # a number format with its own backend
         return config.train.expert_dtype

@@ -1,4 +1,4 @@
-"""The path of the text: documents, a tokenizer, token shards on disk, deterministic batches.
+"""From text to batches: documents, a tokenizer, token shards on disk, deterministic batches.
 
 Nothing here imports torch until a batch is moved to a device, because the processes that
 tokenize import this package too.

@@ -18,8 +18,8 @@ class Batches:
 
     A window is `seq_len` tokens and the `lookahead` tokens after them, which are the targets of
     its last positions: 1 for next-token prediction, more for multi-token prediction. Every source
-    (a part of the stream) gets its weight's share of the sequences. Each source has epochs of its
-    own: an epoch visits every window of the source once, in an order of its own.
+    (a part of the stream) gets a share of the sequences in proportion to its weight. Each source
+    has its own epochs, which visit every window of the source once, each in a different order.
 
     `stream` has the tokens, `batch_size` is the number of sequences in a global batch (over all
     processes), and `seed` determines the order. Raises DataError if the stream has too few tokens
@@ -58,7 +58,7 @@ class Batches:
         """Return the rows of the step's global batch that belong to process `rank`.
 
         The result is int64, of shape (batch_size / world_size, seq_len + lookahead). The rows of
-        all ranks, one after the other, are the same global batch for any `world_size`. A batch may
+        all ranks, one after another, are the same global batch for any `world_size`. A batch may
         contain the end of one epoch and the start of the next. Raises ConfigError if `world_size`
         does not divide the batch size, and DataError if the shards are damaged.
         """
@@ -101,10 +101,11 @@ def evaluation_windows(
     turns in proportion to their weights, so the mean over the windows is a mean over the mixture;
     a source that is too short for its share starts again from its beginning.
 
-    All batches have the same shape, because a compiled model would be recompiled for another one;
-    windows that do not fill a last batch are left out. A stream with fewer windows than
-    `batch_size` is one smaller batch, and if a source is shorter than a window, all windows are
-    as short as that source. Raises DataError if a source is too short to predict anything.
+    All batches have the same shape, because a compiled model would be recompiled for another
+    shape; windows that do not fill a last batch are left out. If the stream has fewer windows than
+    `batch_size`, they form one smaller batch. If a source is shorter than a window, all windows
+    are shortened to that source's length. Raises DataError if a source is too short to predict
+    anything.
     """
     check_evaluable(stream, lookahead)
     seq_len = min(seq_len, *(part.stop - part.start - lookahead for part in stream.parts))
@@ -120,7 +121,7 @@ def evaluation_windows(
 
 
 def check_evaluable(stream: TokenStream, lookahead: int) -> None:
-    """Raise DataError if a source's held-out text is too short to predict one token of it."""
+    """Raise DataError if a source's held-out text is too short to predict even one token."""
     shortest = min(part.stop - part.start for part in stream.parts)
     if shortest <= lookahead:
         raise DataError(

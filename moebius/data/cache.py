@@ -1,7 +1,7 @@
 """The cache: where prepared tokenizers and token shards are kept, and under which names.
 
-A name is a hash of everything that the contents depend on, so that what was prepared once is found
-again, and anything else is prepared anew.
+A name is a hash of everything that the contents depend on. The same settings therefore find what
+was prepared before, and any change leads to a new preparation.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ def source_key(config: DataConfig, tokenizer: str) -> str:
     """Return the name of the folder for the shards of a single source.
 
     It depends on the settings, on each file's name, size and modification time, and on
-    `tokenizer`, the key of the tokenizer. A data set on the Hugging Face hub is known by its name
-    alone: asking for its revision would need the network at each start.
+    `tokenizer`, the key of the tokenizer. A dataset on the Hugging Face hub is identified by its
+    name alone, because asking for its revision would need the network at each start.
     """
     return digest(
         [
@@ -80,7 +80,7 @@ def sync(path: Path) -> None:
 
 
 def remove_abandoned(cache: Path) -> None:
-    """Remove what preparations and downloads that were killed a week or more ago have left."""
+    """Remove what preparations and downloads left behind if they were killed over a week ago."""
     for partial in (*cache.glob(".*.partial"), *cache.glob("downloads/.*.partial")):
         try:
             newest = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
@@ -95,7 +95,7 @@ def _settings(config: DataConfig, *names: str) -> dict[str, object]:
 
 
 def _file_states(config: DataConfig) -> list[tuple[str, int, int]]:
-    """Return the path, size in bytes and modification time in ns of each file of a source."""
+    """Return each file of a source as its path, size in bytes and modification time in ns."""
     try:
         return [
             (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)

@@ -1,4 +1,4 @@
-"""A prepared corpus: what training and evaluation need to know about the text."""
+"""A prepared corpus: all that training and evaluation need to know about the text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ class Corpus:
     val: TokenStream
     """Tokens of the held-out documents, one part per source."""
     separator: int | None
-    """Id of the token with which each document begins, where attention stays inside a document
-    (data.document_masking). None where attention may cross documents."""
+    """Id of the token with which each document begins, if attention stays inside a document
+    (data.document_masking). None if attention may cross documents."""
     skipped: int
     """Number of documents that were left out because they could not be read."""
     identity: str

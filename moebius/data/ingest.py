@@ -1,6 +1,6 @@
 """Ingest a source: tokenize its documents on all cores and write token shards, in order.
 
-If a process is killed, the next one continues from the last record that it wrote.
+If a process is killed, the next one continues from the last record that the killed one wrote.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from moebius.data.workers import encode_batches
 RECORD_INTERVAL_BYTES = 2**28
 """Bytes of text between two records, which one core tokenizes in about a minute."""
 BATCH_CHARACTERS = 2**20
-"""Characters that a worker gets at once."""
+"""Number of characters that a worker gets at once."""
 
 
 class Ingested(NamedTuple):
@@ -27,8 +27,8 @@ class Ingested(NamedTuple):
     splits: dict[str, Split]
     """The splits `train` and `val`."""
     extreme_hashes: set[float]
-    """The two lowest and the highest of the documents' different hashes, or fewer if there are
-    fewer."""
+    """The two lowest and the highest of the documents' distinct hashes, or all of them if there
+    are fewer than three."""
 
 
 def ingest(
@@ -44,11 +44,11 @@ def ingest(
     `read_documents` returns an iterator over all documents of the source, each time that it is
     called. The folder must contain the tokenizer's tokenizer.json. If it also contains the work of
     an earlier call that was killed, this call continues it: the documents that the earlier call
-    recorded are read again, to see whether they are the same, but not tokenized again. All other
+    recorded are read again, to check that they are unchanged, but not tokenized again. All other
     files are removed. `advance` is called with the number of bytes of text that were just
     tokenized or, if an earlier call is continued, read again.
 
-    The bytes of the shards depend on the documents, the tokenizer and the fraction alone. Raises
+    The bytes of the shards depend only on the documents, the tokenizer and `val_fraction`. Raises
     OSError, and whatever `read_documents` raises.
     """
     record = Record.read(folder, val_fraction)
@@ -60,7 +60,7 @@ def ingest(
 
 
 def document_hash(data: bytes) -> float:
-    """Return a number in [0, 1) that depends on the document's UTF-8 bytes alone.
+    """Return a number in [0, 1) that depends only on the document's UTF-8 bytes.
 
     Documents whose number is below data.val_fraction are held out.
     """
@@ -91,7 +91,7 @@ def _ingest(
     num_workers: int,
     advance: Callable[[int], None],
 ) -> Ingested:
-    """Continue from `record`, which is updated. Raises _OtherDocuments if it does not fit."""
+    """Continue from `record` and update it. Raises _OtherDocuments if the documents changed."""
     _remove_other_files(folder, record)
     hashes = _ExtremeHashes()
     _pass_over(documents, record, hashes, advance)
@@ -185,7 +185,7 @@ def _hash_and_size(text: str) -> tuple[float, int]:
 
 
 class _ExtremeHashes:
-    """The two lowest and the highest of the different hashes that were added."""
+    """The two lowest and the highest of the distinct hashes that were added."""
 
     def __init__(self) -> None:
         self.values: set[float] = set()

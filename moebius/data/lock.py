@@ -36,7 +36,8 @@ def _acquire(path: Path, report: Callable[[str], None]) -> int:
             except BlockingIOError:
                 report(f"waiting for another process that is working on the same data ({path})")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # The previous owner removes the file: a lock on the removed file excludes nobody.
+            # The previous owner may have removed the file, and a lock on a removed file excludes
+            # nobody.
             if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except BaseException:

@@ -12,7 +12,7 @@ from math import gcd, lcm
 import numpy as np
 
 LONGEST_PERIOD = 2**16
-"""Greatest number of sequences after which a mixture may repeat itself."""
+"""Largest period of a mixture: the number of sequences after which its sources repeat."""
 ROUNDS = 8
 """Rounds of the Feistel network. Four rounds make a pseudo-random permutation of a large domain;
 small domains need more."""
@@ -23,10 +23,10 @@ class Mixture:
 
     Sequences are assigned by earliest deadline first, over a period in which each source has a
     whole number of turns. A source's j-th turn (counted from 0) may be taken once its share of the
-    sequences has reached j, and is due before that share reaches j + 1. So of the first n
-    sequences, each source has its share of n to within one (Liu and Layland 1973: a single
-    processor that is fully used meets every deadline). Weights that would need a period above
-    `LONGEST_PERIOD` are rounded.
+    sequences so far has reached j, and is due before that share reaches j + 1. Each source
+    therefore has its share of the first n sequences to within one sequence, for any n (Liu and
+    Layland 1973: a fully used single processor meets every deadline). Weights that would need a
+    period above `LONGEST_PERIOD` are rounded.
     """
 
     def __init__(self, weights: Sequence[float]):
@@ -66,8 +66,8 @@ def shuffled(positions: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray
 
     `positions` (n,) are below `size`; the result (n,) is int64. The permutation is a Feistel
     network on the next power of four, applied again to every image that is not below `size` (cycle
-    walking: Black and Rogaway 2002). It computes one image without a table of all of them, which
-    for a terabyte of tokens would take gigabytes in every process.
+    walking: Black and Rogaway 2002). It computes one image without a table of all images, which
+    would take gigabytes in every process for a terabyte of tokens.
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     round_keys = np.random.SeedSequence(list(key)).generate_state(ROUNDS, np.uint64)
@@ -93,7 +93,9 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def _turns_per_period(weights: Sequence[float]) -> list[int]:
-    """Return whole numbers in proportion to the weights, whose sum is the mixture's period.
+    """Return each source's number of turns in a period, in proportion to the weights.
+
+    The sum of the numbers is the mixture's period.
 
     The proportions are exact unless the sum would be above `LONGEST_PERIOD`. A weight above 0
     always gets a number above 0.

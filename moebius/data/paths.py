@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Expand paths that users write."""
 
 import os
 from pathlib import Path

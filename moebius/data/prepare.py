@@ -1,4 +1,4 @@
-"""Prepare a corpus: tokenize its sources into the cache, once, and open what is there."""
+"""Prepare a corpus: tokenize its sources into the cache once, and open the result."""
 
 import hashlib
 import shutil
@@ -38,16 +38,16 @@ def prepare(
 ) -> Corpus:
     """Return the corpus of a configuration, for a model of `vocab_size` ids.
 
-    What is not in the cache is prepared now. `report` gets lines to show to the user, and
-    `progress` shows a progress bar on stderr.
+    Sources that are not in the cache are prepared first. `report` gets lines to show to the user,
+    and `progress` shows a progress bar on stderr.
 
-    A document is stored as the end-of-text token and then its text: so its first token is
-    predicted too, and its end is the next document's separator. Which documents are held out
-    follows from a hash of each document alone, so equal documents are in the same split, in all
-    sources, and the split is the same on any machine. The only exception is a source so small that
-    one split would get nothing: there one document is moved to that split, whatever other sources
-    do with an equal document. Each source has a folder of its own, which is found again in any
-    mixture of sources with the same tokenizer.
+    A document is stored as the end-of-text token followed by its text. The model thus learns to
+    predict the first token of a document, and also its end, which is the next document's
+    separator. Whether a document is held out depends only on its own hash, so equal documents are
+    in the same split, in all sources, and the split is the same on any machine. The only exception
+    is a source so small that one split would get nothing: one of its documents is moved to that
+    split, whatever other sources do with an equal document. Each source has its own folder, which
+    any mixture of sources with the same tokenizer can use.
 
     Raises DataError, StorageError and ConfigError.
     """
@@ -132,9 +132,9 @@ def _check_size(tokenizer: Tokenizer, vocab_size: int) -> None:
 def _tokenizer(
     config: DataConfig, vocab_size: int, cache: Path, name: str, report: Report
 ) -> Tokenizer:
-    """Return the tokenizer, for a BPE from the cache, where it is put first if it is not there.
+    """Return the tokenizer. A BPE is read from the cache, after training it if it is not there.
 
-    The name of a BPE's file has its checksum, so that damage is noticed.
+    The name of a BPE's file contains its checksum, so that damage is noticed.
     """
     if config.tokenizer != "bpe":
         return prepare_tokenizer(config, vocab_size, [])
@@ -168,10 +168,10 @@ def _train_tokenizer(config: DataConfig, vocab_size: int, cache: Path, name: str
 def _prepare_source(
     config: DataConfig, tokenizer: Tokenizer, folder: Path, report: Report, progress: bool
 ) -> None:
-    """Fill another folder and rename it, so that a folder of this name is complete.
+    """Fill a temporary folder and rename it, so that a folder called `folder` is always complete.
 
-    If the process is killed, or stopped with Ctrl-C after it has recorded its progress, the other
-    folder stays, and the next preparation continues from it.
+    If the process is killed, or stopped with Ctrl-C after it has recorded its progress, the
+    temporary folder stays, and the next preparation continues from it.
     """
     remove_abandoned(folder.parent)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -208,7 +208,8 @@ def _fill(
         )
     if not min(hashes) < config.val_fraction <= max(hashes):
         # One split got nothing. Move the fraction to the second lowest hash, so that the document
-        # of the lowest is held out, or to the highest hash, so that its document is trained on.
+        # with the lowest hash is held out, or to the highest hash, so that its document is trained
+        # on.
         fraction = sorted(hashes)[1] if min(hashes) >= config.val_fraction else max(hashes)
         skipped, ingested = _ingest(folder, config, tokenizer, fraction, progress)
     Meta(

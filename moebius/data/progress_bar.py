@@ -15,8 +15,8 @@ from moebius.data.sources import source_files
 def progress_bar(config: DataConfig) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr inside the with block; yield a function that adds bytes of text to it.
 
-    The bar has no end if the bytes of text are not known beforehand: for compressed files and data
-    sets on the Hugging Face hub.
+    The bar shows no total if the bytes of text are not known beforehand, as for compressed files
+    and datasets on the Hugging Face hub.
     """
     files = source_files(config)
     is_compressed = any(file.suffix.lower() in PARQUET_SUFFIXES for file in files)

@@ -1,4 +1,4 @@
-"""The record of how far a source has been ingested, from which a killed process is continued."""
+"""The record of how far a source has been ingested, so that a killed process can be continued."""
 
 import hashlib
 import json
@@ -16,19 +16,19 @@ class Record:
     """The part of a source that is written to shards and synced to the disk."""
 
     val_fraction: float
-    """Hash below which a document is held out; a record is of no use for another fraction."""
+    """Hash below which a document is held out; the record is only valid for this fraction."""
     documents: int = 0
     """Number of documents, counted from the first one of the source."""
     chain: str = ""
     """Hash of the hashes of these documents, in order."""
     splits: dict[str, Split] = field(default_factory=lambda: {name: Split() for name in SPLITS})
-    """The splits as they were synced."""
+    """The splits as they were when last synced to the disk."""
 
     @classmethod
     def read(cls, folder: Path, val_fraction: float) -> "Record":
         """Return the folder's record, or an empty one.
 
-        It is empty if the folder has no readable record, or one of another fraction.
+        It is empty if the folder has no readable record, or one for another fraction.
         """
         try:
             values = json.loads((folder / RECORD_FILE).read_bytes())
@@ -39,7 +39,7 @@ class Record:
         return record if record.val_fraction == val_fraction else cls(val_fraction)
 
     def write(self, folder: Path) -> None:
-        """Replace the folder's record by this one, in one step. Raises OSError."""
+        """Replace the folder's record with this one, in one step. Raises OSError."""
         partial = folder / f"{RECORD_FILE}.partial"
         partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
         partial.replace(folder / RECORD_FILE)

@@ -49,12 +49,12 @@ def download(source: str, cache: Path) -> list[Path]:
     """Return local copies of the file, folder or glob at a URL, sorted by their remote names.
 
     The first call downloads them. Later calls use the copies without any network traffic, so a run
-    can be resumed offline; to notice that the remote files changed, delete the folder of the
-    copies. A copy is named after its number and the last part of its remote name, so a remote name
-    cannot point outside of the cache.
+    can be resumed offline. Changes to the remote files go unnoticed: to download them again,
+    delete the folder of the copies. A copy is named after its number and the last part of its
+    remote name, so a remote name cannot point outside of the cache.
 
-    Raises ConfigError if a package is missing, DataError if there are no such files or one is not
-    as long as announced, and StorageError if they cannot be read or stored.
+    Raises ConfigError if a package is missing, DataError if there are no such files or one does
+    not have the announced length, and StorageError if they cannot be read or stored.
     """
     folder = cache / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:20]
     try:
@@ -87,7 +87,7 @@ def _listed_sizes(folder: Path) -> dict[str, int]:
 
 
 def _download(source: str, folder: Path) -> None:
-    """Download into another folder and rename it, so that a folder of this name is complete."""
+    """Download into a temporary folder and rename it to `folder`, which is thus never partial."""
     system, names = _find(source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
@@ -109,7 +109,7 @@ def _download(source: str, folder: Path) -> None:
         try:
             partial.rename(folder)
         except OSError:
-            if not (folder / FILE_LIST).is_file():  # no other process has downloaded it meanwhile
+            if not (folder / FILE_LIST).is_file():  # unless another process was faster
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -151,9 +151,10 @@ def _copy(source: str, system: "AbstractFileSystem", name: str, copy: Path) -> N
 
 
 def _translate_errors(source: str, request: Callable[[], Answer]) -> Answer:
-    """Return the answer to a request to the remote side, whose libraries raise errors of any kind.
+    """Return the answer to a request to the remote side, and translate the errors that it raises.
 
-    Raises DataError if there is no such file, and StorageError for all other errors.
+    The libraries raise errors of any kind. This raises DataError if there is no such file, and
+    StorageError for all other errors.
     """
     try:
         return request()

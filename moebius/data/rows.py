@@ -1,4 +1,4 @@
-"""Read documents that are rows of JSON lines, Parquet files and Hugging Face data sets.
+"""Read documents that are rows of JSON lines, Parquet files and Hugging Face datasets.
 
 Each row has its text in one field.
 """
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 LINE_SUFFIXES = {".jsonl", ".ndjson"}
 PARQUET_SUFFIXES = {".parquet"}
 PARQUET_ROWS, PARQUET_BYTES = 256, 2**25
-"""Most rows, and about the most bytes, of a Parquet file that are in memory at once."""
+"""Largest number of rows, and approximate largest number of bytes, of a Parquet file that are in
+memory at once."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 SHOWN_FIELDS = 12
 """Number of fields that an error message lists."""
 ANSWER_SECONDS = 4
-"""How long the Hugging Face hub may take to say whether a data set exists."""
+"""How long the Hugging Face hub may take to say whether a dataset exists."""
 
 
 def json_lines(file: Path, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
     """Yield the text and the origin (FILE:LINE) of each line, a JSON object with a text field.
 
-    Blank lines are passed over, and a line that cannot be read is reported to `refuse`. Raises
+    Blank lines are skipped, and a line that cannot be read is reported to `refuse`. Raises
     OSError.
     """
     offset = number = 0
@@ -94,9 +95,9 @@ def parquet_rows(file: Path, field: str, refuse: Refuse) -> Iterator[tuple[str, 
 def hugging_face_rows(source: str, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
     """Yield the text and the origin (source and row number) of each row of `hf:NAME[:SUBSET]`.
 
-    NAME is a data set on the Hugging Face hub, of which the split "train" is streamed, or a local
-    folder. A row that cannot be read is reported to `refuse`. Raises DataError for anything that
-    the library reports: no such data set, no network, damaged files.
+    NAME is a dataset on the Hugging Face hub, whose split "train" is streamed, or a local folder.
+    A row that cannot be read is reported to `refuse`. Raises DataError for any error of the
+    library: no such dataset, no network, damaged files.
     """
     import datasets
     import huggingface_hub
@@ -106,8 +107,8 @@ def hugging_face_rows(source: str, field: str, refuse: Refuse) -> Iterator[tuple
         raise DataError(f"data.source={source!r}: must be hf:NAME or hf:NAME:SUBSET")
     try:
         if not Path(name).exists() and not huggingface_hub.constants.HF_HUB_OFFLINE:
-            # Without a network or such a data set, load_dataset would print retries for half a
-            # minute before it fails.
+            # If there is no network or no such dataset, load_dataset would print retries for half
+            # a minute before it fails.
             huggingface_hub.HfApi().dataset_info(name, timeout=ANSWER_SECONDS)
         rows = datasets.load_dataset(name, subset or None, split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
@@ -151,7 +152,7 @@ def _no_field(field: str, names: list[str]) -> str:
 def _rows_at_once(table: "pyarrow.parquet.ParquetFile") -> int:
     """Return a number of rows that take about `PARQUET_BYTES` of memory.
 
-    Of the means of all row groups, the length of the longest rows counts.
+    The estimate uses the mean row length of the row group with the longest rows.
     """
     groups = (table.metadata.row_group(number) for number in range(table.num_row_groups))
     row_bytes = max(

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator
 
 SAMPLE_CHARACTERS = 10_000_000
-"""Most characters in a sample. Beyond it the merges hardly change, while training takes longer."""
+"""Largest number of characters in a sample. With more, the merges hardly change, while training
+takes longer."""
 READ_CHARACTERS = 1_000_000_000
-"""Most characters of the source that are read to choose a sample: terabytes would take days."""
+"""Largest number of characters of a source that are read to choose a sample, because reading
+terabytes would take days."""
 PIECE_CHARACTERS = 8_000
 """Characters taken from one place; few, so that a long document does not outweigh the others."""
 
@@ -14,8 +16,8 @@ def sample(texts: Iterable[str], share: float = 1.0) -> list[str]:
     """Return pieces of the texts, at most `share` of `SAMPLE_CHARACTERS` characters in all.
 
     Every n-th piece is taken. A stream does not say how long it is, so n starts at 1 and doubles
-    whenever the sample becomes too long. The first 10 million characters would not do instead:
-    files are read in sorted order, so they would be from one part of the source. A sample of a
+    whenever the sample becomes too long. The first 10 million characters would not do, because
+    files are read in sorted order, so they would all be from one part of the source. A sample of a
     sample is the same sample.
     """
     kept: list[str] = []

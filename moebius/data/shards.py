@@ -1,4 +1,4 @@
-"""Write token shards: files of raw token ids, checksums beside them, and one meta.json.
+"""Write token shards: files of raw token ids, files with their checksums, and one meta.json.
 
 The ids are little-endian. A shard's `.crc` file has a CRC-32 of each of its blocks, and meta.json
 describes all shards of a folder.
@@ -22,7 +22,7 @@ FORMAT_VERSION = 3
 META = "meta.json"
 TOKENIZER = "tokenizer.json"
 SHARD_TOKENS = 2**27
-"""Most tokens in one shard."""
+"""Largest number of tokens in one shard."""
 BLOCK_BYTES = 2**16
 """Bytes of a shard per checksum. Checking a block takes 50 us, and the checksums of a terabyte
 take 64 MB."""
@@ -38,7 +38,7 @@ class Shard:
     tokens: int
     """Number of tokens in the file."""
     sha256: str
-    """SHA-256 of the file with the checksums of the shard's blocks."""
+    """SHA-256 of the `.crc` file, which holds the checksums of the shard's blocks."""
 
     @property
     def checksums(self) -> str:
@@ -54,7 +54,7 @@ class Split:
     """Number of tokens, separators included."""
     documents: int = 0
     bytes: int = 0
-    """Bytes of UTF-8 text in the documents, which have no separators."""
+    """Bytes of UTF-8 text in the documents, without separators."""
     shards: list[Shard] = field(default_factory=list)
     """The shards that are complete, in order."""
 
@@ -121,12 +121,13 @@ class Meta:
 
 
 class ShardWriter:
-    """A writer that appends documents to the shards of one split, and a context manager.
+    """A context manager that appends documents to the shards of one split.
 
-    The files are `folder/NAME-00000.bin` and so on, of `shard_tokens` tokens at most, and a token
-    takes 2 bytes if `vocab_size` allows it, else 4. `split` continues the work of an earlier
-    writer: it is that writer's split when it was last synced, and whatever else the earlier writer
-    wrote is cut off. Exiting the with block only closes the open file; call `finish` first.
+    The files are `folder/NAME-00000.bin` and so on, of `shard_tokens` tokens at most. A token
+    takes 2 bytes if `vocab_size` allows it, else 4. Pass `split` to continue the work of an
+    earlier writer: it is that writer's split as it was last synced, and anything that the earlier
+    writer wrote after that is cut off. Exiting the with block only closes the open file; call
+    `finish` first.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Read documents from their sources, one at a time and in the same order on any machine."""
+"""Read documents from their sources one at a time, in the same order on any machine."""
 
 import glob
 import os
@@ -28,7 +28,7 @@ HUGGING_FACE = "hf:"
 
 
 class Document(NamedTuple):
-    """A text and where it is from."""
+    """A text and where it comes from."""
 
     text: str
     origin: str
@@ -41,18 +41,18 @@ class Skipped:
 
     count: int = 0
     first: str = ""
-    """Why the first of them could not be read; empty if there is none."""
+    """Why the first such document could not be read; empty if there is none."""
 
     def add(self, reason: str) -> None:
-        """Count one more document, which could not be read for this reason."""
+        """Count one more document that could not be read, and why."""
         self.count += 1
         self.first = self.first or reason
 
 
 def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
-    """Return a configuration for each single source whose weight is above 0, and its weight.
+    """Return a separate configuration for each source whose weight is above 0, and that weight.
 
-    Raises ConfigError if data.source is not a list of different sources.
+    Raises ConfigError if data.source is not a list of distinct sources.
     """
     sources = [source.strip() for source in config.source.split(",")]
     if not all(sources) or len(set(sources)) < len(sources):
@@ -71,11 +71,11 @@ def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
 
 
 def documents(config: DataConfig, skipped: Skipped | None = None) -> Iterator[Document]:
-    """Yield every document that is not empty, of a configuration with a single source.
+    """Yield every document that is not empty, for a configuration with a single source.
 
-    What becomes of a document that cannot be read depends on data.errors: either DataError is
-    raised, naming the file and the place in it, or the document is counted in `skipped`. Raises
-    StorageError if the system does not let a file be read.
+    If a document cannot be read, data.errors decides: either DataError is raised, naming the file
+    and the place in it, or the document is counted in `skipped`. Raises StorageError if the system
+    does not let a file be read.
     """
     skipped = Skipped() if skipped is None else skipped
 
@@ -103,12 +103,14 @@ def documents(config: DataConfig, skipped: Skipped | None = None) -> Iterator[Do
 def source_files(config: DataConfig) -> list[Path]:
     """Return the local files of a single source, in the order in which they are read.
 
-    - A folder stands for all files below it with any suffix, so that a folder of source code
-      works. Hidden files (.git, .venv) are left out, as are binary files when they are read;
-      links to folders are not followed.
-    - The files that a glob matches are all read, and so is a file that is named itself.
-    - A URL is downloaded into the cache if that has not been done, and its copies are returned.
-    - A data set on the Hugging Face hub has no local files.
+    - A folder stands for all files below it, whatever their suffix, so that a folder of source
+      code works. Hidden files (.git, .venv) are left out, and binary files are skipped later, when
+      they are read. Links to folders are not followed.
+    - A glob stands for all files that match it, and the path of a single file for that file; these
+      are never left out.
+    - A URL is downloaded into the cache unless that has been done before, and the copies are
+      returned.
+    - A dataset on the Hugging Face hub has no local files.
 
     Raises DataError if there are no files, StorageError if they cannot be listed or downloaded,
     and ConfigError for a URL of an unknown kind.
@@ -160,7 +162,7 @@ def _files_below(root: Path, left_out_folders: tuple[str, ...] = ()) -> list[Pat
             if not name.startswith(".") and name not in left_out_folders
         ]
         files += [Path(folder, name) for name in names if not name.startswith(".")]
-    # Broken links and pipes are not files. The order must not depend on the file system's.
+    # Broken links and pipes are not files. The order must not depend on the file system's order.
     return sorted(
         (file for file in files if file.is_file()),
         key=lambda file: file.relative_to(root).as_posix(),
@@ -168,7 +170,7 @@ def _files_below(root: Path, left_out_folders: tuple[str, ...] = ()) -> list[Pat
 
 
 def _read(files: list[Path], config: DataConfig, refuse: Refuse) -> Iterator[tuple[str, str]]:
-    """Yield the text and origin of each document in the files, each read by its suffix."""
+    """Yield the text and origin of each document in the files; suffixes determine the format."""
     is_folder = is_remote(config.source) or expanded(config.source).is_dir()
     for file in files:
         try:

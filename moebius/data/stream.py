@@ -1,6 +1,6 @@
 """Read token shards as one stream of tokens.
 
-Shards are memory-mapped, and a block's checksum is compared before a token of it is first used.
+Shards are memory-mapped, and a block's checksum is verified before any of its tokens is used.
 """
 
 import zlib
@@ -23,7 +23,7 @@ from moebius.data.shards import (
 from moebius.errors import DataError
 
 CHECKED_AT_ONCE = 2**30
-"""Bytes up to which a split is checked when it is opened, which takes about a second."""
+"""Largest split, in bytes, that is fully checked when it is opened, which takes about a second."""
 
 
 class Part(NamedTuple):
@@ -64,9 +64,9 @@ class MappedShard:
         return self.tokens[start:stop]
 
     def check(self, first: int = 0, last: int | None = None) -> None:
-        """Compare the checksums of blocks [first:last] that have not been compared before.
+        """Verify the checksums of those blocks in [first:last] that have not been verified yet.
 
-        By default these are all blocks. Raises DataError if one differs.
+        By default these are all blocks. Raises DataError if a checksum differs.
         """
         assert self._checksums is not None
         per_block = BLOCK_BYTES // self.tokens.itemsize
@@ -84,8 +84,8 @@ class MappedShard:
 class TokenStream:
     """The tokens of one or more shards, in order; `len` is their number.
 
-    `num_documents` and `num_bytes` (of UTF-8 text) are what the tokens stand for. `parts` are the
-    sources in the stream; by default it is one source.
+    `num_documents` and `num_bytes` (of UTF-8 text) are the size of the text that the tokens stand
+    for. `parts` are the sources in the stream; by default it is one source.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class TokenStream:
 
     @classmethod
     def joined(cls, streams: Sequence["TokenStream"], weights: Sequence[float]) -> "TokenStream":
-        """Return the streams one after the other, each of them a part with its weight."""
+        """Return the concatenation of the streams, each of which becomes a part with its
+        weight."""
         starts = np.cumsum([0, *map(len, streams)]).tolist()
         parts = [
             Part(start, start + len(stream), stream.num_bytes, weight)
@@ -158,9 +159,9 @@ def open_split(folder: Path, name: str) -> TokenStream:
     """Return the stream of a prepared source's split, `train` or `val`.
 
     Every block of a split of up to a gigabyte is checked now. For a larger split this would take
-    minutes per terabyte at every start, so there each block is checked when a token of it is first
-    read: damage may show up in the middle of a run, but no damaged token is trained on. Raises
-    DataError if a shard is missing, is not as long as meta.json says, or is damaged.
+    minutes per terabyte at every start, so its blocks are checked when they are first read: damage
+    may show up in the middle of a run, but no damaged token is trained on. Raises DataError if a
+    shard is missing, is not as long as meta.json says, or is damaged.
     """
     meta = Meta.read(folder)
     if name not in meta.splits:
@@ -174,9 +175,9 @@ def open_split(folder: Path, name: str) -> TokenStream:
 
 
 def verify(folder: Path) -> None:
-    """Read all files of a prepared source and compare their checksums.
+    """Read all files of a prepared source and verify their checksums.
 
-    Raises DataError that names the first place that is not what was written.
+    Raises DataError, which names the first damaged place.
     """
     meta = Meta.read(folder)
     if file_sha256(folder / TOKENIZER) != meta.tokenizer_sha256:

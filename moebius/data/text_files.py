@@ -10,9 +10,10 @@ LONGEST_DOCUMENT = 2**20
 PIECE_BYTES = 2**16
 """Length of the documents that a long file is cut into."""
 FEWEST_PIECES = 16
-"""Documents that a short file is cut into if it is the whole source; one can then be held out."""
+"""Number of documents that a short file is cut into if it is the whole source, so that one of them
+can be held out."""
 SHORTEST_PIECE = 256
-"""Least number of bytes in a document that a short file is cut into."""
+"""Smallest number of bytes in a document that a short file is cut into."""
 SNIFFED_BYTES = 8192
 """Bytes at the start of a file in which a zero byte means that the file is binary."""
 # The mark of little-endian UTF-32 starts with that of UTF-16, so it need not be listed.
@@ -21,7 +22,7 @@ WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 Refuse = Callable[[str], None]
 """Function that is called with the reason when a document cannot be read.
 
-It either raises an error or returns; then the document is left out."""
+It either raises an error, or it returns and the document is left out."""
 
 
 def text_pieces(
@@ -29,10 +30,10 @@ def text_pieces(
 ) -> Iterator[tuple[str, str]]:
     """Yield the text and the origin (file and byte offset) of each document in a text file.
 
-    A file is one document. A file above 1 MiB, or one that is the whole source, is cut after line
-    ends into documents of 64 KiB (or of 1/16 of the file, if that is less), because nothing marks
-    documents in it, and uncut it could neither be held out in part nor be tokenized in bounded
-    memory. The cuts depend on the file's bytes alone, so they are the same on any machine.
+    A file is one document, unless it is larger than 1 MiB or the whole source. Such a file is cut
+    after line ends into documents of 64 KiB (or of 1/16 of the file, if that is less). Nothing
+    marks documents in it, and uncut it could neither be held out in part nor be tokenized in
+    bounded memory. The cuts depend only on the file's bytes, so they are the same on any machine.
 
     A document that is not UTF-8 is reported to `refuse` with the offset. With `pass_over_binary`,
     a file that looks binary has no documents. Raises OSError.
@@ -54,11 +55,12 @@ def text_pieces(
 
 
 def decode(data: bytes, name: str, offset: int, refuse: Refuse) -> str | None:
-    """Return the text of some UTF-8, or None if it is invalid and `refuse` did not raise.
+    """Return the text of UTF-8 data, or None if it is invalid and `refuse` did not raise.
 
-    `name` and `offset` say for the message which file the data is from and where it begins there.
+    For the message, `name` is the file that the data comes from, and `offset` is where the data
+    begins in it.
     """
-    # Not by opening the file as text: that would translate line ends and so change byte offsets.
+    # Opening the file as text instead would translate line ends and so change byte offsets.
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -71,7 +73,8 @@ def decode(data: bytes, name: str, offset: int, refuse: Refuse) -> str | None:
 def _is_binary(opened: BufferedReader) -> bool:
     """Return whether the file looks binary by git's rule, a zero byte near the start.
 
-    UTF-16 text has zero bytes too, but it is text, so the user should be told that it is not read.
+    UTF-16 text has zero bytes, too, but does not count as binary, so that the user is told that it
+    is not read.
     """
     start = opened.read(SNIFFED_BYTES)
     opened.seek(0)

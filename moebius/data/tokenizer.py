@@ -30,17 +30,18 @@ FEWEST_BPE_IDS = 257
 PIECE_CHARACTERS = 2**20
 """Most characters of a document that are tokenized at once."""
 CUT_SEARCHED = 2**14
-"""Characters before the longest possible piece's end in which a place to cut is searched for."""
+"""Number of characters before the end of the longest possible piece that are searched for a place
+to cut."""
 CUT_CONTEXT = 128
-"""Characters on each side of a place to cut that must have the same ids whole and cut in two."""
+"""Number of characters on each side of a cut whose ids must be the same with and without it."""
 CUT_TRIES = 8
-"""Number of places that are tried."""
+"""Number of places to cut that are tried."""
 CUT = re.compile(r"\S(?=[ \n])")
-"""The character before a place to cut."""
+"""Matches the character before a possible place to cut."""
 
 
 class Tokenizer:
-    """A tokenizer that turns text to token ids and back.
+    """A tokenizer that converts text to token ids and back.
 
     `size` is the number of ids. `end_of_text` is the id of the separator between documents, which
     no text can produce: a text that spells the separator's name is tokenized as ordinary text.
@@ -81,7 +82,7 @@ class Tokenizer:
                 f"{path}: not a tokenizer.json: byte offset {error.start} is not UTF-8"
             ) from None
         try:
-            # json first: its errors name a line, while the library's are about its Rust types.
+            # Parse with json first: its errors name a line, the library's only name Rust types.
             _check_ids(json.loads(text), path)
             return cls(tokenizers.Tokenizer.from_str(text), str(path))
         except DataError:
@@ -102,7 +103,9 @@ class Tokenizer:
         return self._inner.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Return the ids of each text as uint32, the same ids as those of `encode` but faster."""
+        """Return the ids of each text as uint32. The ids are those of `encode`, but this is
+        faster.
+        """
         if self._words is not None:
             return self._words.encode(texts)
         return [np.array(ids, dtype=np.uint32) for ids in self._encode_all(texts)]
@@ -110,11 +113,11 @@ class Tokenizer:
     def pieces(self, text: str) -> Iterator[str]:
         """Yield the text in pieces of at most `PIECE_CHARACTERS`, to be encoded one at a time.
 
-        So a text of any length is encoded in bounded memory. A cut is made before a space or a
-        line's end where the text around it has the same ids whole and cut in two; the
-        pre-tokenizers of all common byte-level BPEs allow it there. Then the pieces' ids are the
-        text's ids. Only if no such place is found (in one endless word, or with a tokenizer that
-        does not split text into words) may the ids around a cut differ.
+        This way, a text of any length is encoded in bounded memory. The text is cut before a space
+        or a line break, at a place where the ids around it are the same with and without the cut;
+        the pre-tokenizers of all common byte-level BPEs allow this. The ids of the pieces are then
+        the ids of the text. They may differ around a cut only if no such place is found: in one
+        endless word, or with a tokenizer that does not split text into words.
         """
         start = 0
         while len(text) - start > PIECE_CHARACTERS:
@@ -124,7 +127,7 @@ class Tokenizer:
         yield text[start:]
 
     def _find_cut(self, text: str, latest: int) -> int:
-        """Return the last good place for a cut that is not after `latest`, or else `latest`."""
+        """Return the last good place for a cut up to `latest`, or `latest` if there is none."""
         places = [match.end() for match in CUT.finditer(text, latest - CUT_SEARCHED, latest)]
         for place in places[: -CUT_TRIES - 1 : -1]:
             left, right = text[place - CUT_CONTEXT : place], text[place : place + CUT_CONTEXT]
@@ -179,9 +182,10 @@ def _check_ids(contents: Any, path: Path) -> None:
 def prepare_tokenizer(config: DataConfig, vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     """Return the tokenizer that the configuration names.
 
-    `texts` is read only to train a BPE, of data.vocab_size ids, or of `vocab_size` ids if that is
-    0, or fewer if the text is short. The same texts give the same tokenizer, byte for byte. Raises
-    ConfigError for a BPE of too few ids, and DataError and StorageError like `Tokenizer.load`.
+    `texts` is only read to train a BPE. The BPE has data.vocab_size ids, or `vocab_size` ids if
+    that setting is 0, or fewer if the text is short. The same texts give the same tokenizer, byte
+    for byte. Raises ConfigError for a BPE of too few ids, and DataError and StorageError like
+    `Tokenizer.load`.
     """
     if config.tokenizer == "bpe":
         name = "data.vocab_size" if config.vocab_size else "model.vocab_size"
@@ -196,7 +200,7 @@ def prepare_tokenizer(config: DataConfig, vocab_size: int, texts: Iterable[str])
 
 
 def tokenizer_file(config: DataConfig) -> Path:
-    """Return the path of the tokenizer.json, where data.tokenizer is neither bpe nor bytes."""
+    """Return the path of the tokenizer.json. data.tokenizer must be neither bpe nor bytes."""
     return expanded(config.tokenizer)
 
 
@@ -213,7 +217,8 @@ def _train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def _bytes() -> Tokenizer:
-    """Return a BPE without merges, whose ids are bytes, so that no code of its own is needed."""
+    """Return a BPE without merges, whose ids are bytes, so that bytes need no code of their
+    own."""
     vocabulary = {END_OF_TEXT: 0} | {
         letter: index for index, letter in enumerate(_alphabet(), start=1)
     }

@@ -1,8 +1,8 @@
 """Tokenize on all cores, with processes that read texts and write ids, and keep the order.
 
-Processes, because the word cache is written in Python. They talk through plain pipes, with lengths
-before the data, because nothing on them should be able to run code. A worker whose owner is gone
-reads the end of its pipe and ends too.
+These are processes and not threads, because the word cache is written in Python. They communicate
+through plain pipes, with lengths before the data, and without pickle, which could run code. If the
+owner of a worker dies, the worker reads the end of its pipe and exits.
 """
 
 import os
@@ -24,7 +24,7 @@ from moebius.data.tokenizer import Tokenizer
 from moebius.errors import StorageError
 
 BATCHES_PER_WORKER = 2
-"""Batches that are under way for each worker: one is being tokenized, one waits."""
+"""Number of unfinished batches per worker: one is being tokenized, and one waits."""
 
 Texts = list[str]
 Ids = list[np.ndarray]
@@ -44,7 +44,7 @@ def encode_batches(
     tokenizer_json: Path,
     num_workers: int,
 ) -> Iterator[tuple[Ids, Context]]:
-    """Yield the ids (uint32) of the texts of each batch, with whatever came with the texts.
+    """Yield the ids (uint32) of each batch's texts, with the context that came with the texts.
 
     The order is that of the batches, for any number of workers. `tokenizer_json` is the file from
     which the workers load the tokenizer. Raises StorageError if a worker is killed.

@@ -1,1 +1,1 @@
-"""What a machine has, what would spoil a run on it, and a test that training works."""
+"""Examine a machine: what it has, what would harm a run on it, and whether training works."""

@@ -15,10 +15,10 @@ from moebius.moe.backends import expert_backend
 from moebius.moe.experts import ExpertsFunction, ExpertWeights, loop
 from moebius.moe.router import Routing
 
-# Largest error, relative to the norm of the right result. Rounding alone gives a hundredth to a
-# tenth of it.
+# Largest allowed error, relative to the norm of the right result. Rounding alone gives 1% to 10%
+# of this.
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-# One rounding to FP8 is off by 2.6%, and up to eight of them lie behind a gradient.
+# Rounding once to FP8 gives an error of 2.6%, and a gradient goes through up to eight roundings.
 ALLOWED_IN_FLOAT8 = 0.15
 T, D, F, E, K = 203, 64, 96, 5, 2
 B, N, G, S, H = 2, 4, 2, 256, 32
@@ -27,8 +27,8 @@ B, N, G, S, H = 2, 4, 2, 256, 32
 def experts_agree(name: str, config: Config, device: torch.device) -> str:
     """Compare an expert backend, in the configuration's dtype, with `loop` in float64.
 
-    Among the cases are an expert without tokens, slots and tokens without an expert, and a batch
-    in which no token has one. Returns figures. Raises TrialFailed.
+    The cases include an expert without tokens, slots and tokens without an expert, and a batch in
+    which no token has an expert. Returns one line of figures. Raises TrialFailed.
     """
     dtype, activation = matmul_dtype(config.train, device), config.model.activation
     run = expert_backend(chosen(config, device, "experts", name).experts)
@@ -44,7 +44,8 @@ def experts_agree(name: str, config: Config, device: torch.device) -> str:
 def attention_agrees(name: str, config: Config, device: torch.device) -> str:
     """Compare an attention backend, in the configuration's dtype, with a softmax in float64.
 
-    This is done with and without document masking. Returns figures. Raises TrialFailed.
+    This is done with and without document masking. Returns one line of figures. Raises
+    TrialFailed.
     """
     dtype = matmul_dtype(config.train, device)
     errors = []
@@ -58,7 +59,8 @@ def attention_agrees(name: str, config: Config, device: torch.device) -> str:
 
 
 def _judged(error: float, allowed: float, what: str) -> str:
-    """Return figures. Raises TrialFailed with them if the error is too large or NaN."""
+    """Return a line about an error. Raises TrialFailed with it if the error is too large or
+    NaN."""
     figures = f"largest error {error:.1e} of {allowed:g} allowed; {what}"
     if not error <= allowed:
         raise TrialFailed(figures)
@@ -66,7 +68,7 @@ def _judged(error: float, allowed: float, what: str) -> str:
 
 
 def _choices() -> list[Tensor]:
-    """Return expert_TK of three cases. The id E is no expert, and no token chooses E - 1."""
+    """Return expert_TK for three cases. The id E means no expert, and no token chooses E - 1."""
     generator = torch.Generator().manual_seed(0)
     some_TK = torch.rand(T, E - 1, generator=generator).argsort(dim=1)[:, :K]
     some_TK = torch.where(torch.rand(T, K, generator=generator) < 0.3, E, some_TK)
@@ -132,7 +134,7 @@ def _attention_error(
 def _with_gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], upstream: Tensor
 ) -> list[Tensor]:
-    """Return a function's output, and the gradient of each input for the output's gradient."""
+    """Return a function's output, and the gradient of each input; `upstream` is the output's."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     out = function(*inputs)
     gradients = torch.autograd.grad(
@@ -154,6 +156,6 @@ def _largest_error(values: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def _drawing(device: torch.device) -> Callable[..., Tensor]:
-    """Return a function that draws normal numbers of a shape, the same on every device."""
+    """Return a function that draws normal numbers of a given shape, the same on every device."""
     generator = torch.Generator().manual_seed(0)
     return lambda *shape: torch.randn(*shape, generator=generator).to(device)

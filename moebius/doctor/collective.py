@@ -10,16 +10,16 @@ import torch
 
 from moebius.doctor.trial import TrialFailed
 
-SECONDS = 120  # that all of it may take, starting the processes and NCCL included
-SUMS = 5  # that are timed
+SECONDS = 120  # time limit for everything, including the start of the processes and of NCCL
+SUMS = 5  # number of timed sums
 CODE = "import sys; from moebius.doctor.collective import member; member(*sys.argv[1:])"
 
 
 def collective(folder: Path, kind: str = "nccl", world: int = 0) -> str:
-    """Sum a tensor over the devices, and return figures: that it is right, and how fast it is.
+    """Sum a tensor over all devices, check the sum, and return its speed in one line.
 
-    folder: a place for the file through which the processes find each other. kind: the backend of
-    torch.distributed. world: number of processes, by default one per GPU. Raises TrialFailed.
+    folder: where to put the file through which the processes find each other. kind: the backend
+    of torch.distributed. world: number of processes; 0 means one per GPU. Raises TrialFailed.
     """
     world = world or torch.cuda.device_count()
     package = str(Path(__file__).parents[2])

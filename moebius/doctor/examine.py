@@ -1,4 +1,4 @@
-"""`moebius doctor`: what this machine has, what runs on it, what would spoil that, and whether
+"""`moebius doctor`: what this machine has, what runs on it, what would harm a run, and whether
 training works."""
 
 import json
@@ -24,7 +24,7 @@ from moebius.observe.terminal import table
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that was found out about the machine."""
+    """Everything that `moebius doctor` learned about the machine."""
 
     machine: Machine
     backends: list[Offer]
@@ -36,9 +36,9 @@ class Diagnosis:
     ceilings: Ceilings
     """Measured rates of the device."""
     pitfalls: list[str]
-    """What would spoil a run, and what to do about it: a line each."""
+    """One line for each thing that would harm a run, with what to do about it."""
     checks: list[Check]
-    """The self-test."""
+    """Results of the self-test."""
 
     @property
     def failed(self) -> list[Check]:
@@ -56,7 +56,7 @@ class Diagnosis:
 
 
 def examine(config: Config, device: torch.device, say: Callable[[str], None]) -> Diagnosis:
-    """Look at everything. This takes about a minute, and `say` gets a line at a time."""
+    """Examine everything. This takes about a minute, and `say` gets one line at a time."""
     dtype = matmul_dtype(config.train, device)
     this_machine, backends = machine(config), offers(config, device)
     compilation = _compilation(config, device, this_machine)

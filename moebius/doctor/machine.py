@@ -35,7 +35,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine has. A version is empty if what it belongs to is not there."""
+    """What the machine has. The version of something that is not installed is empty."""
 
     python: str
     system: str
@@ -49,7 +49,8 @@ class Machine:
     cores: int
     """Number of cores that this process may use."""
     quota: float
-    """How many CPUs' time this process gets, which in a container may be less than its cores."""
+    """CPU time per second that this process may use; in a container it may be less than
+    `cores`."""
     threads: int
     """Number of threads that torch runs."""
     load: float
@@ -57,14 +58,14 @@ class Machine:
     memory: int
     """Bytes of memory."""
     free_disk: dict[str, int]
-    """Free bytes where the configuration's fields of these names point to."""
+    """Free bytes on the disk that each of these fields of the configuration points to."""
     shared_memory: int
     """Bytes of shared memory, which NCCL needs. 0 if the system has none."""
     packages: dict[str, dict[str, str]]
-    """Versions of the packages that Moebius needs, in groups: all runs', and each extra's."""
+    """Versions of the packages that Moebius needs: for all runs, and for each optional extra."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return names and texts for the terminal."""
+        """Return pairs of a name and a text to show on the terminal."""
         cuda = (
             f"CUDA {self.cuda}, driver {self.driver or 'not found'}"
             if self.cuda
@@ -89,7 +90,7 @@ class Machine:
 
 
 def machine(config: Config) -> Machine:
-    """Return what this machine has. On a GPU nothing is allocated but its context."""
+    """Return what this machine has. Nothing is allocated on a GPU except its context."""
     return Machine(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}",
@@ -152,14 +153,14 @@ def _quota() -> float:
 
 def _free(folder: str) -> int:
     """Return the free bytes of the disk on which a folder is, or would be created."""
-    # Path.expanduser would raise RuntimeError for the home of a user that does not exist
+    # Path.expanduser would raise RuntimeError for the home of a user that does not exist.
     path = Path(os.path.expanduser(folder)).absolute()  # noqa: PTH111
     existing = next(place for place in (path, *path.parents) if place.is_dir())
     return shutil.disk_usage(existing).free
 
 
 def _packages() -> dict[str, dict[str, str]]:
-    """Return what Moebius's package says that it needs. Empty if it runs from a checkout."""
+    """Return the versions of the packages that Moebius's metadata lists; {} in a checkout."""
     try:
         requirements = importlib.metadata.requires("moebius") or []
     except importlib.metadata.PackageNotFoundError:

@@ -11,7 +11,7 @@ from moebius.hardware.backends import Backends, backends_for, is_hopper
 FIELDS = {"experts": "expert_backend", "attention": "attention_backend"}
 """The field of ParallelConfig that names the backend of each kind."""
 FLOAT8 = "float8"
-"""The expert backend that train.expert_dtype names, and not a field of ParallelConfig."""
+"""The expert backend that train.expert_dtype names instead of a field of ParallelConfig."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Offer:
     """`experts` or `attention`."""
     name: str
     state: str
-    """`used` by the configuration, `available` if it is asked for, or `unavailable`."""
+    """`used` by the configuration, `available` on request, or `unavailable`."""
     reason: str
-    """Why it is used, the flag that asks for it, or what runs instead of it."""
+    """Why it is used, which flag requests it, or what runs instead of it."""
 
 
 def offers(config: Config, device: torch.device) -> list[Offer]:
@@ -39,10 +39,10 @@ def chosen(
     name: str,
     document_masking: bool | None = None,
 ) -> Backends:
-    """Return the backends that run if the configuration asks for a backend of a kind by its name.
+    """Return the backends that run if the configuration names this backend of this kind.
 
-    The other kind stays as configured. Which attention backend runs also depends on whether
-    attention stays inside documents; None leaves that as configured.
+    The other kind stays as configured. Which attention backend runs also depends on document
+    masking; None leaves it as configured.
     """
     if kind == "experts":
         expert_dtype = FLOAT8 if name == FLOAT8 else "auto"
@@ -57,7 +57,7 @@ def chosen(
 
 
 def flag_for(kind: str, name: str) -> str:
-    """Return the flags that ask for a backend."""
+    """Return the flags that request a backend."""
     return (
         f"--train.expert_dtype {name}" if name == FLOAT8 else f"--parallel.{FIELDS[kind]} {name}"
     )
@@ -78,7 +78,7 @@ def _offer(kind: str, name: str, config: Config, device: torch.device) -> Offer:
 def _runs(backends: Backends, kind: str, name: str) -> bool:
     """Return whether the backend of that name is among these.
 
-    What users write as `sdpa` are several backends, sdpa_native and sdpa_expanded.
+    The name `sdpa` stands for two backends, sdpa_native and sdpa_expanded.
     """
     if kind == "experts":
         return backends.experts == name
@@ -86,13 +86,13 @@ def _runs(backends: Backends, kind: str, name: str) -> bool:
 
 
 def _reason(backends: Backends, kind: str) -> str:
-    """Return in words which backend of a kind runs, and why."""
+    """Return which backend of a kind runs, and why, in words."""
     start = f"{kind}: "
     return next(line.removeprefix(start) for line in backends.reasons if line.startswith(start))
 
 
 def _names(kind: str) -> list[str]:
-    """Return what users can write for a kind of backend, except `auto`."""
+    """Return the names that users can write for a kind of backend, except `auto`."""
     names = [
         name for name in get_args(get_type_hints(ParallelConfig)[FIELDS[kind]]) if name != "auto"
     ]

@@ -1,4 +1,4 @@
-"""What about a machine would make a run slow, wrong or impossible."""
+"""Properties of a machine that would make a run slow, wrong or impossible."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,8 +10,8 @@ from moebius.doctor.machine import SHARED_MEMORY, Gpu, Machine
 from moebius.hardware.precision import matmul_dtype
 
 LITTLE_DISK, LITTLE_SHARED_MEMORY = 10e9, 1e9  # bytes
-MOSTLY_FREE = 0.9  # of a GPU's memory
-BFLOAT16 = (8, 0)  # compute capability from which on a GPU has bfloat16 arithmetic
+MOSTLY_FREE = 0.9  # share of a GPU's memory
+BFLOAT16 = (8, 0)  # lowest compute capability of GPUs with bfloat16 arithmetic
 HARMFUL = {
     "CUDA_LAUNCH_BLOCKING": "makes the host wait for every kernel",
     "TORCH_COMPILE_DISABLE": "turns compilation off without saying so",
@@ -19,7 +19,7 @@ HARMFUL = {
     "NVIDIA_TF32_OVERRIDE": "rounds float32 products to 10 bits",
     "PYTORCH_NO_CUDA_MEMORY_CACHING": "allocates memory anew for every tensor",
 }
-"""Environment variables, and what they do when they are set."""
+"""Harmful environment variables, and what they do when they are set."""
 
 
 def pitfalls(

@@ -1,4 +1,4 @@
-"""A test of about a minute that this machine trains.
+"""A self-test of about a minute that checks whether training works on this machine.
 
 It covers the backends, a small run, its resumption, its checkpoints, its data and, if there are
 several GPUs, a sum over them.
@@ -29,9 +29,9 @@ REPORT = "report it with this output"
 
 
 def self_test(config: Config, device: torch.device, say: Callable[[str], None]) -> list[Check]:
-    """Carry out every trial, and return what came of each.
+    """Carry out every trial, and return all results.
 
-    say gets a line as each one ends. Everything is written into a temporary folder.
+    `say` gets a line when a trial ends. All files are written into a temporary folder.
     """
     checks = []
     with TemporaryDirectory(prefix="moebius-doctor-") as folder, _strict():
@@ -45,8 +45,8 @@ def self_test(config: Config, device: torch.device, say: Callable[[str], None]) 
 def _agreements(config: Config, device: torch.device) -> Iterator[Trial]:
     """Yield a trial for every backend that can run, in the dtype of the run.
 
-    Experts are tried in float32 too. Compiling attention for a type that is not used would take
-    long.
+    Experts are also tried in float32. Attention is not, because compiling it for a dtype that the
+    run does not use would take long.
     """
     trained = matmul_dtype(config.train, device)
     for dtype in dict.fromkeys([torch.float32, trained]):
@@ -97,9 +97,9 @@ def _training(small_run: SmallRun) -> Iterator[Trial]:
 
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Make kernels repeatable where they can be, and fill unwritten memory with NaN.
+    """Make kernels deterministic where possible, and fill uninitialized memory with NaN.
 
-    Whatever reads memory that nothing has written then shows.
+    NaN exposes any code that reads memory before it was written.
     """
     was = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -1,4 +1,4 @@
-"""A run of a few steps, and what is tried with it.
+"""A run of a few steps, and the trials that use it.
 
 It must learn, resume exactly where it stopped, notice damage to a checkpoint and repeat its data.
 """
@@ -23,11 +23,11 @@ from moebius.train.session import Session, batches_for, resume, start
 
 STEPS, HALF = 12, 6
 FALL = 1.0  # nats that the loss must fall by within STEPS; it falls by 3.5 where all is well
-NOISE = 4.0  # a resumed run may differ by this many times what a repeated run differs by
+NOISE = 4.0  # a resumed run may differ by this many times as much as a repeated run does
 
 
 class SmallRun:
-    """A run of a few steps in a folder, and what is tried with it."""
+    """A run of a few steps in a folder, and the trials that use it."""
 
     def __init__(self, config: Config, device: torch.device, folder: Path):
         self.device, self.folder = device, folder
@@ -39,9 +39,9 @@ class SmallRun:
         self.whole = RunDirectory(folder / "runs" / "whole")
 
     def learns(self) -> str:
-        """Train from start to end, as `moebius train` does; the loss must fall.
+        """Train from start to end, as `moebius train` does. The loss must fall.
 
-        Returns figures. Raises TrialFailed.
+        Returns one line of figures. Raises TrialFailed.
         """
         self._train(start(self.config, "doctor", say=_silent))
         losses = [step.loss for step in read_metrics(self.whole.metrics_path)]
@@ -51,11 +51,12 @@ class SmallRun:
         return figures
 
     def resumes(self) -> str:
-        """Resume the run from half-way: it must end as the uninterrupted run did.
+        """Resume the run from the halfway point. It must end as the uninterrupted run did.
 
         This compares weights, optimizer, random generators and position. A GPU may have a kernel
-        that never gives the same bits twice. Resuming may then differ by four times as much as
-        the same run does if it is simply repeated. Returns figures. Raises TrialFailed.
+        that does not give the same bits twice. A resumed run may then differ by up to four times
+        as much as a repetition of the whole run does. Returns one line of figures. Raises
+        TrialFailed.
         """
         self._train(self._resumed("resumed"))
         error, where = self._difference("resumed")
@@ -72,9 +73,10 @@ class SmallRun:
         return figures
 
     def notices_damage(self) -> str:
-        """Flip one bit in each file of the newest checkpoint: it must be refused every time.
+        """Flip one bit in each file of the newest checkpoint. It must be refused every time.
 
-        The checkpoint before it must be chosen instead. Returns figures. Raises TrialFailed.
+        The previous checkpoint must be chosen instead. Returns one line of figures. Raises
+        TrialFailed.
         """
         checkpoints = self._copy("damaged").checkpoints
         newest, before = checkpoint_store.complete(checkpoints)
@@ -98,10 +100,10 @@ class SmallRun:
         return f"in each of {len(files)} files; {before.name} was chosen instead"
 
     def repeats_its_data(self) -> str:
-        """Read some batches again in several ways: they must be the same.
+        """Read some batches again in several ways. They must be the same.
 
-        The text is opened again, tokenized again in another place, and split between two
-        processes. Returns figures. Raises TrialFailed.
+        The text is opened again, tokenized again in another folder, and split between two
+        processes. Returns one line of figures. Raises TrialFailed.
         """
         numbers = range(0, 40, 13)
         first, opened, anew = (self._batches(cache) for cache in ("cache", "cache", "another"))
@@ -121,7 +123,7 @@ class SmallRun:
         )
 
     def _batches(self, cache: str) -> Batches:
-        """Return the run's batches, from text that is prepared in a cache of that name."""
+        """Return the run's batches, from text that is prepared in a cache folder of that name."""
         data = replace(self.config.data, cache=str(self.folder / cache))
         return batches_for(self.config, prepare(data, self.config.model.vocab_size))
 
@@ -131,7 +133,7 @@ class SmallRun:
         train(session, terminal)
 
     def _resumed(self, name: str) -> Session:
-        """Return a session that goes on from half-way, in a copy of the run."""
+        """Return a session that continues a copy of the run from the halfway point."""
         run = self._copy(name)
         checkpoint_store.discard_after(run.checkpoints, HALF)
         return resume(self.config, run, say=_silent)
@@ -146,9 +148,9 @@ class SmallRun:
     def _difference(self, name: str) -> tuple[float, str]:
         """Compare the end of another run with that of the uninterrupted one.
 
-        Returns the largest difference of a tensor, relative to its norm, and where it is. 0 means
-        that all bits are the same; then the second value says what was compared. Raises
-        TrialFailed if the numbers beside the tensors differ.
+        Returns the largest difference of any tensor, relative to its norm, and where it is. If it
+        is 0, all bits are the same, and the second value says what was compared. Raises
+        TrialFailed if any state other than the tensors differs.
         """
         other = RunDirectory(self.whole.root.with_name(name))
         (tensors, state), (expected, expected_state) = (
@@ -172,14 +174,14 @@ class SmallRun:
 
 
 def _relative_error(tensor: torch.Tensor, right: torch.Tensor) -> float:
-    """Return the norm of the difference over that of the right tensor; infinite for NaN."""
+    """Return the norm of the difference divided by that of the right tensor; infinite for NaN."""
     size = max(right.double().norm().item(), 1e-30)
     error = (tensor.double() - right.double()).norm() / size
     return error.nan_to_num(nan=torch.inf).item()
 
 
 def _small_config(config: Config, device: torch.device, folder: Path, text: Path) -> Config:
-    """Return the configuration of the small run, with the backends of the given one."""
+    """Return the configuration of the small run, with the backends of `config`."""
     return Config(
         model=ModelConfig(
             vocab_size=257,

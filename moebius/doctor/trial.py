@@ -1,4 +1,4 @@
-"""A trial of the self-test, and what came of it."""
+"""A trial of the self-test, and its result."""
 
 import time
 from collections.abc import Callable
@@ -13,23 +13,23 @@ class TrialFailed(Exception):
 
 
 class Trial(NamedTuple):
-    """Something that is tried on this machine."""
+    """One test of this machine."""
 
     name: str
     run: Callable[[], str]
-    """Returns figures in one line, and raises anything if the trial fails."""
+    """Returns one line of figures, or raises any exception if the trial fails."""
     remedy: str
     """What to do if it fails."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What came of a trial."""
+    """The result of a trial."""
 
     name: str
     passed: bool
     figures: str
-    """What was measured or, of a trial that failed, what went wrong."""
+    """What was measured or, if the trial failed, what went wrong."""
     seconds: float
     """How long it took."""
     remedy: str
@@ -41,7 +41,7 @@ class Check:
 
 
 def carried_out(trial: Trial) -> Check:
-    """Run a trial, and return what came of it. Raises Interrupted."""
+    """Run a trial, and return its result. Raises Interrupted."""
     start = time.perf_counter()
     try:
         figures, passed = trial.run(), True
@@ -54,7 +54,7 @@ def carried_out(trial: Trial) -> Check:
 
 
 def _described(error: Exception) -> str:
-    """Return an error in one line. An error that is not Moebius's own has its type before it."""
+    """Return an error in one line, preceded by its type unless it is one of Moebius's own."""
     text = " ".join(str(error).split())[:300]
     is_own = type(error).__module__.startswith("moebius")
     return text if is_own else f"{type(error).__name__}: {text}"

@@ -1,1 +1,1 @@
-"""Using a trained model: generating text."""
+"""Use a trained model: generate text."""

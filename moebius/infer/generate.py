@@ -1,4 +1,4 @@
-"""Text from a model, one token after the other."""
+"""Generate text from a model, one token at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,13 +19,14 @@ def load_trained(
 ) -> Transformer:
     """Return the model of a run's newest intact checkpoint, in evaluation mode.
 
-    `report` gets a line for each damaged checkpoint that is passed over. Raises CheckpointError
+    `report` gets a line for each damaged checkpoint that is skipped. Raises CheckpointError
     if none is intact.
     """
     config = run.config()
     folder = checkpoint_store.latest(run.checkpoints, report)
     tensors, _ = checkpoint.load(folder)
-    # not compiled: a text grows by a token each time, and every length would be compiled anew
+    # The model is not compiled, because a text grows with every token, and every length would be
+    # compiled again.
     uncompiled = replace(config, parallel=ParallelConfig(compile="off"))
     model = Transformer(config.model, backends_for(uncompiled, device)).to(device)
     load_model(model, tensors["model"], folder)
@@ -45,11 +46,11 @@ def generate(
 ) -> Iterator[str]:
     """Yield the text that follows `prompt`, piece by piece.
 
-    It ends with the end-of-text token or after `max_tokens` tokens. `context` is the number of
-    tokens that the model was trained on at once; older ones are forgotten. A temperature of 0
-    takes the most likely token. `dtype` is that of the matrix products, as in training. The model
-    reads all tokens again for every new one (there is no cache): this is for looking at a run, not
-    for serving.
+    It ends with the end-of-text token or after `max_tokens` tokens. `context` is the length of the
+    sequences that the model was trained on; the model does not see older tokens. A temperature of
+    0 takes the most likely token. `dtype` is that of the matrix products, as in training. The
+    model reads all tokens again for every new one (there is no KV cache): this is for looking at a
+    run, not for serving.
     """
     device = model.embedding.weight.device
     generator = torch.Generator(device).manual_seed(seed)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Between(NamedTuple):
-    """What an expert computes between its up and down projections: an activation, then dropout."""
+    """The work between an expert's up and down projections: an activation, then dropout."""
 
     activation: str
     """Either "swiglu", "relu2" or "gelu"."""
@@ -39,7 +39,7 @@ def activate(up, gate, ACTIVATION: tl.constexpr):
 def activate_backward(grad, up, gate, ACTIVATION: tl.constexpr):
     """Return the activation, the gradient of `up` and the gradient of SwiGLU's `gate`.
 
-    The other activations have no gate, and return the gradient of `up` in its place.
+    The other activations have no gate, and return the gradient of `up` in place of the third.
     """
     if ACTIVATION == "swiglu":
         sigmoid = tl.sigmoid(gate)
@@ -59,7 +59,8 @@ def activate_backward(grad, up, gate, ACTIVATION: tl.constexpr):
 def keep_scale(seed_ptr, row, column, F, DROPOUT: tl.constexpr):
     """Return the block of dropout's factors, each 0 or 1 / (1 - DROPOUT).
 
-    A factor depends only on the seed and the place in (R, F), so the backward pass draws the same.
+    A factor depends only on the seed and its position in (R, F), so the backward pass draws the
+    same factors.
     """
     draw = tl.rand(tl.load(seed_ptr), row[:, None] * F + column[None, :])
     return tl.where(draw < DROPOUT, 0.0, 1.0 / (1.0 - DROPOUT))

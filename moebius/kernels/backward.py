@@ -1,9 +1,10 @@
-"""The matrix products of the backward pass that give gradients of rows.
+"""The matrix products of the backward pass that give the gradients of activations.
 
-The first product goes back through down, and the activation's derivative follows it. The second
-goes back through up and gate. The activations are recomputed from the pre-activations, and the
-output of the down projection is never needed: the gradient of a router's gate is the dot product
-of the row's hidden activations with their gradient (SonicMoE, 2025).
+The first product is the backward pass of the down projection, which the derivative of the
+activation follows. The second is the backward pass of the up and gate projections. The hidden
+activations are recomputed from the pre-activations, and the output of the down projection is never
+needed: the gradient of a router's gate is the dot product of the row's hidden activations with
+their gradient (SonicMoE, 2025).
 """
 
 import torch
@@ -70,7 +71,7 @@ def _down_backward_fused(
     between: Between,
     tile: Tile,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do the work of `down_backward` in one kernel; a second adds up the router's gradient."""
+    """Do the work of `down_backward` in one kernel; a second one sums the router's gradient."""
     E, F, D = w_down_EFD.shape
     pre_grad_PRF, hidden_RF = torch.empty_like(pre_PRF), torch.empty_like(pre_PRF[0])
     partial_NR = torch.empty(
@@ -116,11 +117,11 @@ def _times_transposed(
     to_tokens: bool,
     tile: Tile,
 ) -> Tensor:
-    """Return the rows times their expert's transposed matrix, summed over one or two such pairs.
+    """Return each row times its expert's transposed matrix, summed over one or two such pairs.
 
-    Each of `rows` has shape (R, K) and each of `weights` (E, N, K), where K and N are the number
-    of terms in the sum and of columns in the result. The result has shape (R, N). If `to_tokens`
-    is set, which needs tokens with one slot, each row is stored in the place of its token.
+    Each of `rows` has shape (R, K) and each of `weights` has shape (E, N, K). Here K is the
+    dimension that the product sums over, and the result has shape (R, N). `to_tokens`, which
+    requires tokens with one slot, stores each row at the index of its token.
     """
     E, N, K = weights[0].shape
     out = rows[0].new_empty(len(rows[0]), N)
@@ -143,7 +144,7 @@ def _down_backward(
 ):  # fmt: skip
     """Compute grad @ w_down.T for each expert's rows, then differentiate the activation.
 
-    The sum of a tile's columns is its part of the gradient of the router's gate.
+    Each tile also sums over its columns, which gives its part of the router gates' gradient.
     """
     columns = tl.cdiv(F, BN)
     tiles = count_row_tiles(start_ptr, E, WIDTH, BM) * columns
@@ -185,7 +186,7 @@ def _product(
     WIDTH: tl.constexpr, TWO: tl.constexpr, TO_TOKENS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Compute left @ right.T for each expert's rows, and add left2 @ right2.T if there are TWO."""
+    """Compute left @ right.T for each expert's rows; with TWO, also add left2 @ right2.T."""
     columns = tl.cdiv(N, BN)
     num_ids = E + 1 if TO_TOKENS else E
     tiles = count_row_tiles(start_ptr, num_ids, WIDTH, BM) * columns
@@ -201,8 +202,8 @@ def _product(
                 block,
                 input_precision="ieee",
             )
-        # The second pair has a loop of its own. With both products in one loop there would be no
-        # work left to do while one waits for the other's sum.
+        # The second pair has a loop of its own. With both products in one loop, there would be no
+        # work left to do while one product waits for the other's sum.
         if TWO:
             for k in range(0, steps, BK):
                 block = tl.dot(

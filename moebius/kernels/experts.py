@@ -234,7 +234,7 @@ torch.library.register_autograd(
 
 
 def _shape(w_gate_EDF: Tensor | None, w_up_EDF: Tensor, gate_TK: Tensor) -> tuple[int, ...]:
-    """Return everything but the number of rows that decides which tile is fastest or fits."""
+    """Return what decides, apart from the number of rows, which tile is fastest or fits."""
     return (*w_up_EDF.shape, w_gate_EDF is not None, gate_TK.shape[1] == 1)
 
 

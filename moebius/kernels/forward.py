@@ -1,7 +1,8 @@
 """The matrix products of the forward pass: up and gate, then down.
 
-What follows a product elementwise is its epilogue, and runs in the same kernel: the activation
-after up and gate, the multiplication by the router's gate after down.
+The elementwise work after a product is its epilogue, and runs in the same kernel: the activation
+after the up and gate projections, and the multiplication by the router's gate after the down
+projection.
 """
 
 import triton
@@ -60,8 +61,8 @@ def down(
 ) -> Tensor:
     """Return the experts' outputs, each row multiplied by its gate in gate_TK.
 
-    If tokens have one slot, each row is stored in the place of its token and the result is out_TD.
-    Otherwise the result is y_RD, whose rows `combine` adds up.
+    If tokens have one slot, each row is stored at the index of its token, and the result is
+    out_TD. Otherwise the result is y_RD, whose rows `combine` sums.
     """
     E, F, D = w_down_EFD.shape
     out = hidden_RF.new_empty(len(hidden_RF), D)

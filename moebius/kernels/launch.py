@@ -1,6 +1,6 @@
-"""Starting kernels with little work on the host.
+"""Launch kernels with little work on the host.
 
-A layer starts a dozen kernels, and a device that waits for the host is only as fast as the host.
+A layer launches a dozen kernels, and a device that waits for the host is only as fast as the host.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""Sorting assignments by expert: a stable counting sort in two kernels.
+"""Sort assignments by expert: a stable counting sort in two kernels.
 
-It uses no atomics, so the order, and with it every sum that follows it, is the same every time.
+It uses no atomics, so the order, and every sum that depends on it, is the same every time.
 """
 
 from typing import NamedTuple
@@ -34,11 +34,11 @@ class Order(NamedTuple):
     """The first row of each id from 0 to E, followed by R; shape (E + 2,)."""
 
     tiles: Tensor
-    """A table of tiles, each of up to TILE_ROWS rows of one expert; shape (1 + most tiles, 4).
+    """A table of tiles, each of up to TILE_ROWS rows of one expert; shape (1 + max tiles, 4).
 
     Entry [0, 0] is the number of tiles. Each later line describes one tile by its expert, its
-    first row, the end of its expert's rows, and a number that is not used. There are lines for
-    the most tiles that R rows of E experts can have; those past the number of tiles are zero.
+    first row, the end of its expert's rows, and an unused number. There are enough lines for the
+    most tiles that R rows of E experts can have; lines past the actual number are zero.
     """
 
 
@@ -132,7 +132,7 @@ def _place(
 
 @triton.jit
 def _write_tiles(tiles_ptr, tile, exists, is_first, ids, start, count, TILE_ROWS: tl.constexpr):
-    """Write the table's lines for the tiles numbered `tile`, and once the number of tiles.
+    """Write the table's lines for the tiles numbered `tile`; `is_first` also writes their number.
 
     `start` and `count` are the first row and the number of rows of each of the `ids`.
     """

@@ -46,7 +46,7 @@ def _activation_backward(
 
     `pre_gate` is the pre-activation of SwiGLU's gate, and `gate_ptr` points to the router's gates.
     Rows that are `taken` have an expert; the gradient of the other rows' gates is zero. Values
-    that no kernel reads soon are marked to leave the cache first.
+    that no kernel reads soon are marked to be evicted from the cache first.
     """
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     taken, existing = rows < tl.load(start_ptr + E), rows < R

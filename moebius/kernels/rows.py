@@ -1,7 +1,7 @@
-"""Moving rows between the order of the tokens and the order of the experts.
+"""Move rows between the order of the tokens and the order of the experts.
 
-Sums over a token's slots are made in the order of the slots and without atomics, so their bits are
-the same every time.
+Sums over a token's slots are computed in the order of the slots and without atomics, so their bits
+are the same every time.
 """
 
 import torch
@@ -17,7 +17,7 @@ ASSIGNMENTS = 256  # block of one program in `_sum_gate_gradients`
 
 
 def gather(x_TD: Tensor, order: Order) -> Tensor:
-    """Return x_RD, which holds for each row the vector of its token."""
+    """Return x_RD, which holds the vector of each row's token."""
     (R,), D, num_slots = order.assignment_R.shape, x_TD.shape[1], order.row_TK.shape[1]
     x_RD = x_TD.new_empty(R, D)
     grid = (cdiv(R, ROWS), cdiv(D, COLUMNS))
@@ -28,7 +28,7 @@ def gather(x_TD: Tensor, order: Order) -> Tensor:
 def combine(y_RD: Tensor, order: Order, num_experts: int) -> Tensor:
     """Return out_TD: for each token the sum of the rows of its slots that have an expert.
 
-    The sum is made in float32 and rounded to the dtype of `y_RD`.
+    The sum is computed in float32 and rounded to the dtype of `y_RD`.
     """
     T, num_slots = order.row_TK.shape
     D = y_RD.shape[1]
@@ -44,7 +44,7 @@ def combine(y_RD: Tensor, order: Order, num_experts: int) -> Tensor:
 def sum_gate_gradients(partial_NR: Tensor, order: Order, num_experts: int) -> Tensor:
     """Return the float32 gradient of gate_TK; it is zero for assignments without an expert.
 
-    `partial_NR` holds the part of each row's gradient that each of N tiles of columns contributes.
+    Entry (n, r) of `partial_NR` is what tile n of the columns contributes to row r's gradient.
     """
     gate_grad_TK = torch.empty(order.row_TK.shape, dtype=torch.float32, device=partial_NR.device)
     N, R = partial_NR.shape

@@ -30,16 +30,16 @@ class Tile(NamedTuple):
     """Columns of the product in a tile."""
 
     k: int
-    """Terms of the sum that one step of the tile's loop adds."""
+    """Length of the slice of the summed dimension that one step of the tile's loop covers."""
 
     warps: int
-    """Warps of 32 threads that compute a tile together."""
+    """Number of warps that compute a tile together."""
 
     stages: int
-    """Steps of the loop whose operands are in flight at once."""
+    """Number of the loop's steps whose operands are in flight at once."""
 
     per_sm: int = 1
-    """Programs that each multiprocessor runs at the same time."""
+    """Number of programs that each multiprocessor runs at the same time."""
 
     epilogue: str = "fused"
     """Where the elementwise work after the product runs.
@@ -93,7 +93,7 @@ def block_descriptor(matrix: Tensor, rows: int, columns: int) -> Descriptor:
 
 
 def stack_descriptor(stack_EMN: Tensor, rows: int, columns: int) -> Descriptor:
-    """Describe blocks of one matrix in a stack of matrices; none reaches into the next matrix."""
+    """Describe blocks of single matrices in a stack; no block reaches into the next matrix."""
     return Descriptor(
         stack_EMN, list(stack_EMN.shape), list(stack_EMN.stride()), [1, rows, columns]
     )
@@ -129,7 +129,7 @@ def store_rows(ragged, end, row, column, block):
 
 @triton.jit
 def scatter_rows(out_ptr, to_row, wanted, column, block, D, BN: tl.constexpr):
-    """Store each row of the block that is `wanted` to the row `to_row` of a matrix with D columns.
+    """Store the rows of a block that are `wanted` at the rows `to_row` of a matrix of D columns.
 
     The block's first column goes to `column`.
     """

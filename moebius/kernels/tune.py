@@ -1,6 +1,6 @@
-"""The choice of a tile for each product: the fastest of a few candidates.
+"""Choose the tile for each matrix product: the fastest of a few candidates.
 
-It is measured once for a device and a shape, and then kept on disk.
+The candidates are measured once for a device and a shape, and the choice is kept on disk.
 """
 
 import json
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 BY_HAND = Tile(parts.BM, parts.BN, parts.BK, 16, parts.STAGES, epilogue="by hand")
 
-# The candidates for each kind of product. The first of a list fits every shape, and is used where
+# The candidates for each kind of product. The first one of a list fits every shape, and is used if
 # nothing is measured.
 CANDIDATES = {
     "up": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
@@ -50,8 +50,8 @@ CANDIDATES = {
     ],
     "weights": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
 }
-# For float32, which is multiplied in full precision without tensor cores that a large tile would
-# feed.
+# For float32, whose products use full precision and thus no tensor cores, so that a large tile has
+# no advantage.
 SMALL = Tile(64, 64, 32, 4, 2)
 RUNS = 5  # timed runs of each candidate
 _chosen: dict[tuple, Tile] = {}
@@ -129,7 +129,7 @@ def _read() -> dict[str, list]:
 
 
 def _write(choices: dict[str, list]) -> None:
-    """Replace the cache file in one step, so that no other process ever sees a part of it.
+    """Replace the cache file in one step, so that no other process ever sees a partial file.
 
     If the file cannot be written, the next run measures again, which takes about a second.
     """

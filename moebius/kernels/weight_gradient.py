@@ -1,10 +1,10 @@
 # Triton's functions raise outside of a kernel, so pyright believes that they never return.
 # pyright: reportGeneralTypeIssues=false
-"""The gradients of the weights: for each expert the products over its own rows.
+"""The gradients of the weights: for each expert, matrix products that sum over its rows.
 
-A tile takes longer the more rows its expert has. Programs that are free therefore draw their next
-tile from a counter, and all matrices share one kernel, so that programs wait for the last tile
-only once. One program computes the whole of a tile, so the bits are the same every time.
+The more rows an expert has, the longer its tiles take. Idle programs therefore take their next
+tile from a shared counter, and all matrices share one kernel, so that programs wait for the last
+tile only once. A single program computes all of a tile, so the bits are the same every time.
 """
 
 import torch
@@ -38,7 +38,7 @@ def weight_gradients(
     The third is hidden.T @ grad, where `hidden_RF` is already multiplied by the router's gates.
 
     A tile covers m of the D dimensions and 2 * n of the columns of F. For w_up and w_gate together
-    these are the same n columns of both; for one matrix alone they are 2 * n neighboring columns.
+    these are the same n columns of both; for one matrix alone they are 2 * n adjacent columns.
     """
     E, D, (P, _, F) = num_experts, x_RD.shape[1], pre_grad_PRF.shape
     w_up_grad = x_RD.new_empty(E, D, F)
@@ -67,7 +67,7 @@ def _weight_gradients(
     x, grad, up_grad, gate_grad, hidden, w_up, w_gate, w_down, start_ptr, next_ptr, D, F, E,
     HAS_GATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Compute tiles of the gradients until none is left: w_up and w_gate first, then w_down.
+    """Compute tiles of the gradients until none are left: w_up and w_gate first, then w_down.
 
     A tile of w_down is computed transposed, as grad.T @ hidden, and transposed when it is stored.
     """
@@ -81,7 +81,8 @@ def _weight_gradients(
         index = tl.where(is_up, tile, tile - E * up_tiles)
         expert = index // tl.where(is_up, up_tiles, pair_tiles)
         index = index % tl.where(is_up, up_tiles, pair_tiles)
-        # Consecutive tiles share their columns, because these come from the wider operand.
+        # Consecutive tiles share their columns, because the columns come from the wider operand,
+        # which is then more likely to be in the cache.
         m, n = index % rows * BM, index // rows
         start, end = tl.load(start_ptr + expert), tl.load(start_ptr + expert + 1)
         if not is_up:

@@ -1,8 +1,8 @@
 """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with causal and document masks.
 
 Each key-value head serves a group of query heads. It is never copied with repeat_interleave, whose
-backward pass would add the gradients up by an index. Some backends read it in place; where none
-can, it is expanded, and the gradients of the copies are one plain sum.
+backward pass would accumulate the gradients by index. Some backends read it in place; where none
+can, it is expanded, and its gradient is a plain sum over the copies.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class AttentionBackend(NamedTuple):
     attend: AttentionFunction
     """Computes the attention."""
     mask: MaskFunction
-    """Makes the mask for it from the numbers of the tokens' documents."""
+    """Builds the mask for `attend` from the number of each token's document."""
 
 
 _PLACES = {  # imported only when used: flex imports a compiler, which takes seconds
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(H, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x_BSD: Tensor, rotation: Rotation, mask: Any) -> Tensor:
-        """Return out_BSD. The mask is the backend's; it says which tokens a token may see."""
+        """Return out_BSD. The mask, in the backend's form, says which tokens a token may see."""
         B, S, _ = x_BSD.shape
         config = self.config
         q_BSNH = self.query(x_BSD).view(B, S, config.num_heads, config.head_width)
@@ -83,7 +83,7 @@ class Attention(nn.Module):
 
 
 def _normalized(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """Return x normalized in the weight's float32: torch has no fused norm of mixed dtypes."""
+    """Return x normalized in float32, the weight's dtype; torch has no fused mixed-dtype norm."""
     return norm(x.to(norm.weight.dtype)).type_as(x)
 
 

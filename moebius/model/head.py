@@ -1,4 +1,4 @@
-"""The LM head and its loss, computed from all logits at once or from one part after the other."""
+"""The LM head and its loss, computed from all logits at once or from one part after another."""
 
 from collections.abc import Callable
 
@@ -24,8 +24,8 @@ def part_of_loss(
     """Return what these tokens add to the mean loss, and its gradient with respect to hidden_TD.
 
     num_targets: number of targets that count, over all parts.
-    weight_grad_VD, bias_grad_V: where the gradients of weight and bias are added up, in place.
-    Without both no gradients are computed, and the second result is None.
+    weight_grad_VD, bias_grad_V: tensors to which the gradients of weight and bias are added in
+    place. If both are None, no gradients are computed, and the second result is None.
     """
     logits_TV = F.linear(hidden_TD, weight_VD, bias_V)
     logits = logits_TV.float()
@@ -53,13 +53,13 @@ def head_cross_entropy(
 ) -> Tensor:
     """Return the mean cross-entropy of the logits hidden @ weight.T + bias.
 
-    Targets of IGNORED do not count. The bias is added inside the product: added to its result, a
-    float32 bias would make the logits and their gradients float32.
+    Targets of IGNORED do not count. The bias is added inside the product; adding a float32 bias to
+    its result would make the logits and their gradients float32.
 
-    With more than one chunk only one part of the logits exists at a time. The part's gradient is
-    computed at once, in the forward pass, as in Liger Kernel (Hsu et al. 2024, arXiv 2410.10989),
-    so no product is computed twice. `part` computes one part. It is compiled by itself, if at all:
-    if all parts were one program, the compiler would keep the logits of every part to the end.
+    With more than one chunk, only one part of the logits exists at a time. The part's gradient is
+    computed immediately, in the forward pass, as in Liger Kernel (Hsu et al. 2024, arXiv
+    2410.10989), so no product is computed twice. `part` computes one part. It may be compiled, but
+    only by itself: in one compiled program, the logits of all parts would be kept until the end.
     """
     if chunks == 1:
         return cross_entropy(F.linear(hidden_BSD, weight_VD, bias_V), target_BS)
@@ -74,7 +74,7 @@ def head_cross_entropy(
 
 
 class _InChunks(torch.autograd.Function):
-    """The loss and its gradients, computed from one part of the tokens after the other."""
+    """The loss and its gradients, computed from one part of the tokens after another."""
 
     @staticmethod
     def forward(

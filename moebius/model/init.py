@@ -11,12 +11,12 @@
   2101.03961, section 2.4), so that they start undecided: gates near 1/E, logits near 0 and the
   loss near ln V.
 - With one expert per token, gates near 1/E make an expert's output and gradient start E times
-  smaller than a dense MLP's. `gate_scale` compensates for that (0: by the number of experts), and
-  `train.common_start` lets all experts share the first steps of a dense MLP.
+  smaller than a dense MLP's. `gate_scale` compensates for that (with 0, by the number of experts),
+  and `train.common_start` trains all experts as copies of one dense MLP for the first steps.
 - The embedding has unit variance where it enters the residual stream. It is stored with variance
-  1/D and multiplied by sqrt(D), which also gives its rows steps of a useful size under AdamW. Tied
-  to the head it is small and not multiplied (GPT-2). With unit variance every token would start
-  out predicting itself.
+  1/D and multiplied by sqrt(D), which also gives its rows steps of a useful size under AdamW. If
+  it is also the LM head, it is small and not multiplied (GPT-2), because with unit variance every
+  token would start out predicting itself.
 """
 
 import math
@@ -38,7 +38,7 @@ TIED_STD = 0.02
 def initialize(model: nn.Module, config: ModelConfig) -> None:
     """Draw every parameter of a Transformer from torch's global generator, module by module."""
     residual = 1 / math.sqrt(2 * config.num_layers)
-    # mix starts at zero, so that the base MLP and the experts weigh the same
+    # mix starts at zero, so that the base MLP and the experts have equal weights
     scales = {"output": residual, "down": residual, "lm_head": SHRINK, "mix": 0.0}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):

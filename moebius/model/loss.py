@@ -1,4 +1,4 @@
-"""The training loss and the parts that it is the sum of."""
+"""The training loss, and the parts that it is a sum of."""
 
 from typing import NamedTuple
 
@@ -43,9 +43,9 @@ def total_loss(
     """Return the loss from its parts.
 
     Every layer's balance loss and z-loss count in full, so that a deep model balances each of its
-    layers as strongly as a shallow one. balancing says how strongly; None means aux_loss_coeff for
-    every layer, over this micro-batch. Raises ValueError if it does not have one coefficient per
-    layer.
+    layers as strongly as a shallow one. `balancing` has the coefficients of the balance losses;
+    None means aux_loss_coeff for every layer, over this micro-batch. Raises ValueError if it does
+    not have one coefficient per layer.
     """
     total = next_token
     if mtp is not None:
@@ -68,7 +68,7 @@ def cross_entropy(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
 
 
 def documents(tokens_BL: Tensor, end_of_text: int) -> Tensor:
-    """Return document_BL, the number of documents that have begun at or before each token.
+    """Return document_BL: for each token, how many documents have begun at or before it.
 
     A document begins with its separator, the token end_of_text.
     """
@@ -80,8 +80,9 @@ def shifted_targets(
 ) -> Tensor:
     """Return target_BS: for each of the first seq_len tokens, the token `offset` further on.
 
-    With document_BL, the targets inside a token's own document count, and the separator that ends
-    it. Targets beyond it are IGNORED, so that no loss depends on a neighboring document.
+    With document_BL, a target counts if it lies in the token's own document or is the separator
+    that ends the document. Targets beyond that are IGNORED, so that no loss depends on a
+    neighboring document.
     """
     target_BS = tokens_BL[:, offset : offset + seq_len]
     if document_BL is None:

@@ -1,7 +1,7 @@
 """Multi-token prediction: the hidden state of token t also predicts the tokens t+2, t+3 and t+4.
 
 This is Gloeckle et al. 2024 (arXiv 2404.19737) with one shared MoE layer, which is applied once
-per offset. Every pass works on the result of the pass before, as DeepSeek-V3 chains its modules
+per offset. Every pass works on the result of the previous pass, as DeepSeek-V3 chains its modules
 (arXiv 2412.19437, section 2.2). If every pass had the same input, the shared layer could not tell
 the offsets apart.
 """
@@ -19,7 +19,7 @@ class MultiTokenPrediction(nn.Module):
     """The shared MoE layer, its norm, and a bias on the LM head's logits for each offset."""
 
     def __init__(self, config: ModelConfig, run_experts: ExpertsFunction):
-        """Build an uninitialized layer of the shape of the last block's MoE layer."""
+        """Build an uninitialized layer with the shape of the last block's MoE layer."""
         super().__init__()
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.moe = MoE(config, config.experts_per_layer[-1], config.expert_widths[-1], run_experts)

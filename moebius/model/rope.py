@@ -20,8 +20,8 @@ class Rotation(NamedTuple):
 def rotation(seq_len: int, config: ModelConfig, device: torch.device) -> Rotation:
     """Return the angles of the positions 0 to seq_len - 1.
 
-    Attention depends on differences of positions alone, so packed documents need no positions of
-    their own.
+    Attention depends only on differences between positions, so positions need not restart at 0 in
+    each of several packed documents.
     """
     pairs = torch.arange(config.rotary_dims // 2, device=device, dtype=torch.float32)
     frequencies = config.rope_theta ** (-2 * pairs / max(config.rotary_dims, 1))

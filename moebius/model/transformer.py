@@ -60,7 +60,7 @@ class Transformer(nn.Module):
         """Return the logits of the next token at every position, and the routing statistics.
 
         A token sees itself and earlier tokens. With document_BS, the number of each token's
-        document, it sees those of its own document alone.
+        document, it sees only those of its own document.
         """
         hidden_BSD, stats = self.hidden(tokens_BS, document_BS)
         return Output(self.lm_head(self.norm(hidden_BSD)), stats)
@@ -72,8 +72,8 @@ class Transformer(nn.Module):
 
         tokens_BL: the S tokens that the model reads, and then the `lookahead` tokens that only
         serve as targets.
-        end_of_text: the separator that every document begins with; it keeps documents apart. With
-        None they are not kept apart.
+        end_of_text: the token that every document begins with. Attention and loss then stay inside
+        each document. None lets them cross documents.
         balancing: how strongly each layer is balanced, and over which tokens. None means as
         configured, over these sequences.
         """
@@ -118,7 +118,7 @@ class Transformer(nn.Module):
         )
 
     def embed(self, tokens_BS: Tensor) -> Tensor:
-        """Return x_BSD, of unit variance at first unless the embedding is also the LM head.
+        """Return x_BSD. It starts with unit variance unless the embedding is also the LM head.
 
         moebius/model/init.py gives the reasons.
         """
@@ -127,7 +127,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a mixture of experts, each with a norm before it and added to the stream."""
+    """Attention and then an MoE layer. Each reads the normalized stream and adds its result."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ def routed_layers(model: Transformer) -> list[RoutedLayer]:
 
 
 def lookahead(config: ModelConfig) -> int:
-    """Return the number of tokens after those that the model reads which the loss needs."""
+    """Return how many tokens the loss needs beyond those that the model reads."""
     return max(MTP_OFFSETS) if config.use_mtp else 1
 
 
@@ -181,6 +181,6 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def seeded(seed: int, config: ModelConfig, backends: Backends | None = None) -> Transformer:
-    """Return a model whose initial weights depend on nothing but the seed."""
+    """Return a new model whose initial weights depend only on the seed."""
     torch.manual_seed(seed)
     return Transformer(config, backends)

@@ -1,7 +1,7 @@
 """The expert backends by name, as `parallel.expert_backend` and `train.expert_dtype` choose them.
 
-Every backend has one signature, `(x_TD, routing, weights) -> out_TD`. To add a backend, write it
-in a file of its own, add its record to moebius/config/expert_backends.py, and its place here.
+Every backend has the same signature, `(x_TD, routing, weights) -> out_TD`. To add a backend, write
+it in its own file, add its record to moebius/config/expert_backends.py, and add its place here.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Losses that keep the experts' load even and the routers' logits small.
 
-Each is computed from the statistics of the layers, so it works alike for one pass, for several
-passes added up, and for counts that come from a larger batch.
+Each loss is computed from the statistics of the layers, so it works for one pass, for the sum of
+several passes, and for counts that come from a larger batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,30 +16,30 @@ from moebius.moe.statistics import LayerStats
 OverBatch = Callable[[Tensor], Tensor]
 """Turns the counts of one micro-batch into those of the whole batch, as far as they are known.
 
-Argument and result are one vector: for each layer, the tokens that chose each of its experts, and
-then the layer's number of tokens.
+Argument and result are vectors of the same layout: for each layer, the number of tokens that chose
+each of its experts, followed by the layer's number of tokens.
 """
 
 
 class Balancing(NamedTuple):
-    """How to balance a micro-batch: what a training step knows and the model does not."""
+    """How to balance a micro-batch. A training step knows this; the model does not."""
 
     coefficients: Sequence[float]
     """Weight of each layer's balance loss, in the order of the statistics."""
     over_batch: OverBatch | None = None
-    """Returns the counts of the whole batch. None balances every micro-batch by itself."""
+    """Returns the counts of the whole batch. None balances every micro-batch on its own."""
 
 
 def balance_losses(stats: Sequence[LayerStats], over_batch: OverBatch | None = None) -> Tensor:
     """Return balance_M, the load-balancing loss of each layer, without its coefficient.
 
-    This is the loss of the Switch Transformer (arXiv 2101.03961, eq. 4): E times the sum over the
-    experts of the share of the tokens that chose the expert times the expert's mean probability.
-    It is computed for each group of tokens and averaged over the groups. When the load is even it
-    is the number of experts per token, as in transformers' Mixtral.
+    This is the loss of the Switch Transformer (arXiv 2101.03961, eq. 4): E * sum_e(f_e * p_e),
+    where f_e is the share of the tokens that chose expert e and p_e is the expert's mean
+    probability. It is computed for each group of tokens and averaged over the groups. When the
+    load is even, it equals the number of experts per token, as in transformers' Mixtral.
 
-    With over_batch the shares are those of the whole batch. The gradient still goes through this
-    micro-batch's probabilities alone, as it would in one large batch (Qiu et al. 2025, arXiv
+    With over_batch, the shares are those of the whole batch. The gradient still goes only through
+    this micro-batch's probabilities, as it would in one large batch (Qiu et al. 2025, arXiv
     2501.11873).
     """
     num_experts = [layer.chosen_PE.shape[1] for layer in stats]
@@ -89,7 +89,7 @@ def _counts(stats: Sequence[LayerStats]) -> Tensor:
 def _stacked(layers: Sequence[Tensor]) -> Tensor:
     """Return value_MPE from each layer's value_PE.
 
-    Layers with fewer experts than others are filled up with zeros: experts that do not exist have
+    Layers with fewer experts than others are padded with zeros: experts that do not exist have
     no load, and so add nothing to a loss.
     """
     widest = max(value_PE.shape[1] for value_PE in layers)

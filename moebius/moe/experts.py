@@ -1,9 +1,9 @@
 """The routed experts: their parameters, and the backends that run tokens through them.
 
-Every backend has one signature, `(x_TD, routing, weights) -> out_TD`, and returns zero for tokens
-without an expert. `loop` is the readable reference. `grouped` sorts the tokens by expert and runs
-each matrix as one grouped product. `triton` calls our own kernels. moebius/moe/backends.py finds
-a backend by its name.
+Every backend has the same signature, `(x_TD, routing, weights) -> out_TD`, and returns zero for
+tokens without an expert. `loop` is the readable reference. `grouped` sorts the tokens by expert
+and computes one grouped product per matrix. `triton` calls our own kernels.
+moebius/moe/backends.py finds a backend by its name.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class ExpertWeights(NamedTuple):
     """The matrices of all experts of a layer, and what happens between their products."""
 
     w_gate_EDF: Tensor | None
-    """Gate projections, applied as x @ w like the others. None for activations without a gate."""
+    """Gate projections, applied as x @ w like the others. None if the activation has no gate."""
     w_up_EDF: Tensor
     """Up projections."""
     w_down_EFD: Tensor
@@ -36,7 +36,7 @@ class ExpertWeights(NamedTuple):
         """Return the same weights with matrices of another dtype."""
         gate = None if self.w_gate_EDF is None else self.w_gate_EDF.to(dtype)
         up_EDF, down_EFD = self.w_up_EDF.to(dtype), self.w_down_EFD.to(dtype)
-        # not `_replace`, which torch 2.11 cannot compile here
+        # torch 2.11 cannot compile `_replace` here.
         return ExpertWeights(gate, up_EDF, down_EFD, self.activation, self.dropout)
 
 
@@ -62,7 +62,7 @@ class Experts(nn.Module):
         self.w_down_EFD = nn.Parameter(torch.empty(E, F_, D))
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """Return out_TD in x's dtype or, under autocast, in autocast's."""
+        """Return out_TD in x's dtype or, under autocast, in autocast's dtype."""
         device = x_TD.device.type
         is_autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if is_autocast else x_TD.dtype
@@ -74,7 +74,7 @@ class Experts(nn.Module):
 
 
 def loop(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
-    """Return out_TD, one expert after the other. This is the reference for all backends."""
+    """Return out_TD, computed one expert at a time. This is the reference for all backends."""
     out_TD = torch.zeros_like(x_TD)
     for expert in range(weights.w_up_EDF.shape[0]):
         token_R, slot_R = (routing.expert_TK == expert).nonzero(as_tuple=True)
@@ -89,7 +89,7 @@ def loop(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
 
 
 def grouped(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
-    """Return out_TD, with one grouped product per matrix over the rows sorted by expert.
+    """Return out_TD, computed by one grouped product per matrix over rows sorted by expert.
 
     There is no loop over experts, no synchronization with the host and no atomic addition.
     """
@@ -102,7 +102,7 @@ def grouped(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
 def triton(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
     """Return out_TD, computed by the kernels of moebius/kernels.
 
-    They gather the rows once, and apply activation and gate inside the kernels of the products.
+    They gather the rows once, and apply activation and gates inside the kernels of the products.
     """
     from moebius.kernels.experts import run_experts
 
@@ -126,9 +126,9 @@ class ExpertOrder(NamedTuple):
 
 
 def sort_by_expert(expert_TK: Tensor, num_experts: int) -> ExpertOrder:
-    """Return the order of the rows. Assignments to the same expert stay in their own order.
+    """Return the order of the rows. Assignments to the same expert keep their relative order.
 
-    The sort is stable so that the order, and with it every sum, is the same each time.
+    The sort is stable so that the order, and therefore every sum, is the same each time.
     """
     sorted_R, assignment_R = expert_TK.flatten().sort(stable=True)
     rows_R = torch.arange(assignment_R.numel(), device=expert_TK.device)
@@ -171,7 +171,7 @@ def _grouped_product(x_RD: Tensor, w_EDF: Tensor, end_E: Tensor) -> Tensor:
 def combine(y_RD: Tensor, gate_TK: Tensor, order: ExpertOrder) -> Tensor:
     """Return out_TD, each token's sum of its experts' outputs, weighted by the gates.
 
-    The sum goes through the slots in their order.
+    The outputs are added in the order of the slots.
     """
     y_TKD = _Gather.apply(y_RD, order.row_TK, order.assignment_R[:, None])
     assert y_TKD is not None
@@ -179,7 +179,7 @@ def combine(y_RD: Tensor, gate_TK: Tensor, order: ExpertOrder) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """x[index] with a backward pass that gathers too.
+    """An equivalent of x[index] whose backward pass gathers, too.
 
     The backward pass of torch's own indexing adds atomically, in no fixed order.
     """
@@ -190,8 +190,8 @@ class _Gather(torch.autograd.Function):
     ) -> Tensor:
         """Return x_ND[index].
 
-        reader_NJ lists for every row of x the flat positions in `index` that read it, all of them.
-        The gradient of the row is the sum of the gradients there.
+        reader_NJ lists, for every row of x, all flat positions in `index` that read the row. The
+        gradient of the row is the sum of the gradients at these positions.
         """
         ctx.save_for_backward(reader_NJ)
         return x_ND[index]

@@ -5,8 +5,8 @@ products of e4m3 numbers, summed in float32. Every row of the left operand and e
 expert's matrix has a scale of its own, from its largest absolute value. Weight gradients, which
 are sums over thousands of tokens, stay bfloat16.
 
-Gradients are e4m3 too. The GPU's product takes nothing else, and with a scale per row they need
-the larger range of e5m2 no more than activations do (DeepSeek-V3, arXiv 2412.19437, section
+Gradients are e4m3, too, because the GPU's product takes nothing else. With a scale per row they
+need the larger range of e5m2 no more than activations do (DeepSeek-V3, arXiv 2412.19437, section
 3.3.2).
 """
 
@@ -22,11 +22,11 @@ from moebius.moe.experts import ExpertOrder, ExpertWeights
 from moebius.moe.router import Routing
 
 ALIGNMENT = 16
-"""Each expert's number of rows is a multiple of this: 16 bytes in FP8, which a product that sums
-over the rows of a group asks for (pytorch/ao#2678)."""
+"""Each expert's number of rows is padded to a multiple of this: 16 bytes in FP8, which a product
+that sums over the rows of a group requires (pytorch/ao#2678)."""
 E4M3 = torch.float8_e4m3fn
 SMALLEST_SCALE = -117
-"""Least exponent of a scale: 2**-117 times the smallest e4m3 number is the smallest normal
+"""Smallest exponent of a scale: 2**-117 times the smallest e4m3 number is the smallest normal
 float32."""
 
 
@@ -61,8 +61,8 @@ def aligned(order: ExpertOrder, expert_TK: Tensor) -> ExpertOrder:
 
     The new order has R + 15 * E rows, rounded up to a multiple of 16, so that its size does not
     depend on the routing. The rows of padding belong to no expert: `dispatch` fills them with
-    zeros, and nothing reads what is computed from them. The total is a multiple of 16 too, because
-    inductor may transpose the operand of a weight gradient, and its stride is then the number of
+    zeros, and nothing reads what is computed from them. The total is a multiple of 16 because
+    inductor may transpose the operand of a weight gradient, whose stride is then the number of
     rows.
     """
     num_experts, num_assignments = len(order.end_E), expert_TK.numel()
@@ -83,13 +83,13 @@ def aligned(order: ExpertOrder, expert_TK: Tensor) -> ExpertOrder:
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return e4m3 numbers of x's shape (..., I) and a float32 scale per row, of shape (..., 1).
 
-    x is about their product. The scale is the smallest power of two with which the row's largest
-    value stays finite, as in torchao, so multiplying by it rounds nothing. NaN and infinity become
-    NaN, so that a step that has them is still skipped.
+    Their product approximates x. The scale is the smallest power of two with which the row's
+    largest value stays finite, as in torchao, so multiplying by it rounds nothing. NaN and
+    infinity become NaN, so that a step with such values is still skipped.
     """
     largest = x.abs().amax(dim=-1, keepdim=True).float() / torch.finfo(E4M3).max
-    # Powers of two and their inverses are made from their bits: exp2, log2 and a compiled division
-    # are not exact on every device. Bits 23 to 30 are the exponent, with an offset of 127.
+    # Powers of two and their inverses are built from their bits, because exp2, log2 and compiled
+    # divisions are not exact on every device. Bits 23 to 30 hold the exponent plus 127.
     bits = ((largest.view(torch.int32) + 0x7FFFFF) & 0x7F800000).clamp(
         SMALLEST_SCALE + 127 << 23, 254 << 23
     )
@@ -127,12 +127,12 @@ def _multiply(x_RI: Tensor, w_EOI: Tensor, end_E: Tensor) -> Tensor:
     w8_EOI, w_scale_EO1 = quantize(w_EOI)
     out_RO = _product(x8_RI, w8_EOI, x_scale_R1.squeeze(-1), w_scale_EO1.squeeze(-1), end_E)
     # A `to` without effect would hide the function's result from torch 2.11's compiler, which
-    # would then take its gradient for zero.
+    # would then assume that its gradient is zero.
     return out_RO if out_RO.dtype == x_RI.dtype else out_RO.to(x_RI.dtype)
 
 
-# This is an operator of its own because inductor's lowering of torch's operator once lost the
-# memory layout that it demands (pytorch#156325).
+# This is a separate operator because inductor's lowering of torch's operator once lost the memory
+# layout that it requires (pytorch#156325).
 @torch.library.custom_op(
     "moebius::float8_product", mutates_args=(), tags=(torch.Tag.needs_exact_strides,)
 )
@@ -142,7 +142,7 @@ def _product(
     """Return out_RO in bfloat16: the grouped product of e4m3 operands times their scales."""
     if is_emulated(x8_RI.device):
         return _dequantized_product(x8_RI, w8_EOI, x_scale_R, w_scale_EO, end_E)
-    # use_fast_accum would keep sums in the tensor cores, with 14 bits (DeepSeek-V3, section 3.3.2)
+    # use_fast_accum would keep sums in the tensor cores, at 14 bits (DeepSeek-V3, section 3.3.2).
     return torch._scaled_grouped_mm(  # pyright: ignore[reportPrivateImportUsage]
         x8_RI,
         w8_EOI.mT,
@@ -162,7 +162,7 @@ def _(x8_RI, w8_EOI, x_scale_R, w_scale_EO, end_E):
 def _dequantized_product(
     x8_RI: Tensor, w8_EOI: Tensor, x_scale_R: Tensor, w_scale_EO: Tensor, end_E: Tensor
 ) -> Tensor:
-    """Return what `_product` does, by a product of bfloat16 numbers; the reference for it.
+    """Return the result of `_product` from a product in bfloat16. This is its reference.
 
     bfloat16 holds an e4m3 number times a power of two exactly, and the products are summed in
     float32.

@@ -15,7 +15,7 @@ from moebius.moe.statistics import LayerStats, layer_stats
 
 
 class MoE(nn.Module):
-    """A base MLP, routed experts, or both. Returns out_BSD and the statistics of its routing."""
+    """A base MLP, routed experts, or both. Calling it returns out_BSD and routing statistics."""
 
     def __init__(
         self, config: ModelConfig, num_experts: int, hidden: int, run_experts: ExpertsFunction
@@ -54,7 +54,7 @@ class MoE(nn.Module):
     def _join(self, x_BSD: Tensor, base_BSD: Tensor | None, routed_BSD: Tensor) -> Tensor:
         """Return the sum of the base MLP's output and the experts' output.
 
-        With `mix` it is their weighted mean instead, and each token computes the two weights.
+        With `mix`, return their weighted mean instead, with two weights computed for each token.
         """
         if base_BSD is None:
             return routed_BSD

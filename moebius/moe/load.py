@@ -1,4 +1,4 @@
-"""How evenly the experts of a layer are loaded, from the number of tokens that each one took."""
+"""Measures of how even a layer's load is, from the number of tokens that each expert took."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ DEAD_SHARE = 0.01  # an expert with less than this share of its layer's tokens i
 
 
 def variation(counts: Sequence[int]) -> float:
-    """Return the coefficient of variation: the standard deviation of the counts over their mean.
+    """Return the coefficient of variation: the counts' standard deviation divided by their mean.
 
-    0 is an even load; sqrt(E - 1) is all tokens on one of E experts. Without tokens it is 0.
+    0 means an even load, and sqrt(E - 1) means that one of E experts took all tokens. Without
+    tokens, the result is 0.
     """
     total = sum(counts)
     if not total:

@@ -1,7 +1,7 @@
 """The routers, which choose the experts of every token.
 
-A router turns logits into a `Routing`. All of its arithmetic is float32 or wider, whatever
-autocast says, and nothing is stored between calls. Every router has a record in
+A router turns logits into a `Routing`. All of its arithmetic is in float32 or wider, even under
+autocast, and nothing is stored between calls. Every router has a record in
 moebius/config/routers.py and, under the same name, a function in `ROUTES`.
 """
 
@@ -17,21 +17,21 @@ from moebius.config import ModelConfig
 from moebius.config.routers import ROUTERS
 
 ROUNDING = 1e-6
-"""Slack for rounding a capacity up: in floating point 1.1 * 100 / 10 is 11.000000000000002."""
+"""Slack when a capacity is rounded up, because 1.1 * 100 / 10 is 11.000000000000002 in floats."""
 SMALLEST_SUM = 1e-20
-"""Least divisor for a sum of sigmoid probabilities, all of which may be 0 in float32."""
+"""Smallest divisor for a sum of sigmoid probabilities, all of which may be 0 in float32."""
 
 Score = Literal["softmax", "sigmoid"]
 
 
 class Routing(NamedTuple):
-    """The experts of every token and their weights. All but expert_TK is float32 or wider."""
+    """The experts of every token and their weights. All but expert_TK are float32 or wider."""
 
     gate_TK: Tensor
-    """Weight of each assignment in the token's output. It is not read without an expert."""
+    """Weight of each assignment in the token's output. It is ignored if there is no expert."""
     expert_TK: Tensor
-    """Number of each assignment's expert. The number of experts (E) itself means "no expert": the
-    token was dropped by a full expert, or the probability is not above the threshold."""
+    """Index of each assignment's expert. E, the number of experts, means "no expert": a full
+    expert dropped the token, or the expert's probability is not above the threshold."""
     probs_TE: Tensor
     """Probability of each expert, for the balance loss and the statistics."""
     logits_TE: Tensor
@@ -44,8 +44,8 @@ class Router(nn.Module):
     The logits are x @ weight.T / sqrt(D). Without the division, one step of Adam could move a
     logit by lr * D, because it moves each of the D entries of a row by about the learning rate lr.
     That would add up to several units before the warm-up is over, and the first experts to get
-    ahead would take all tokens. With the division it is lr * sqrt(D). muP also divides the output
-    of a layer that reads a wide input (arXiv 2203.03466).
+    ahead would take all tokens. With the division, a step moves it by at most lr * sqrt(D). muP
+    also divides the output of a layer that reads a wide input (arXiv 2203.03466).
 
     bias_E is added to the probabilities when experts are chosen, and never changes a gate. This is
     loss-free balancing (Wang et al. 2024, arXiv 2408.15664; DeepSeek-V3). The bias stays zero
@@ -74,7 +74,7 @@ class Router(nn.Module):
             return self.route(product_TE / math.sqrt(self.config.dim))
 
     def route(self, logits_TE: Tensor) -> Routing:
-        """Return the routing that the configured router derives from the logits."""
+        """Return the routing that the configured type of router derives from the logits."""
         return ROUTES[self.config.router_type](self, logits_TE)
 
     @property
@@ -84,7 +84,7 @@ class Router(nn.Module):
 
     @property
     def capacity_factor(self) -> float:
-        """Capacity of an expert as a multiple of its even share, in this mode of the module."""
+        """Capacity of an expert as a multiple of its even share, in training or in evaluation."""
         if self.training or not self.config.eval_capacity_factor:
             return self.config.capacity_factor
         return self.config.eval_capacity_factor
@@ -92,8 +92,8 @@ class Router(nn.Module):
     def chosen(self, routing: Routing) -> Tensor:
         """Return expert_TK as it was chosen, before full experts dropped tokens.
 
-        The balance loss counts these: an expert that many tokens choose must not look balanced
-        because it is full.
+        The balance loss counts these, because an expert that too many tokens choose must not look
+        balanced just because it is full.
         """
         if not self.record.has_capacity:
             return routing.expert_TK
@@ -144,7 +144,7 @@ ROUTES: dict[str, Callable[[Router, Tensor], Routing]] = {
     "switch": _route_switch,
     "sigmoid": _route_sigmoid,
 }
-"""The routers by name, with the names of moebius/config/routers.py."""
+"""The routers by name. moebius/config/routers.py has a record under each of these names."""
 
 
 def softmax_topk(
@@ -176,8 +176,8 @@ def switch(
     """Return the routing of each token to one expert with a capacity (Fedus et al. 2021).
 
     An expert takes the first `capacity` tokens that choose it; the others get no expert. Because
-    tokens are served in their order, whether one is dropped depends on earlier tokens alone, and
-    the model stays causal.
+    tokens are served in their order, whether a token is dropped depends only on earlier tokens,
+    and the model stays causal.
     """
     num_experts = logits_TE.shape[1]
     probs_TE = logits_TE.softmax(dim=-1)
@@ -193,8 +193,8 @@ def place_in_expert(expert_T: Tensor, num_experts: int) -> Tensor:
     """Return place_T, the number of earlier tokens that chose the same expert."""
     expert_E = torch.arange(num_experts, device=expert_T.device)
     chosen_ET = (expert_T == expert_E[:, None]).to(torch.int32)
-    # One running count over the experts' rows laid end to end, because GPUs scan one long row
-    # fast and many short ones slowly.
+    # One running count over the concatenated rows of all experts, because GPUs scan one long row
+    # faster than many short ones.
     running_ET = chosen_ET.flatten().cumsum(dim=0).view_as(chosen_ET)
     before_E = running_ET[:, -1] - chosen_ET.sum(dim=1)
     return running_ET.gather(0, expert_T[None])[0] - before_E[expert_T] - 1
@@ -210,8 +210,8 @@ def sigmoid(
 ) -> Routing:
     """Return the routing of each token to every expert above the threshold, from none to all.
 
-    The biased probability is compared with the threshold; the gate is `scale` times the
-    probability itself. Every expert has a slot of its own (K = E).
+    The biased probability is compared with the threshold; the gate is `scale` times the unbiased
+    probability. Every expert has its own slot (K = E).
     """
     num_experts = logits_TE.shape[1]
     probs_TE = logits_TE.sigmoid()

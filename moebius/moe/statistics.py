@@ -1,4 +1,4 @@
-"""What a layer's router did with some tokens, as sums over them.
+"""Statistics of a layer's routing, as sums over tokens.
 
 The layer returns its statistics and stores nothing, so the recomputation of activation
 checkpointing cannot count a token twice.
@@ -19,7 +19,7 @@ class LayerStats(NamedTuple):
 
     All have the dtype of the logits. Only probability_PE and squared_log_partition, from which the
     losses are computed, have a gradient. The tokens form P groups of equal size, each of which has
-    a balance loss of its own.
+    its own balance loss.
     """
 
     tokens_per_expert_E: Tensor
@@ -29,9 +29,10 @@ class LayerStats(NamedTuple):
     probability_PE: Tensor
     """Sum of each expert's probability, where a token's probabilities sum to 1."""
     squared_log_partition: Tensor
-    """Sum of the squared log-sum-exp of a token's logits, which is the z-loss."""
+    """Sum over the tokens of the squared log-sum-exp of the logits; its mean is the z-loss."""
     entropy: Tensor
-    """Sum of the entropy of a token's probabilities over its largest possible value, log E."""
+    """Sum over the tokens of the entropy of their probabilities, divided by log E, its largest
+    possible value."""
     gate: Tensor
     """Sum of the gates of the assignments that an expert took."""
     unrouted: Tensor
@@ -44,11 +45,11 @@ class LayerStats(NamedTuple):
     """Number of tokens."""
 
     def added(self, other: "LayerStats") -> "LayerStats":
-        """Return the statistics of both together."""
+        """Return the statistics of both sets of tokens together."""
         return LayerStats(*(own + others for own, others in zip(self, other, strict=True)))
 
     def detached(self) -> "LayerStats":
-        """Return what is kept of a micro-batch: no graph, and all groups summed to one."""
+        """Return the statistics without their autograd graph, with all groups summed into one."""
         kept = LayerStats(*(value.detach() for value in self))
         if len(self.chosen_PE) == 1:
             return kept
@@ -61,15 +62,15 @@ class LayerStats(NamedTuple):
 def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
     """Return the statistics of one call of a layer.
 
-    groups: the number of groups that the balance loss looks at by themselves, each of T / groups
-    consecutive tokens.
+    groups: the number of groups with a balance loss of their own, each of T / groups consecutive
+    tokens.
     """
     E, T = router.num_experts, routing.logits_TE.shape[0]
     probs_TE = summing_to_one(routing.probs_TE)
     log_partition_T1 = routing.logits_TE.logsumexp(dim=-1, keepdim=True)
     with torch.no_grad():
         taken_TE = who_chose(routing.expert_TK, E)
-        # without a capacity the experts take what was chosen for them
+        # Without a capacity, the experts take every token that chose them.
         has_capacity = router.record.has_capacity
         counted = (
             taken_TE,
@@ -79,8 +80,8 @@ def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
             ~taken_TE.any(dim=-1, keepdim=True),
             (~routing.logits_TE.isfinite()).sum(dim=-1, keepdim=True),
         )
-    # Whatever is summed is a column of one matrix, and the matrix is summed once: a sum for each
-    # figure would be a kernel of its own, in every layer.
+    # All figures are columns of one matrix, which is summed once. A separate sum for each figure
+    # would be a separate kernel in every layer.
     columns = [probs_TE, log_partition_T1.square(), *(part.type_as(probs_TE) for part in counted)]
     sums_PX = torch.cat(columns, dim=1).unflatten(0, (groups, -1)).sum(dim=1)
     probability_PE, squared_log_partition_P1, counts_PX = sums_PX.split([E, 1, 2 * E + 4], dim=1)
@@ -102,7 +103,7 @@ def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
 
 
 def who_chose(expert_TK: Tensor, num_experts: int) -> Tensor:
-    """Return chosen_TE, whether the expert is among the token's; the id num_experts is none."""
+    """Return chosen_TE, whether a token has an expert. The id num_experts stands for no expert."""
     expert_E = torch.arange(num_experts, device=expert_TK.device)
     return (expert_TK[..., None] == expert_E).any(dim=1)
 
@@ -117,7 +118,7 @@ def summing_to_one(probs_TE: Tensor) -> Tensor:
 
 
 def summed(stats: Sequence[LayerStats]) -> LayerStats:
-    """Return the statistics of several calls of one layer together."""
+    """Return the sum of the statistics of several calls of one layer."""
     total = stats[0]
     for call in stats[1:]:
         total = total.added(call)
@@ -130,6 +131,6 @@ def flat(stats: Sequence[LayerStats]) -> Tensor:
 
 
 def unflat(figures_X: Tensor, like: Sequence[LayerStats]) -> list[LayerStats]:
-    """Return the statistics that `flat` made a vector of; `like` has their shapes."""
+    """Return the statistics that `flat` turned into this vector; `like` has their shapes."""
     values = iter(figures_X.split([value.numel() for layer in like for value in layer]))
     return [LayerStats(*(next(values).view(value.shape) for value in layer)) for layer in like]

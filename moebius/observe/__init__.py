@@ -1,1 +1,1 @@
-"""What a run shows: a step's metrics, alarms, metric sinks, the terminal."""
+"""What a run shows: the metrics of a step, alarms, metric sinks, and the terminal."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from moebius.config.observe import Action, ObserveConfig, Rule
 from moebius.observe.metrics import LayerMetrics, StepMetrics
 
-FEWEST_LOSSES = 5  # that there must be before a loss is compared with their median
+FEWEST_LOSSES = 5  # losses that must precede a loss before it is compared with their median
 
 
 class Place(NamedTuple):
@@ -38,21 +38,22 @@ class Alarm:
     expert: int
     """Number of the expert; -1 for the layer as a whole."""
     value: float
-    """The figure that the rule looks at."""
+    """The figure that the rule watches."""
     threshold: float
     """The figure's last harmless value."""
     since: int
     """Last step at which the figure was harmless, or at which the alarm fired before."""
     action: Action
-    """What the configuration wants to be done."""
+    """The configured action."""
     over: bool
-    """Whether the figure has been harmless again for the rule's patience."""
+    """Whether the alarm is over: the figure has been harmless for as long as the rule's patience.
+    """
     metrics: StepMetrics
     """The logged step that the alarm comes from."""
 
     @property
     def place(self) -> Place:
-        """What the alarm is about."""
+        """The rule, layer and expert that the alarm is about."""
         return Place(self.rule, self.layer, self.expert)
 
     @property
@@ -62,7 +63,8 @@ class Alarm:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The figures that caused the alarm: the layer's or, without one, the model's."""
+        """The figures to record with the alarm: the layer's or, if it has no layer, the
+        model's."""
         if self.layer < 0:
             return {name: getattr(self.metrics, name) for name in ("loss", "grad_norm", "lr")}
         names = (
@@ -75,7 +77,7 @@ class Alarm:
         return {name: getattr(self.metrics.layers[self.layer], name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the alarm as an object for events.jsonl, with the figures that caused it."""
+        """Return the alarm as an object for events.jsonl, with `figures`."""
         names = (
             "step",
             "rule",
@@ -116,7 +118,7 @@ class Alarms:
         """For alarms that have fired: last step at which the figure was beyond the threshold."""
 
     def look(self, metrics: StepMetrics) -> list[Alarm]:
-        """Return the alarms that a logged step gives rise to, in the order of the rules."""
+        """Return the alarms that fire or end at a logged step, in the order of the rules."""
         alarms: list[Alarm] = []
         for name, rule in self.rules.items():
             for place, figure in _figures(name, rule, metrics):
@@ -128,7 +130,10 @@ class Alarms:
         return alarms
 
     def keep_watching(self, alarm: Alarm) -> None:
-        """Report again after another patience without harm: something is left to be undone."""
+        """Report the end of the alarm again after another `patience` harmless steps.
+
+        An action that takes several steps to undo needs this.
+        """
         self.beyond_at[alarm.place] = alarm.step
 
     def state(self) -> dict[str, Any]:
@@ -140,14 +145,15 @@ class Alarms:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         seen = {Place(*place): [(s, v) for s, v in steps] for *place, steps in state["seen"]}
         self.seen = defaultdict(list, seen)
         self.fine_at = {Place(*place): step for *place, step in state["fine_at"]}
         self.beyond_at = {Place(*place): step for *place, step in state["beyond_at"]}
 
     def _over_window(self, place: Place, rule: Rule, step: int, figure: float) -> float:
-        """Return the figure's mean over the window; for a loss, its ratio to the median before."""
+        """Return the figure's mean over the window; for a loss, its ratio to the earlier
+        median."""
         if rule.window == 1 and place.rule != "loss_spike":
             return figure
         before = [(at, value) for at, value in self.seen[place] if step - rule.window < at < step]
@@ -164,7 +170,8 @@ class Alarms:
         step = metrics.step
         if place in self.beyond_at:
             self.beyond_at[place] = step
-        # a figure that was harmless when last looked at may have gone beyond right after
+        # The figure may have crossed the threshold right after the last step at which it was
+        # harmless.
         since = self.fine_at.setdefault(place, 0)
         if step - since >= rule.patience:
             self.fine_at[place] = self.beyond_at[place] = step
@@ -187,13 +194,13 @@ def _alarm(
 
 
 class _Words(NamedTuple):
-    """How an alarm's line reads."""
+    """The words of an alarm's line."""
 
     figure: str
     number: str
     """Format of the figure and its threshold."""
     is_above: bool
-    """Whether the rule fires above its threshold, not below."""
+    """Whether the rule fires above its threshold and not below it."""
 
 
 _WORDS = {
@@ -222,7 +229,7 @@ def _figures(name: str, rule: Rule, metrics: StepMetrics) -> Iterator[tuple[Plac
         if name in ("dead_expert", "dominant_expert"):
             counts = layer.tokens_per_expert
             if name == "dominant_expert" and rule.threshold * len(counts) <= 1:
-                continue  # an even share is as much
+                continue  # even a perfectly balanced load would be above the threshold
             total = sum(counts)
             for expert, count in enumerate(counts):
                 yield Place(name, number, expert), count / total if total else math.nan

@@ -26,15 +26,15 @@ class JsonLines:
             raise
 
     def write(self, metrics: StepMetrics) -> None:
-        """Append a line to metrics.jsonl at once."""
+        """Append a line to metrics.jsonl and flush it."""
         _append(self._metrics, metrics.to_json())
 
     def event(self, event: Event) -> None:
-        """Append a line to events.jsonl at once."""
+        """Append a line to events.jsonl and flush it."""
         _append(self._events, event.to_json())
 
     def rewind(self, step: int) -> None:
-        """Drop the metrics after `step`. Events stay: they say why the run went back."""
+        """Drop the metrics after `step`. Events stay, because they say why the run went back."""
         _close(self._metrics)
         self._metrics = _opened_after(Path(self._metrics.name), step)
 
@@ -50,13 +50,13 @@ def read_metrics(path: Path) -> list[StepMetrics]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return all whole lines of a file; a last line that a crash cut short is left out."""
+    """Return all complete lines of a file, without a last line that a crash cut short."""
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _opened_after(path: Path, step: int) -> TextIO:
-    """Return the file for appending, once it holds no line of a step after `step`."""
+    """Remove all lines of steps after `step`, and return the file, opened for appending."""
     try:
         lines = read_lines(path) if path.exists() else []
         aside = path.with_suffix(".jsonl.partial")

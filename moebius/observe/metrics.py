@@ -1,4 +1,4 @@
-"""A logged step as one typed value: what the loop hands to sinks, terminal and alarms."""
+"""A logged step as one typed value, which the loop hands to sinks, terminal and alarms."""
 
 import math
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ class LayerMetrics:
     dead_experts: int = 0
     """Number of experts with less than 1% of the layer's tokens."""
     routing_entropy: float | None = None
-    """Mean entropy of a token's probabilities over its largest possible value; 0 to 1."""
+    """Mean entropy of a token's probabilities, divided by its largest possible value; 0 to 1."""
     mean_gate: float | None = None
-    """Mean gate of the assignments that an expert took. None without any."""
+    """Mean gate of the assignments that an expert took. None if there were none."""
     dropped_share: float = 0.0
     """Share of the assignments that full experts refused."""
     unrouted_share: float = 0.0
@@ -44,7 +44,7 @@ class LayerMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """Everything that is logged of one step, over all micro-batches and processes."""
+    """Everything that is logged about one step, over all micro-batches and processes."""
 
     step: int
     """Number of the step, from 1."""
@@ -63,20 +63,23 @@ class StepMetrics:
     mtp_loss: float | None = None
     """Mean loss of multi-token prediction in nats per token. None without it."""
     layers: list[LayerMetrics]
-    """One value per layer, and the MTP layer's last, over its three passes."""
+    """One value per layer. The MTP layer's, over its three passes, comes last."""
     tokens_per_second: float
-    """Speed since the last logged step, without evaluations and checkpoints."""
+    """Speed since the last logged step, not counting evaluations and checkpoints."""
     mfu: float
-    """Model FLOPs per second over the device's measured matrix-product rate."""
+    """Model FLOPs per second, divided by the device's measured rate of matrix products."""
     memory_gb: float
     """Largest amount of memory used so far, in 10^9 bytes."""
     val_loss: float | None = None
-    """Held-out loss in nats per token. None where the step was not evaluated."""
+    """Held-out loss in nats per token. None if the step was not evaluated."""
     val_bpb: float | None = None
     """Held-out loss in bits per byte of raw text."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the step as a line of metrics.jsonl: a list per layer figure, None left out."""
+        """Return the step as a line of metrics.jsonl, without figures that the step does not have.
+
+        Each figure of the layers is one list, with one value per layer.
+        """
         line: dict[str, Any] = {name: getattr(self, name) for name in _BEFORE_LAYERS}
         if self.mtp_loss is not None:
             line["mtp_loss"] = self.mtp_loss
@@ -115,7 +118,7 @@ class StepMetrics:
 _BEFORE_LAYERS = ("step", "tokens", "loss", "lr", "grad_norm", "balance_loss", "z_loss")
 _AFTER_LAYERS = ("tokens_per_second", "mfu", "memory_gb")
 _LAYER_KEYS = {figure.name: figure.name for figure in fields(LayerMetrics)}
-# without a prefix, these names are those of the means over all layers
+# Without the prefix, these are the names of the means over all layers.
 _LAYER_KEYS |= {"balance_loss": "layer_balance_loss", "z_loss": "layer_z_loss"}
 
 
@@ -125,7 +128,7 @@ def layer_metrics(
     balance_loss: float | None,
     z_loss: float | None,
 ) -> LayerMetrics:
-    """Return a layer's figures from its sums over a step's tokens, which must be on the CPU."""
+    """Return a layer's figures. `stats`, its sums over a step's tokens, must be on the CPU."""
     counts = [round(count) for count in stats.tokens_per_expert_E.tolist()]
     tokens, chosen = stats.tokens.item(), stats.chosen_PE.sum().item()
     return LayerMetrics(

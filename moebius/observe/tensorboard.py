@@ -27,7 +27,8 @@ class TensorBoard:
     """
 
     def open(self, run: Path, step: int) -> None:
-        """Start a new event file in the run's tb/ folder; hide what earlier files have later."""
+        """Start a new event file in the run's tb/ folder, and hide later steps of earlier
+        files."""
         self.folder, self.failed = run / FOLDER, False
         try:
             self._writer = EventFileWriter(str(self.folder))
@@ -48,18 +49,18 @@ class TensorBoard:
         self._add(event)
 
     def event(self, event: Event) -> None:
-        """Write nothing: TensorBoard shows figures, and the event's are among the metrics."""
+        """Write nothing, because the figures of an event are already among the metrics."""
 
     def rewind(self, step: int) -> None:
-        """Hide what was written of later steps: the run is about to train them again.
+        """Hide what was written about later steps, which the run is about to train again.
 
-        The files keep it, and TensorBoard drops it when it reads this event.
+        The files keep it, but TensorBoard drops it when it reads this event.
         """
         self._add(FileEvent(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def close(self) -> None:
         """Write what is still in memory and close the file."""
-        if not self.failed:  # closing would raise the same error again, over the first one
+        if not self.failed:  # closing would raise the same error again and hide the first one
             self._writer.close()
 
     def _add(self, event: Any) -> None:
@@ -71,7 +72,7 @@ class TensorBoard:
 
 
 def _scalars(line: dict[str, Any]) -> list[tuple[str, float]]:
-    """Return the numbers of a metrics line with their tags; the step is no figure of its own."""
+    """Return the figures of a metrics line with their tags; the step is not one of them."""
     return [
         pair for name, value in line.items() if name != "step" for pair in _tagged(name, value)
     ]
@@ -79,7 +80,7 @@ def _scalars(line: dict[str, Any]) -> list[tuple[str, float]]:
 
 def _tagged(tag: str, value: Any) -> list[tuple[str, float]]:
     if isinstance(value, list):
-        # layers are numbered with two digits, so that they are shown in their order
+        # Layer numbers have two digits, so that TensorBoard sorts them numerically.
         of_layers = "/" not in tag
         names = (f"layer_{n:02d}" if of_layers else str(n) for n in range(len(value)))
         return [

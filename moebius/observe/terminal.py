@@ -1,4 +1,4 @@
-"""The run on the terminal: a progress bar or, elsewhere, a line per logged step."""
+"""A run's output on the terminal: a progress bar, or a line per logged step without one."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,12 +40,12 @@ class Terminal:
         self.task = self.progress.add_task("train", total=total_steps, metrics=None)
 
     def open(self, run: Path, step: int) -> None:
-        """Show the bar, with `step` steps done."""
+        """Show the bar as after `step` steps."""
         self.step(step)
         self.progress.start()
 
     def write(self, metrics: StepMetrics) -> None:
-        """Show a logged step beside the bar or, without one, as a line."""
+        """Show a logged step next to the bar or, without a bar, as a line."""
         self.progress.update(self.task, metrics=metrics)
         if not self.is_live:
             self.say(f"step {metrics.step}/{self.total_steps}  {describe(metrics)}")
@@ -63,7 +63,7 @@ class Terminal:
         self.progress.stop()
 
     def step(self, step: int) -> None:
-        """Move the bar to a number of steps done."""
+        """Move the bar to the number of finished steps."""
         self.progress.update(self.task, completed=step)
 
     def say(self, *lines: str) -> None:
@@ -75,8 +75,8 @@ class Terminal:
 def describe(metrics: StepMetrics) -> str:
     """Return a step in one line: loss, speed, load of the experts, and validation loss.
 
-    The load is the worst layer's CV, the number of dead experts over all layers and the worst
-    layer's share of dropped and unrouted tokens, where there are any.
+    The load is the worst layer's CV, the number of dead experts in all layers, and the worst
+    layer's share of dropped and unrouted tokens, if there are any.
     """
     speed = metrics.tokens_per_second
     parts = [f"loss {metrics.loss:.3f}", f"{short(speed, 2 if speed >= 1e6 else 1)} tok/s"]
@@ -102,7 +102,7 @@ def table(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 class _Metrics(ProgressColumn):
-    """The latest logged step, beside the bar."""
+    """The latest logged step, next to the bar."""
 
     def render(self, task: Task) -> Text:
         metrics = task.fields["metrics"]

@@ -1,1 +1,1 @@
-"""How a finished model is laid out on processes and devices, from outside, in one order."""
+"""Lay a finished model out on processes and devices, from outside and in one fixed order."""

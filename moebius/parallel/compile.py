@@ -1,4 +1,4 @@
-"""Compilation of a model by torch.compile, part by part."""
+"""Compile a model with torch.compile, part by part."""
 
 import warnings
 
@@ -6,21 +6,22 @@ from moebius.model.transformer import Transformer
 
 
 def compile_parts(model: Transformer) -> None:
-    """Compile each block, the MTP layer and the loss of the LM head by themselves, in place.
+    """Compile each block, the MTP layer and the loss of the LM head separately, in place.
 
     Blocks of one shape share their compiled code. The blocks of a pyramid differ in the width of
-    their experts, and compiled one by one they would take many minutes. So the width is left
-    symbolic: the first block is compiled as it is, and the second for all others.
+    their experts, and compiling each of them would take many minutes. The width is therefore left
+    symbolic: the first block is compiled for its own width, and the second one for any width,
+    which serves all other blocks.
     """
     import torch._dynamo
 
     if len(set(model.config.expert_widths)) > 1:
-        # otherwise dynamo takes the shapes of parameters for constants
+        # Otherwise, dynamo treats the shapes of parameters as constants.
         torch._dynamo.config.force_parameter_static_shapes = False
-    # past its limit dynamo would leave the rest of the blocks uncompiled
+    # Past its limit, dynamo would leave the rest of the blocks uncompiled.
     limit = 4 * len(model.layers)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
-    # this warning says nothing that a user could act on
+    # A user could not act on this warning.
     warnings.filterwarnings("ignore", message="(?s).*Online softmax is disabled")
     for layer in model.layers:
         layer.compile()

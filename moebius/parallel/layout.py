@@ -1,4 +1,4 @@
-"""How a model is laid out on the hardware: changes to a finished model, which knows of none."""
+"""Lay a model out on the hardware by changing the finished model, whose code is unaware of it."""
 
 import torch
 

@@ -54,10 +54,10 @@ class Process:
         return process
 
     def _leave_the_word_to_the_first(self) -> None:
-        """End every process but the first without a message, once that one has had its time.
+        """Exit without a message unless this is rank 0, after giving rank 0 time to print its own.
 
-        A launcher ends all processes as soon as one has failed. If the first to fail were a
-        silent one, nobody would say what is wrong.
+        A launcher ends all processes as soon as one has failed. If a silent process failed first,
+        nobody would say what is wrong.
         """
         if not self.writes:
             time.sleep(SPEAKING_SECONDS)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Return the sum of a tensor over all processes, on each of them."""
+    """Return the sum of a tensor over all processes. Every process gets the sum."""
     if not _has_peers():
         return values
     total = values.clone()
@@ -18,12 +18,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Return the mean of a tensor over all processes, on each of them."""
+    """Return the mean of a tensor over all processes. Every process gets the mean."""
     return sum_over_ranks(values) / torch.distributed.get_world_size() if _has_peers() else values
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Replace every gradient by its mean over all processes, in place."""
+    """Replace every gradient with its mean over all processes, in place."""
     if not _has_peers():
         return
     for parameter in model.parameters():

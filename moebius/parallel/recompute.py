@@ -1,6 +1,6 @@
 """Activation checkpointing: what the backward pass computes again instead of keeping it.
 
-"full" keeps the input of every block alone. "selective" also keeps the results that are expensive
+"full" keeps only the input of every block. "selective" also keeps the results that are expensive
 to compute and small to keep: those of matrix products and attention.
 """
 
@@ -37,14 +37,14 @@ def recompute_in_backward(model: Transformer, checkpointing: str) -> None:
 
 
 def _recompute_block(block: nn.Module, selective: bool) -> None:
-    """Replace the block's forward function by one that is checkpointed."""
+    """Replace the block's forward function with a checkpointed one."""
     forward = block.forward
 
     def keep_input(*args: object) -> object:
         return checkpoint(forward, *args, use_reentrant=False)
 
     def keep_expensive(*args: object) -> object:
-        # dynamo takes the context function by its global name alone, not as a closure's variable
+        # dynamo accepts the context function only by its global name, not as a closure's variable.
         return checkpoint(forward, *args, use_reentrant=False, context_fn=keep_expensive_results)
 
     block.forward = keep_expensive if selective else keep_input

@@ -1,1 +1,1 @@
-"""Planning a run on GPUs that need not be there: memory, time, traffic, and the best layout."""
+"""Plan a run on GPUs that need not be present: memory, time, traffic, and the best layout."""

@@ -1,4 +1,4 @@
-"""Recommending a layout: all that fit into memory are estimated, and the best one is chosen."""
+"""Recommend a layout: estimate all layouts that fit into memory, and choose the best one."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,8 @@ from moebius.cost.units import gigabytes
 from moebius.errors import ConfigError
 
 NEARLY_AS_FAST = 1.02
-"""A plainer layout is preferred if its step takes at most this many times the fastest one's."""
+"""A simpler layout is preferred if its step takes at most this many times as long as the
+fastest."""
 MOST_GPUS = 1 << 14
 """Largest number of GPUs that is suggested for a run that does not fit."""
 
@@ -24,11 +25,11 @@ class Plan:
     """The run, with a batch that its devices can share evenly."""
     device: Device
     imbalance: float
-    """Load of the busiest expert over an even load."""
+    """Load of the busiest expert, divided by an even load."""
     best: Planned
     """The recommended layout."""
     others: list[Planned]
-    """The fastest layout of every other kind that fits, the fastest first."""
+    """The fastest layout of every other kind that fits into memory, ordered from fast to slow."""
     largest_sequences: int
     """Largest number of sequences in one pass on one device that would still fit."""
     asked_batch_size: int
@@ -39,7 +40,8 @@ def plan(config: Config, device: Device, gpus: int, imbalance: float = 1.0) -> P
     """Return the plan of a run on that many devices.
 
     A batch that the devices cannot share evenly is enlarged. imbalance is the load of the busiest
-    expert over an even load. Raises ConfigError, with what would help, if no layout fits.
+    expert, divided by an even load. Raises ConfigError, which says what would help, if no layout
+    fits.
     """
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: must be at least 1")
@@ -74,7 +76,7 @@ def _with_batch_size(config: Config, batch_size: int) -> Config:
 
 
 def _fastest_of_each_kind(candidates: Iterable[Planned]) -> list[Planned]:
-    """Return the fastest candidate of each kind of layout, the fastest first.
+    """Return the fastest candidate of each kind of layout, ordered from fast to slow.
 
     Layouts of one kind differ only in how they divide sequences into passes.
     """
@@ -87,7 +89,7 @@ def _fastest_of_each_kind(candidates: Iterable[Planned]) -> list[Planned]:
 
 
 def _plainest_of_the_fast(candidates: list[Planned]) -> Planned:
-    """Return the plainest of the candidates that are nearly as fast as the fastest one."""
+    """Return the simplest of the candidates that are nearly as fast as the fastest one."""
     limit = NEARLY_AS_FAST * min(candidate.seconds for candidate in candidates)
     fast = [candidate for candidate in candidates if candidate.seconds <= limit]
     return min(fast, key=lambda candidate: _complexity(candidate.layout))
@@ -116,7 +118,7 @@ def _largest_sequences(config: Config, device: Device, layout: Layout, imbalance
 
 
 def _too_large(config: Config, device: Device, smallest: Planned) -> str:
-    """Return the error's line for a run that fits in no layout: what is missing, what would help.
+    """Return the error for a run that fits in no layout: what is missing, and what would help.
 
     `smallest` is the layout that needs the least memory.
     """

@@ -13,7 +13,7 @@ from moebius.plan.recommend import Plan
 SHOWN = 6
 """Largest number of other layouts that are shown."""
 BOUND_BY_HOST = 0.3
-"""Share of a step spent waiting for the host above which the plan says so."""
+"""The plan warns if the device waits for the host for more than this share of a step."""
 
 
 def lines(plan: Plan) -> list[str]:
@@ -117,7 +117,7 @@ def _others(plan: Plan) -> Iterator[str]:
 
 
 def _reasons(plan: Plan) -> Iterator[str]:
-    """Yield why this layout is the best: what others would cost, and what does not fit."""
+    """Yield the reasons for the best layout: what others would cost, and what does not fit."""
     layout = plan.best.layout
     others = [other.layout for other in plan.others]
     if layout.gpus == 1 and layout.recomputing == "none":
@@ -130,11 +130,11 @@ def _reasons(plan: Plan) -> Iterator[str]:
 
 
 class _Question(NamedTuple):
-    """A decision that a layout makes, and how its outcomes are called."""
+    """A yes-or-no decision that distinguishes layouts, and both answers in words."""
 
     is_yes: Callable[[Layout], bool]
     yes: str
-    """The outcome in words; empty if it is no alternative worth showing."""
+    """What to call layouts with the answer yes; empty if they are not worth showing."""
     no: str
 
 
@@ -154,7 +154,7 @@ _QUESTIONS = (
 
 
 def _costs_of_alternatives(plan: Plan) -> Iterator[str]:
-    """Yield what the fastest layout would cost that decides one question the other way."""
+    """Yield, for each decision, the cost of the fastest layout with the opposite answer."""
     best = plan.best
     for question in _QUESTIONS:
         decision = question.is_yes(best.layout)

@@ -137,7 +137,7 @@ def test_both_recommendations_of_the_founding_document():
     assert (MAXIMUM_SPEED.base_width, STABILITY.base_width) == (0, 448)
     assert (MAXIMUM_SPEED.expert_widths[0], MAXIMUM_SPEED.expert_widths[-1]) == (2688, 3584)
     assert (STABILITY.expert_widths[0], STABILITY.expert_widths[-1]) == (1792, 2688)
-    for config in (speed, stability):  # what the document keeps
+    for config in (MAXIMUM_SPEED, STABILITY):  # what the document keeps
         assert (config.num_layers, config.dim, config.num_heads, config.num_kv_heads) == (
             24,
             896,

@@ -2,11 +2,12 @@
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportReturnType=false
-"""The backward product through down with SwiGLU's derivative, by hand for Hopper.
+"""The backward pass of the down projection and of SwiGLU, written by hand for Hopper.
 
-Eight warps fetch and multiply, and eight differentiate. The derivative gets half of the warps
-because it reads and writes five numbers for every number of the product. There is no warp that
-only fetches, as in up.py: it would take the registers of four warps away from the others.
+Eight warps fetch and multiply, and eight compute the derivative of SwiGLU. The derivative gets
+half of the warps because it reads and writes five numbers for every number of the product. Unlike
+in up.py, no warp only fetches, because that would take the registers of four warps away from the
+others.
 """
 
 import torch
@@ -39,7 +40,7 @@ from moebius.kernels.order import Order
 from moebius.kernels.rows import sum_gate_gradients
 from moebius.kernels.tiles import multiprocessors
 
-# Registers per thread: of all warps at the start, then of the warps that differentiate.
+# Registers per thread: for all warps at the start, then for the warps that differentiate.
 REGISTERS, EPILOGUE_REGISTERS = 128, 96
 # A piece of 64 columns is handled as 32 pairs of columns. Triton would keep every bfloat16 in a
 # register of its own; two of them as one 32-bit integer take one register together.
@@ -119,7 +120,8 @@ def _in_pairs(ptr):
 def _multiply(grad, w_down, a, b, sums, full, written, taken, table_ptr, columns, D, F):
     """Multiply each tile, fetching STAGES - 1 steps ahead, and hand over its sums.
 
-    Near the end of a tile the steps ahead are already the first steps of the program's next tile.
+    Near the end of a tile, the fetched steps are already the first steps of the program's next
+    tile.
     """
     STAGES: gl.constexpr = a.shape[0]
     BM: gl.constexpr = a.shape[1]
@@ -164,7 +166,7 @@ def _multiply(grad, w_down, a, b, sums, full, written, taken, table_ptr, columns
 
 @gluon.jit
 def _fetch(grad, w_down, a, b, full, step, row, w_row, k, wanted):
-    """Start copying the operands of a step into its stage, if `wanted`."""
+    """Start copying the operands of a step into its stage; do nothing unless `wanted`."""
     stage = step % a.shape[0]
     ready = full.index(stage)
     mbarrier.expect(ready, grad.block_type.nbytes + w_down.block_type.nbytes, wanted)
@@ -178,8 +180,8 @@ def _differentiate(
 ):
     """Turn the sums of each tile into gradients; F counts pairs of columns here.
 
-    The pre-activations of one of a tile's four pieces of columns are loaded while the three other
-    pieces are processed.
+    A tile has four pieces of columns. While three of them are processed, the next pre-activations
+    of the fourth are being loaded.
     """
     PARTS: gl.constexpr = sums.shape[0] // 4
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [8, 1], [1, 0])
@@ -233,7 +235,7 @@ def _differentiate(
 
 @gluon.jit
 def _load(pre, row, end, column, F, layout: gl.constexpr):
-    """Return a chunk's pairs of the pre-activations of up and gate."""
+    """Return the pre-activations of up and gate for a chunk, as pairs."""
     place, inside = _place(row, end, column, F, layout)
     up = gl.load(pre[0] + place, mask=inside, other=0)
     gate = gl.load(pre[1] + place, mask=inside, other=0)
@@ -285,8 +287,8 @@ def _chunk(memory, up, gate, scale, results, row, end, column, R, F, layout: gl.
 def _swiglu_backward(grad, up, gate, scale):
     """Return the terms of the router's gradient, the gradients of up and gate, and the activation.
 
-    The last three are multiplied by `scale`, the router's gate. The gradient of that gate is the
-    sum of the first over the columns.
+    The last three results are multiplied by `scale`, the router's gate. The sum of the first over
+    the columns is the gradient of that gate.
     """
     sigmoid_gate = sigmoid(gate)
     silu = gate * sigmoid_gate

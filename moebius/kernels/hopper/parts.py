@@ -2,15 +2,15 @@
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportReturnType=false
-"""What the two hand-written kernels share: some warps multiply while other warps run the epilogue.
+"""Parts of both hand-written kernels, where some warps multiply while others run the epilogue.
 
 Eight warps compute tiles of 128 x 256. They write the sums of a tile to shared memory in bfloat16
 and continue with the next tile, while other warps turn these sums into the kernel's results.
 
 The alternatives are slower. Triton's own pipeline leaves the tensor cores idle during every
-epilogue. Two groups of four warps that take turns (CUTLASS's ping-pong) need more bandwidth than
-shared memory has, which is 128 bytes per cycle: instructions of 64 x 128 read 96 bytes per cycle,
-and loading tiles of 128 x 128 writes another 64.
+epilogue. Two groups of four warps that take turns (CUTLASS's ping-pong) need more than the 128
+bytes per cycle that shared memory delivers: instructions of 64 x 128 read 96 bytes per cycle, and
+loading tiles of 128 x 128 writes another 64.
 """
 # docs/log/kernels.md has the measured times of all alternatives.
 
@@ -26,8 +26,8 @@ from moebius.kernels import launch, tiles
 from moebius.kernels.order import TILE_ROWS
 
 BM, BN = TILE_ROWS, 256
-# The six stages fill the shared memory that a tile's sums leave. Three stages of 64 take as much
-# memory and are slower.
+# The six stages fill the shared memory that a tile's sums leave free. Three stages of 64 take the
+# same memory and are slower.
 BK, STAGES = 32, 6
 # A tile's sums are kept in four pieces of 64 columns: the 128 bytes that shared memory swizzles.
 WIDTH: gl.constexpr = gl.constexpr(64)
@@ -78,8 +78,8 @@ def barriers(COUNT: gl.constexpr):
 def find(table_ptr, tile, tiles, columns):
     """Return the expert of a tile, the tile's first row, and the end of its expert's rows.
 
-    `table_ptr` points to `Order.tiles`, in which one line stands for the `columns` tiles at the
-    same rows. `tiles` is the number of all tiles; a tile past the last gets the last tile's
+    `table_ptr` points to `Order.tiles`, in which one line stands for all `columns` tiles of the
+    same rows. `tiles` is the total number of tiles; a tile past the last one gets the last tile's
     values. If there are no tiles at all, the values are zeros, which mean an expert without rows.
     """
     place = table_ptr + 4 * (gl.maximum(gl.minimum(tile, tiles - 1), 0) // columns + 1)
@@ -90,7 +90,7 @@ def find(table_ptr, tile, tiles, columns):
 def hand_over(block, sums, written, taken, turn):
     """Write a tile's sums to shared memory, in four pieces of columns, for the epilogue to read.
 
-    This waits until the epilogue has `taken` the sums of the tile before, and then signals
+    This waits until the epilogue has `taken` the sums of the previous tile, and then signals
     `written`. `turn` counts the program's tiles from 0.
     """
     BM: gl.constexpr = block.shape[0]

@@ -2,7 +2,7 @@
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportReturnType=false
-"""The up and gate products with SwiGLU, by hand for Hopper.
+"""The up and gate projections with SwiGLU, written by hand for Hopper.
 
 One warp fetches the operands, eight warps multiply them, and four warps compute the activation.
 """
@@ -36,7 +36,7 @@ from moebius.kernels.launch import launch
 from moebius.kernels.order import Order
 from moebius.kernels.tiles import ROWS, multiprocessors
 
-# Registers per thread: of all warps at the start, then of those with a role of their own.
+# Registers per thread: for all warps at the start, then for the warps with a special role.
 REGISTERS, EPILOGUE_REGISTERS, PRODUCER_REGISTERS = 128, 152, 24
 
 
@@ -141,10 +141,10 @@ def _multiply(a, b, sums, full, empty, written, taken, table_ptr, columns, D):
 
 @gluon.jit
 def _activate(sums, written, taken, pre_up, pre_gate, hidden_ptr, table_ptr, columns, F):
-    """Store each tile's sums, which are the pre-activations, and the activation of these.
+    """Store each tile's sums, which are the pre-activations, and their activation.
 
-    The activation is computed from the sums as stored, rounded to bfloat16, so that the backward
-    pass recomputes the same one.
+    The activation is computed from the stored sums, which are rounded to bfloat16, so that the
+    backward pass recomputes exactly the same activation.
     """
     CHUNKS: gl.constexpr = sums.shape[0]
     BM: gl.constexpr = CHUNKS // 4 * CHUNK_ROWS
