@@ -4,12 +4,12 @@
     python bench/chaos.py --only corruptions --corruptions 20
 
 kills        SIGKILL at random moments of training. No completed checkpoint may be lost, no repair
-             needed, and the final weights must be those of a run that was left alone. A run that
-             was killed is always finished, which takes a few hundred kills.
+             may be needed, and the final weights must equal those of an undisturbed run. A run
+             that was killed is always finished, which takes a few hundred kills.
 faults       SIGKILL at every write, fsync, rename and unlink of a save (needs strace). No earlier
              checkpoint may be lost, and nothing unfinished left behind.
 corruptions  Random flips, truncations and missing files. They must be noticed before a tensor is
-             used, and an older checkpoint be taken instead.
+             used, and an older checkpoint must be loaded instead.
 signals      SIGTERM at random moments. A valid checkpoint and exit code 143 must follow.
 inputs       Malformed configurations, flags, texts and tokenizers. Each must end with one line and
              the right exit code.

@@ -1,4 +1,4 @@
-"""Show whether experts collapse without balancing, and what each cure is worth.
+"""Show whether experts collapse without balancing, and how well each cure works.
 
     python bench/collapse.py                       `tiny` with three top-1 experts, as in the
                                                    founding document
@@ -7,10 +7,10 @@
 
 All runs share one model and text. One has no balancing at all (the control); every other has one
 cure. The table has the founding document's columns, CV and share of the tokens per expert, for the
-layer that is worst at the end. Beside them are the worst layer's CV after 100 steps, the dead
-experts, and the held-out bits per byte with the difference to the control. CV is given for one
-batch, which is never even because a batch is a few documents, and for the last five logged batches
-together. The control must collapse, or the table shows nothing: the script then fails.
+layer that is worst at the end. It also has the worst layer's CV after 100 steps, the dead experts,
+and the held-out bits per byte with the difference to the control. CV is given for one batch, which
+is never even because a batch has only a few documents, and for the last five logged batches
+together. If the control does not collapse, the table shows nothing, and the script fails.
 """
 
 import argparse

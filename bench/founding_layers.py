@@ -1,4 +1,4 @@
-"""Time single layers: those of the founding document, beside Moebius's.
+"""Time single layers of the founding document and of Moebius.
 
 This is what bench/founding_tables.py measures without a whole model.
 """

@@ -106,7 +106,7 @@ def _timed(contenders: Contenders, size: Size) -> dict[str, TimedModel]:
 
 
 def _speed_table(text: str, models: dict[str, TimedModel]) -> Iterator[str]:
-    """Yield the speed of some models beside what the document reports."""
+    """Yield the speed of some models next to the speed that the document reports."""
     first = next(iter(models.values()))
     train, layers = first.config.train, first.config.model.num_layers
     yield from title(

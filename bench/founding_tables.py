@@ -1,4 +1,4 @@
-"""Measure the founding document's tables on this device, with its own figures beside ours.
+"""Measure the founding document's tables on this device, with its own figures next to ours.
 
     python bench/founding_tables.py                       everything: six to eight minutes, H100
     python bench/founding_tables.py --quick --layers 6    fewer layers, rounds and steps

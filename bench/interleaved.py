@@ -31,7 +31,7 @@ class Timed(NamedTuple):
         return statistics.median(self.seconds) * 1e3
 
     def over(self, reference: "Timed") -> str:
-        """Return the time over the reference's, turn by turn: the median and the range.
+        """Return the time divided by the reference's, turn by turn: the median and the range.
 
         Empty if one of them failed.
         """

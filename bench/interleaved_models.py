@@ -1,4 +1,4 @@
-"""Time models that train in turns, each in a process of its own."""
+"""Time models that train in turns, each in its own process."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -97,7 +97,7 @@ def _timed(config: Config, turns: list[tuple[float, float, float]], error: str) 
 
 
 class _Model:
-    """A model in a process of its own, so that it shares neither memory nor dynamo's caches."""
+    """A model in its own process, so that it shares neither memory nor dynamo's caches."""
 
     def __init__(self, config: Config):
         self.config = config

@@ -1,7 +1,7 @@
-"""Settings of all tests, and a configuration whose run takes a second.
+"""Set up all tests, and provide a configuration whose run takes a second.
 
-Tensors of tests are small, so torch uses one thread: on a busy machine, several threads wait for
-each other longer than they work.
+The tensors in tests are small, so torch uses one thread: on a busy machine, several threads would
+spend more time waiting for each other than working.
 """
 
 from pathlib import Path
@@ -15,14 +15,14 @@ torch.set_num_threads(1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests that are marked `gpu` where there is no CUDA device."""
+    """Skip tests that are marked `gpu` if there is no CUDA device."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Config:
-    """A run of 12 steps on a text that is easy to learn, byte by byte, in the test's folder."""
+    """A run of 12 steps, in the test's folder, on the bytes of a text that is easy to learn."""
     text = tmp_path / "squares.txt"
     text.write_text("".join(f"line {n}: {n * n} is the square of {n}\n" for n in range(3000)))
     return Config(

@@ -17,8 +17,8 @@ SECTIONS = tuple(section.name for section in fields(Config))
 def settings(section: str) -> list[str]:
     """Return the settings of a section as the page names them, in the configuration's order.
 
-    The alarms have the same fields. Each alarm is named once, `observe.cv`, and each of their
-    fields once for all of them, at the end: `observe.NAME.threshold`.
+    All alarms have the same fields. Each alarm is named once, as in `observe.cv`. Each of their
+    fields is named once for all alarms, at the end, as in `observe.NAME.threshold`.
     """
     values = getattr(Config(), section)
     names = [f"{section}.{setting.name}" for setting in fields(values)]

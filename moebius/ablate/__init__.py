@@ -1,1 +1,1 @@
-"""Variants of a configuration, compared: their speed, their memory and what they learn."""
+"""Compare variants of a configuration: their speed, their memory and what they learn."""

@@ -1,4 +1,4 @@
-"""What an ablation is asked to do, and what it has measured. No torch."""
+"""The options of an ablation, and its results. This does not import torch."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from moebius.errors import ConfigError
 
 @dataclass(frozen=True)
 class AblateOptions:
-    """What is measured, and for how long. Raises ConfigError for a value that makes no sense."""
+    """What to measure, and for how long. Raises ConfigError for a value that makes no sense."""
 
     seconds: float = 30.0
-    """Seconds in which speed is measured, for all variants together."""
+    """Seconds for which speed is measured, for all variants together."""
     rounds: int = 0
-    """Number of times that each variant is measured. 0 means as many as fit."""
+    """Number of times that each variant is measured. 0 means as many as fit into `seconds`."""
     learn: int = 0
-    """Steps for which the first variant learns. The others learn on as many tokens. 0 means that
-    nothing is learned, unless learn_seconds is set."""
+    """Number of steps for which the first variant is trained. The others are trained on as many
+    tokens. 0 means no training, unless learn_seconds is set."""
     learn_seconds: float = 0.0
-    """Seconds for which each variant learns, instead of a number of steps."""
+    """Seconds for which each variant is trained, instead of a number of steps."""
     seeds: int = 1
-    """Number of times that each variant learns, each with another seed."""
+    """Number of times that each variant is trained, each time with a different seed."""
 
     def __post_init__(self) -> None:
         for name, lowest in (("rounds", 0), ("learn", 0), ("seeds", 1)):
@@ -49,13 +49,13 @@ class AblateOptions:
 
 @dataclass
 class Ablation:
-    """Variants and what was measured of them."""
+    """The variants and their measurements."""
 
     options: AblateOptions
     outcomes: list[Outcome]
     """One outcome per variant. The configuration itself comes first."""
     notes: list[str] = field(default_factory=list)
-    """What a reader must know of how the figures came about."""
+    """What a reader must know about how the figures were measured."""
 
     @property
     def sound(self) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""Figures of variants, compared: in pairs of rounds, in pairs of seeds, along curves. No torch."""
+"""Compare the figures of variants round by round, seed by seed and along curves, without torch."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Literal
 from moebius.ablate.variants import Variant
 
 Curve = Sequence[tuple[float, float]]
-"""Pairs of a place (tokens or seconds) and a loss there, in the order of the places."""
+"""Points of a learning curve: pairs of a place (tokens or seconds) and the loss there, sorted."""
 Axis = Literal["tokens", "seconds"]
 Figure = Literal["loss", "bits_per_byte"]
 
@@ -27,7 +27,7 @@ class Point:
 
 @dataclass
 class Outcome:
-    """What was measured of a variant."""
+    """The measurements of one variant."""
 
     variant: Variant
     problem: str = ""
@@ -35,19 +35,19 @@ class Outcome:
     device: str = ""
     """The device in words."""
     warm_seconds: float = 0.0
-    """Seconds of a step after the warm-up."""
+    """Seconds per step right after the warm-up."""
     rounds: list[float] = field(default_factory=list)
-    """Seconds of a step, in each round."""
+    """Seconds per step in each round."""
     peak_bytes: float = 0.0
-    """Largest number of bytes in use: of the GPU's memory or, on a CPU, of the process."""
+    """Largest number of bytes in use, on the GPU or, on a CPU, by the process."""
     turns: list[float] = field(default_factory=list)
-    """Seconds of a step while the variant learned, in each turn, without evaluations."""
+    """Seconds per training step in each turn of the learning phase, not counting evaluations."""
     curves: list[list[Point]] = field(default_factory=list)
-    """The evaluations, for each seed."""
+    """The evaluations of each seed."""
 
     @property
     def seconds(self) -> float:
-        """Seconds of a step: the median of the rounds."""
+        """Seconds per step: the median of the rounds."""
         return statistics.median(self.rounds)
 
     @property
@@ -57,10 +57,11 @@ class Outcome:
 
     @property
     def learning_seconds(self) -> float:
-        """Seconds of a step while the variant learned: the median of the turns.
+        """Seconds per step in the learning phase: the median of the turns.
 
-        This is the clock of the curves. A burst of other work on the machine, or of compilation,
-        then counts for no variant, and a change of the routing on the way counts for its own.
+        Curves over time use this instead of a clock. A burst of other work on the machine, or of
+        compilation, then affects no variant, while a slowdown that comes from a variant's own
+        routing does count.
         """
         return statistics.median(self.turns)
 
@@ -80,8 +81,10 @@ class Outcome:
         ]
 
     def at(self, axis: Axis, place: float, figure: Figure = "bits_per_byte") -> list[float]:
-        """Return each seed's value at a place. Seeds that were not evaluated around it are left
-        out."""
+        """Return each seed's value at a place, interpolated between evaluations.
+
+        Seeds without evaluations on both sides of the place are left out.
+        """
         seeds = range(len(self.curves))
         values = [value_at(self.curve(seed, axis, figure), place) for seed in seeds]
         return [value for value in values if value is not None]
@@ -96,12 +99,12 @@ class Spread:
     highest: float
 
     def excludes(self, value: float) -> bool:
-        """Return whether all pairs lie on the same side of a value."""
+        """Return whether the results of all pairs lie on the same side of a value."""
         return not self.lowest <= value <= self.highest
 
 
 def speed(outcome: Outcome, reference: Outcome) -> Spread:
-    """Return how many times the reference's tokens/s a variant reaches, round by round."""
+    """Return a variant's tokens/s divided by the reference's, compared round by round."""
     unit = outcome.variant.tokens / reference.variant.tokens
     pairs = zip(outcome.rounds, reference.rounds, strict=True)
     ratios = [unit * reference_seconds / seconds for seconds, reference_seconds in pairs]
@@ -115,12 +118,12 @@ def difference(values: Sequence[float], reference: Sequence[float]) -> Spread:
 
 
 def common_end(outcomes: Sequence[Outcome], axis: Axis) -> float:
-    """Return the tokens or seconds that all of these variants have learned for."""
+    """Return the last place (tokens or seconds) that all of these variants have reached."""
     return min(outcome.curve(0, axis)[-1][0] for outcome in outcomes)
 
 
 def value_at(curve: Curve, place: float) -> float | None:
-    """Return a curve's value at a place, linear between its points, or None outside of them."""
+    """Return a curve's value at a place, interpolated linearly, or None outside of its range."""
     for (x0, y0), (x1, y1) in pairwise(curve):
         if x0 <= place <= x1:
             return y0 + (y1 - y0) * (place - x0) / (x1 - x0)
@@ -128,11 +131,11 @@ def value_at(curve: Curve, place: float) -> float | None:
 
 
 def break_even(curve: Curve, reference: Curve) -> float | None:
-    """Return the place from which on a curve stays below the reference.
+    """Return the place after which a curve stays below the reference.
 
-    Only places that both curves reach count. Between points both are linear. If the curve is below
-    the reference everywhere, the result is the first such place; if it is not below at the last
-    one, the result is None.
+    Only places that both curves cover count; between points, both are linear. If the curve is
+    below the reference everywhere, the result is the first place. If it is not below the reference
+    at the last place, the result is None.
     """
     first = max(curve[0][0], reference[0][0])
     last = min(curve[-1][0], reference[-1][0])

@@ -1,4 +1,4 @@
-"""A variant at work in its own process: it runs steps, and it learns."""
+"""A variant inside its own process, where it runs steps and is trained."""
 
 import time
 from dataclasses import replace
@@ -18,9 +18,9 @@ WARM_UP = 2
 
 
 class Contender:
-    """A variant that is asked to do one task after the other. All results can be sent as JSON.
+    """A variant that carries out one task after another. All results can be sent as JSON.
 
-    Between two tasks it keeps its weights and optimizers, and no memory for activations.
+    Between two tasks, it keeps its weights and optimizers, but no memory for activations.
     """
 
     def __init__(self, config: Config):
@@ -29,27 +29,28 @@ class Contender:
         self.on_gpu = self.device.type == "cuda"
 
     def start(self) -> dict[str, float | str]:
-        """Compile and warm up. Return about what a step takes in seconds, and the device."""
+        """Compile and warm up. Return the approximate seconds per step, and the device."""
         self.steps = Steps(self.config, self.device)
         self.steps.run(WARM_UP)
         return {"seconds": self.steps.run(1), "device": describe(self.device)}
 
     def run(self, count: int) -> dict[str, float]:
-        """Run steps. Return the mean seconds of one, and the most bytes in use so far.
+        """Run steps. Return the mean seconds per step, and the most bytes in use so far.
 
-        The bytes are those of the GPU or, on a CPU, of the process.
+        The bytes are those in use on the GPU or, on a CPU, by the process.
         """
         if self.on_gpu:
-            self.steps.run(1)  # takes the memory back that `rest` has given away
+            self.steps.run(1)  # allocates the memory again that `rest` has freed
         return {"seconds": self.steps.run(count), "peak_bytes": peak_memory(self.device)}
 
     def begin(self, seed: int, steps: int, eval_tokens: int) -> dict[str, float]:
         """Create a new model from a seed, to be trained on the configuration's text.
 
-        Its learning rate schedule ends after `steps`. Each evaluation reads `eval_tokens`.
+        Its learning rate schedule ends after `steps` steps. Each evaluation reads `eval_tokens`
+        tokens.
         """
         for attribute in ("steps", "state"):
-            self.__dict__.pop(attribute, None)  # before there is a second model
+            self.__dict__.pop(attribute, None)  # frees the old model before there is a new one
         train = replace(self.config.train, seed=seed, steps=steps, eval_tokens=eval_tokens)
         self.config = replace(self.config, train=train)
         self.corpus = prepare(self.config.data, self.config.model.vocab_size)
@@ -58,9 +59,9 @@ class Contender:
         return {}
 
     def learn(self, until: int) -> dict[str, float]:
-        """Train up to a step. Return the mean seconds of a step, reading its batch included.
+        """Train up to step `until`. Return the mean seconds per step, including loading its batch.
 
-        The first step does not count if there are others, because it may compile. Raises
+        Unless it is the only one, the first step does not count, because it may compile. Raises
         NumericError if too many updates are not finite.
         """
         count = until - self.state.step
@@ -85,10 +86,10 @@ class Contender:
     def evaluate(self) -> dict[str, float]:
         """Return the loss on the held-out text, in nats per token and in bits per byte."""
         evaluation = evaluate(self.state.model, self.corpus, self.config, self.device)
-        assert evaluation is not None  # only a signal would stop it
+        assert evaluation is not None  # this evaluation has no `stopped` function
         return {"loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte}
 
     def rest(self) -> None:
-        """Leave the GPU's memory to the other variants."""
+        """Free memory on the GPU for the other variants."""
         if self.on_gpu:
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""An ablation for programs, as JSON. No torch."""
+"""Format an ablation as JSON for programs, without torch."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +15,7 @@ AXES: tuple[Axis, ...] = ("tokens", "seconds")
 
 
 def as_json(ablation: Ablation) -> str:
-    """Return everything in the tables and the measurements behind it, in seconds and bytes."""
+    """Return everything in the tables, and the measurements behind it, in seconds and bytes."""
     values = {
         "plan": asdict(ablation.options),
         "variants": [_variant(ablation, outcome) for outcome in ablation.outcomes],
@@ -56,7 +56,7 @@ def _variant(ablation: Ablation, outcome: Outcome) -> dict[str, Any]:
 
 
 def _learned(ablation: Ablation, outcome: Outcome) -> dict[str, Any]:
-    """Return what a variant has learned. Empty if it did not learn."""
+    """Return the learning results of a variant, or {} if it was not trained."""
     values: dict[str, Any] = {}
     learned = comparable(ablation)
     if outcome.curves:
@@ -74,7 +74,7 @@ def _learned(ablation: Ablation, outcome: Outcome) -> dict[str, Any]:
 
 
 def _equal(outcome: Outcome, learned: list[Outcome], axis: Axis) -> dict[str, Any]:
-    """Return the figures at the last place that all variants have reached: one value per seed."""
+    """Return a variant's figures at the last place that all variants have reached, by seed."""
     end = common_end(learned, axis)
     gap = gap_to(outcome, learned[0], axis, end)
     return {

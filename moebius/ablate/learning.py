@@ -10,18 +10,18 @@ from moebius.ablate.stage import Stage
 from moebius.ablate.worker import Worker, WorkerFailed
 
 FEWEST_EVAL_TOKENS = 20_000
-# A turn is short, so that all variants see the machine in the same state, and long beside the
-# turn's first step, which may compile and is not timed.
+# A turn is short, so that all variants see the machine in the same state. It is long compared with
+# its first step, which may compile and is not timed.
 TURN_SECONDS = 2.0
 EVALUATIONS = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 2 / 3, 5 / 6, 1)
-"""Parts of the run after which every variant is evaluated."""
+"""Fractions of the run after which every variant is evaluated."""
 
 
 def learn_variants(ablation: Ablation, stage: Stage, say: Callable[[str], None]) -> None:
-    """Train every variant with every seed, and evaluate it on the way.
+    """Train every variant with every seed, with evaluations along the way.
 
-    The variants take short turns or, if memory is too small for all at once, learn one after the
-    other. Fills in the outcomes. say takes lines of progress.
+    The variants take short turns or, if memory is too small for all at once, are trained one after
+    another. The results are stored in the outcomes. say takes lines of progress.
     """
     for outcome in ablation.sound:
         outcome.turns.clear()
@@ -52,9 +52,9 @@ def learn_variants(ablation: Ablation, stage: Stage, say: Callable[[str], None])
 
 
 def _turns(ablation: Ablation, steps: dict[str, int]) -> list[tuple[float, float]]:
-    """Return where each turn begins and ends, as parts of the run.
+    """Return the begin and the end of each turn, as fractions of the run.
 
-    Every evaluation is at the end of a turn.
+    Every evaluation takes place at the end of a turn.
     """
     longest = max(
         (steps[outcome.variant.name] * outcome.seconds for outcome in ablation.sound), default=0.0
@@ -65,7 +65,7 @@ def _turns(ablation: Ablation, steps: dict[str, int]) -> list[tuple[float, float
 
 
 def _advance(outcome: Outcome, worker: Worker, turn: tuple[float, float], steps: int) -> None:
-    """Train a variant for a turn, and evaluate it if that is due at its end.
+    """Train a variant for a turn, and evaluate it at the end of the turn if that is due.
 
     Raises WorkerFailed.
     """
@@ -81,7 +81,7 @@ def _advance(outcome: Outcome, worker: Worker, turn: tuple[float, float], steps:
 
 
 def _steps(ablation: Ablation, outcome: Outcome) -> int:
-    """Return the number of steps that a variant learns for."""
+    """Return the number of steps for which a variant is trained."""
     options = ablation.options
     if options.learn_seconds:
         return max(1, int(options.learn_seconds / outcome.seconds))
@@ -92,8 +92,8 @@ def _steps(ablation: Ablation, outcome: Outcome) -> int:
 def _eval_tokens(first: Outcome, steps: dict[str, int]) -> int:
     """Return the number of tokens in each evaluation: as configured, but not too many.
 
-    All evaluations together take about half as long as the shortest learning. There are always
-    enough tokens to tell variants apart that are evaluated on the same text.
+    All evaluations of a variant together take at most about half as long as the shortest training.
+    There are always enough tokens to distinguish variants that are evaluated on the same text.
     """
     learned = min(steps.values(), default=0) * first.variant.tokens
     most = max(FEWEST_EVAL_TOKENS, int(1.5 * learned / len(EVALUATIONS)))

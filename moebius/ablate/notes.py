@@ -1,4 +1,4 @@
-"""What a reader of an ablation must know to judge it. No torch."""
+"""Notes that a reader needs in order to judge an ablation. This does not import torch."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from moebius.ablate.verdict import comparable, quoted
 
 
 def notes(ablation: Ablation) -> list[str]:
-    """Return the notes: how the figures came about, and what they do not show."""
+    """Return the notes: how the figures were measured, and what they do not show."""
     lines = [*ablation.notes, *_on_learning(ablation)]
     if any(
         outcome.variant.is_mixture and outcome.variant.model.router_type == "sigmoid"

@@ -1,7 +1,7 @@
 """`moebius ablate`: variants of a configuration, measured and trained in turns.
 
-Each variant has a process of its own. Because they take turns, whatever else the machine does
-affects all of them alike.
+Each variant has its own process. Because they take turns, other work on the machine affects all of
+them equally.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ ONE_BY_ONE = "they learned one after the other"
 def ablate(variants: Sequence[Variant], options: AblateOptions, say: Say) -> Ablation:
     """Measure the variants and, if the options say so, train them.
 
-    say takes lines of progress. A variant that fails says so in its outcome. Raises MoebiusError
-    if the text of the first one cannot be prepared.
+    say takes lines of progress. If a variant fails, its outcome says why. Raises MoebiusError if
+    the text of the first variant cannot be prepared.
     """
     ablation = Ablation(options, [Outcome(variant, variant.problem) for variant in variants])
     if options.learns:
@@ -44,7 +44,7 @@ def ablate(variants: Sequence[Variant], options: AblateOptions, say: Say) -> Abl
 
 
 def _prepare(ablation: Ablation, say: Say) -> None:
-    """Prepare the variants' texts, before several processes need them at the same time."""
+    """Prepare the variants' texts before several processes need them at the same time."""
     from moebius.data import prepare
 
     for outcome in ablation.sound:

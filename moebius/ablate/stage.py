@@ -1,4 +1,4 @@
-"""The variants' processes: all alive at once, or each for one turn alone."""
+"""The processes of the variants: all alive at once, or only one of them at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ class Stage:
         """Whether each variant gets a fresh process for each turn, because memory is too small for
         all of them."""
         self.workers: dict[str, Worker] = {}
-        """The processes that are alive, by the variants' names."""
+        """The processes that are alive, by the name of their variant."""
 
     def __enter__(self) -> "Stage":
         return self
@@ -29,9 +29,9 @@ class Stage:
             self.workers.popitem()[1].end()
 
     def call(self, outcomes: Sequence[Outcome]) -> None:
-        """Start the processes of all variants at the same time, because importing takes seconds.
+        """Start the processes of all variants at the same time, because imports take seconds.
 
-        Does nothing if each is to be alone.
+        Does nothing if `is_alone` is set.
         """
         if not self.is_alone:
             for outcome in outcomes:

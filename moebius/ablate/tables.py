@@ -1,4 +1,4 @@
-"""An ablation as tables on the terminal, with the verdict and the notes under them. No torch."""
+"""Format an ablation as tables for the terminal, with verdict and notes below, without torch."""
 
 import statistics
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from moebius.cost.units import gigabytes, short
 
 
 def lines(ablation: Ablation) -> list[str]:
-    """Return everything as lines for the terminal."""
+    """Return an ablation as lines for the terminal."""
     text = [*_speed_table(ablation), *_sizes(ablation)]
     if learned := comparable(ablation):
         text += ["", *_learning_table(learned, "tokens"), "", *_learning_table(learned, "seconds")]
@@ -21,9 +21,9 @@ def lines(ablation: Ablation) -> list[str]:
 
 
 def gap_to(outcome: Outcome, reference: Outcome, axis: Axis, end: float) -> Spread | None:
-    """Return how much more bits per byte a variant has at a place than the reference has there.
+    """Return a variant's bits per byte minus those of the reference, at the place `end`.
 
-    None if one of them was not evaluated around that place.
+    Return None if one of them was not evaluated around that place.
     """
     values = outcome.at(axis, end), reference.at(axis, end)
     return difference(*values) if all(values) else None
@@ -54,7 +54,7 @@ def _speed_table(ablation: Ablation) -> Iterator[str]:
 
 
 def _sizes(ablation: Ablation) -> Iterator[str]:
-    """Yield how near variants of equal compute come to it, and what all of them ran on."""
+    """Yield how close the compute of resized variants is to that of the first, and the device."""
     first = ablation.outcomes[0]
     for outcome in ablation.sound:
         variant = outcome.variant
@@ -75,8 +75,8 @@ def _sizes(ablation: Ablation) -> Iterator[str]:
 def _learning_table(learned: list[Outcome], axis: Axis) -> Iterator[str]:
     """Yield the means over the seeds, in bits per byte.
 
-    The columns are the places where the first variant was evaluated, and last the end that all
-    variants have reached.
+    The columns are the places where the first variant was evaluated. The last column is the last
+    place that all variants have reached.
     """
     first = learned[0]
     width, end = _width(learned), common_end(learned, axis)

@@ -9,9 +9,9 @@ FEWEST_ROUNDS, MOST_ROUNDS = 3, 8
 
 
 def time_variants(ablation: Ablation, stage: Stage, say: Callable[[str], None]) -> None:
-    """Measure the variants in rounds, in each of which every variant runs for about as long.
+    """Measure the variants in rounds, in each of which all variants run for about the same time.
 
-    Fills in the outcomes. say takes lines of progress.
+    The results are stored in the outcomes. say takes lines of progress.
     """
     stage.call(ablation.sound)
     for outcome in ablation.sound:

@@ -1,6 +1,7 @@
-"""The variants of a configuration: fields varied, experts resized, the dense twin. No torch.
+"""The variants of a configuration: other field values, resized experts, and the dense twin.
 
 Experts are resized so that a variant has as many active parameters as the configuration itself.
+This does not import torch.
 """
 
 import re
@@ -23,29 +24,29 @@ SECTIONS = ("model", "data", "train", "parallel")
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration with some changes, or the reason why these changes are impossible."""
+    """A configuration with some changes, or the reason why these changes are not possible."""
 
     name: str
     flags: tuple[str, ...]
     """The changes, as flags of the command line."""
     resolved: Config | None
-    """The configuration with the changes. None if `problem` says why it cannot be."""
+    """The configuration with the changes. None if there is a `problem`."""
     problem: str = ""
     """Why the variant cannot run. Empty if it can."""
     is_twin: bool = False
-    """This is the dense model with as many active parameters."""
+    """Whether this is the dense model with as many active parameters as the configuration."""
     is_resized: bool = False
-    """The experts are as wide as gives the active parameters of the configuration itself."""
+    """Whether the experts were resized to match the active parameters of the configuration."""
 
     @property
     def config(self) -> Config:
-        """The configuration of a variant that can run."""
+        """The configuration. The variant must not have a problem."""
         assert self.resolved is not None, self.problem
         return self.resolved
 
     @property
     def model(self) -> ModelConfig:
-        """The model of a variant that can run."""
+        """The configuration of the model. The variant must not have a problem."""
         return self.config.model
 
     @property
@@ -64,12 +65,12 @@ def variants(
 ) -> list[Variant]:
     """Return the configuration itself, and then every combination of the values in `over`.
 
-    over: fields and their values, each as `section.key=V1,V2`. twin: whether the dense twin of the
-    configuration comes last. iso_active: whether the experts of all other variants are resized to
-    the active parameters of the configuration itself.
+    over: fields and their values, each as `section.key=V1,V2`. twin: whether to add the dense twin
+    of the configuration as the last variant. iso_active: whether to resize the experts of all
+    other variants to match the active parameters of the configuration itself.
 
-    A combination that breaks a rule of the configuration is a variant with a problem. Raises
-    ConfigError for a field that does not exist or may not vary, and for a value of another type.
+    A combination that breaks a rule of the configuration becomes a variant with a problem. Raises
+    ConfigError for a field that does not exist or may not vary, and for a value of the wrong type.
     """
     if not over and not twin:
         raise ConfigError("nothing to compare: give --over section.key=V1,V2, or --twin")
@@ -98,7 +99,7 @@ def variants(
 def _flags(config: Config, text: str) -> list[str]:
     """Return one flag for each value of a field.
 
-    A value that contains commas is put in brackets: `num_experts=4,[2,4,4,8]`.
+    Values that contain commas must be put in brackets: `num_experts=4,[2,4,4,8]`.
     """
     name, _, listed = text.partition("=")
     name = name.removeprefix("--").replace("-", "_")
@@ -121,15 +122,15 @@ def _flags(config: Config, text: str) -> list[str]:
 def _check_type(config: Config, section: str, key: str, value: object) -> None:
     """Raise ConfigError if a value has the wrong type for its field.
 
-    That is a mistake of whoever typed it, where a value that only breaks a rule of the
-    configuration is a variant that cannot run.
+    A wrong type is the user's mistake and ends the command. A value that only breaks a rule of the
+    configuration becomes a variant that cannot run.
     """
     annotation = get_type_hints(type(getattr(config, section)))[key]
     check_fields(section, make_dataclass(section, [(key, annotation)])(value))
 
 
 def _changed(config: Config, name: str, flags: tuple[str, ...]) -> Variant:
-    """Return the configuration with flags on top, or a variant with a problem."""
+    """Return the variant with these flags, which has a problem if they break a rule."""
     try:
         return Variant(name, flags, override(config, parse_flags(list(flags))))
     except ConfigError as error:
@@ -153,9 +154,9 @@ def _twin(config: Config) -> Variant:
 
 
 def _resized(variant: Variant, target: int) -> Variant:
-    """Return the variant with experts that bring its active parameters nearest to `target`.
+    """Return the variant with experts that bring its active parameters closest to `target`.
 
-    Widths are multiples of 64, so they are rarely exactly as many.
+    Widths are multiples of 64, so the numbers are rarely exactly equal.
     """
     model = variant.model
     if not variant.is_mixture:

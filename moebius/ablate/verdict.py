@@ -1,4 +1,4 @@
-"""What an ablation has shown, in sentences. No torch.
+"""State what an ablation has shown, in sentences, without torch.
 
 They say which variant is fastest, which learns best, where a mixture overtakes its dense twin, and
 whether a base MLP is worth its compute.
@@ -35,7 +35,7 @@ def verdict(ablation: Ablation) -> list[Sentence]:
 
 
 def comparable(ablation: Ablation) -> list[Outcome]:
-    """Return the variants that learned and were evaluated on the text of the first of them."""
+    """Return the trained variants that were evaluated on the same text as the first of them."""
     learned = [outcome for outcome in ablation.sound if outcome.curves]
     return [outcome for outcome in learned if _text(outcome) == _text(learned[0])]
 
@@ -47,14 +47,14 @@ def active_change(outcome: Outcome, reference: Outcome) -> float:
 
 
 def place(axis: Axis, x: float) -> str:
-    """Return tokens or seconds with their unit."""
+    """Return a number of tokens or seconds with its unit."""
     if axis == "tokens":
         return f"{x:,.0f} tokens"
     return f"{x:.3g} s" if x < 100 else f"{x:,.0f} s"
 
 
 def quoted(outcome: Outcome) -> str:
-    """Return a variant's name as sentences write it."""
+    """Return a variant's name as it appears in sentences."""
     return f"`{outcome.variant.name}`"
 
 
@@ -74,7 +74,7 @@ def _fastest(sound: list[Outcome]) -> Iterator[Sentence]:
 
 
 def _best(learned: list[Outcome], axis: Axis) -> Iterator[Sentence]:
-    """Yield who learned best, at the last place that all variants have reached."""
+    """Yield which variant learned best up to the last place that all variants have reached."""
     end = common_end(learned, axis)
     reached = [outcome for outcome in learned if outcome.at(axis, end)]
     if len(reached) < 2:
@@ -96,7 +96,7 @@ def _best(learned: list[Outcome], axis: Axis) -> Iterator[Sentence]:
 
 
 def _break_evens(learned: list[Outcome]) -> Iterator[Sentence]:
-    """Yield where each mixture overtakes the dense twin, on the means of the seeds."""
+    """Yield where each mixture overtakes the dense twin, using the means over the seeds."""
     twin = next((outcome for outcome in learned if outcome.variant.is_twin), None)
     if twin is None:
         return
@@ -125,7 +125,7 @@ def _break_even(mixture: Outcome, twin: Outcome, axis: Axis) -> str:
 
 
 def _base_mlps(ablation: Ablation) -> Iterator[Sentence]:
-    """Yield what a wider base MLP is worth, for mixtures with another base than the first's."""
+    """Yield what a wider base MLP is worth, for mixtures whose base differs from the first's."""
     mixtures = [outcome for outcome in ablation.sound if outcome.variant.is_mixture]
     for outcome in mixtures[1:]:
         narrow, wide = sorted(
@@ -136,10 +136,10 @@ def _base_mlps(ablation: Ablation) -> Iterator[Sentence]:
 
 
 def _base_mlp(ablation: Ablation, wide: Outcome, narrow: Outcome) -> str:
-    """Return what the wider base MLP does.
+    """Return whether the wider base MLP is worth its compute.
 
-    If it adds compute, it is judged at equal time. If it shares the compute with the experts, it
-    is judged at equal tokens.
+    If it adds compute, the variants are compared after equal time. If it takes compute from the
+    experts, they are compared after equal tokens.
     """
     change, ratio = active_change(wide, narrow), speed(wide, narrow)
     pair = (
@@ -160,7 +160,7 @@ def _base_mlp(ablation: Ablation, wide: Outcome, narrow: Outcome) -> str:
 def _worth(
     ablation: Ablation, wide: Outcome, narrow: Outcome, axis: Axis, better: str, worse: str
 ) -> str:
-    """Return what the wider base MLP has learned more, and whether that is `better` or `worse`."""
+    """Return the loss of `wide` minus that of `narrow`, and call it `better` or `worse`."""
     learned = comparable(ablation)
     if wide not in learned or narrow not in learned:
         return "--learn tells whether it learns better for that"

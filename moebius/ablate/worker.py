@@ -1,7 +1,7 @@
 """A variant's process, and the pipe to it.
 
-A request is a line of JSON and so is its reply: nothing that could run code travels on the pipe. A
-worker whose owner has gone reads the end of its pipe and ends too, whatever it is doing.
+A request is a line of JSON, and so is its reply, so that nothing on the pipe could run code. If
+the owner of a worker dies, the worker reads the end of its pipe and exits, whatever it is doing.
 """
 
 import json
@@ -25,7 +25,7 @@ COMMAND = "from moebius.ablate.worker import serve; serve()"
 
 
 class WorkerFailed(Exception):
-    """Raised when a variant cannot go on. The message is one line that says why."""
+    """Raised when a variant cannot continue. The message says why in one line."""
 
     def __init__(self, message: str, is_out_of_memory: bool = False):
         super().__init__(message)
@@ -33,7 +33,7 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """A configuration in a process of its own. Whoever starts it must call `end`."""
+    """A configuration in its own process. Whoever creates it must call `end`."""
 
     def __init__(self, config: Config):
         package = str(Path(__file__).parents[2])
@@ -69,7 +69,7 @@ class Worker:
         return reply
 
     def end(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process, whatever it is doing."""
         self.process.kill()
         self.process.communicate()
         self._errors.close()
@@ -86,10 +86,10 @@ class Worker:
 
 
 def serve() -> None:
-    """Run the worker's side: answer requests from stdin on stdout until stdin ends."""
+    """Run the worker's side: answer requests that come on stdin until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the owner decides
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is not a reply
+    os.dup2(2, 1)  # so that what libraries print is not taken for a reply
     requests: queue.SimpleQueue[Reply] = queue.SimpleQueue()
 
     def receive() -> None:
@@ -118,13 +118,13 @@ def serve() -> None:
 def _described(error: Exception) -> Reply:
     """Return an error as a reply in one line.
 
-    Whatever goes wrong in a variant is told in its row, and must not end the other variants.
+    The variant's row shows the error, which must not end the other variants.
     """
     import torch
 
     text = " ".join(str(error).split())
     is_full_gpu = isinstance(error, torch.OutOfMemoryError)
-    if is_full_gpu or "can't allocate memory" in text:  # the second is what a CPU says
+    if is_full_gpu or "can't allocate memory" in text:  # torch's message on a CPU
         return {"error": "out of memory", "is_out_of_memory": True}
     if isinstance(error, MoebiusError):
         return {"error": text, "is_out_of_memory": False}

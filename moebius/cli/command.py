@@ -1,4 +1,4 @@
-"""The interface of a command: its name, its help, what it takes, and what it runs."""
+"""The interface of a command: its name, its help, its arguments, and the function that runs it."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -11,16 +11,16 @@ SECTIONS = tuple(section.name for section in fields(Config))
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument without a flag, such as CONFIG. All of them come before the settings."""
+    """A positional argument, such as CONFIG. All of them come before the settings."""
 
     metavar: str
-    """The name shown in the usage line; in lower case, the attribute that holds the value."""
+    """The name in the usage line. In lower case, it is the attribute that holds the value."""
     help: str
     """What the argument may be, in one line."""
     default: str | None = None
-    """The value that a missing argument has; None: the argument is required."""
+    """The value of a missing argument. None means that the argument is required."""
     mistaken_flags: tuple[str, ...] = ()
-    """Flags that people try in its place, such as `--config`. They get a helpful error."""
+    """Flags that people may try instead, such as `--config`. They cause a helpful error."""
 
 
 CONFIG = Argument(
@@ -40,7 +40,7 @@ def _no_options(parser: ArgumentParser) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command of the command line. Each lives in a module of its own, as `COMMAND`."""
+    """A command of the command line. Each one is the `COMMAND` of its own module."""
 
     name: str
     """The word after `moebius`."""
@@ -51,19 +51,19 @@ class Command:
     description: str
     """What a newcomer needs to know, in a few sentences."""
     examples: tuple[str, ...]
-    """Complete command lines, each with a remark after `#` where one helps."""
+    """Complete command lines, some with a remark after `#`."""
     run: Callable[[Namespace], None]
-    """Do the work. The namespace has an attribute for each argument and each option and, where
-    the command takes settings, `settings`: the list of flags for `moebius.config.flags`.
+    """Run the command. The namespace has an attribute for each argument and each option. If the
+    command takes settings, `settings` is the list of their flags for `moebius.config.flags`.
 
-    Torch and everything else that is slow to import is imported in here, so that
-    `moebius --help` is quick. Raises MoebiusError for anything the user can put right.
+    This function imports torch and everything else that is slow to import, so that
+    `moebius --help` is quick. Raises MoebiusError for anything that the user can fix.
     """
     arguments: tuple[Argument, ...] = ()
-    """The arguments without a flag, in their order."""
+    """The positional arguments, in order."""
     settings: tuple[str, ...] = ()
-    """The sections of the configuration that `--section.key value` flags may change. If there are
-    none, the command takes no such flags."""
+    """The sections of the configuration that `--section.key value` flags may change. Without any,
+    the command takes no such flags."""
     add_options: Callable[[ArgumentParser], None] = _no_options
     """Add the command's own options to a parser."""
 

@@ -19,9 +19,9 @@ def run(options: Namespace) -> None:
 
 
 def named_config(name: str, flags: Sequence[str] = ()) -> "Config":
-    """Return the configuration of a preset, a TOML file or a run's directory, with flags on top.
+    """Return the configuration of a preset, TOML file or run directory, changed by flags.
 
-    Raises ConfigError if there is none of that name, or if a flag is wrong.
+    Raises ConfigError if there is nothing of that name, or if a flag is wrong.
     """
     from moebius.config.files import read_config
 

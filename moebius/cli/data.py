@@ -7,7 +7,7 @@ from moebius.cli.command import CONFIG, SECTIONS, Command
 
 
 def run(options: Namespace) -> None:
-    """Prepare the data and print what there is and where."""
+    """Prepare the data, and print its size and its location."""
     from moebius.config.files import read_config
 
     config = read_config(options.config, options.settings)

@@ -10,12 +10,12 @@ from moebius.errors import ConfigError
 
 
 def run(options: Namespace) -> None:
-    """Print the prompt and, token by token, what the run's newest checkpoint continues it with."""
+    """Print the prompt and, token by token, its continuation by the run's newest checkpoint."""
     _check(options)
     from moebius.train.run_directory import RunDirectory
 
     directory = RunDirectory.open(options.run)
-    # checked like the setting train.device
+    # Check the device like the setting train.device.
     name = replace(directory.config().train, device=options.device).device
     from moebius.cli.sample import continuation, printable
     from moebius.hardware.device import choose_device
@@ -36,7 +36,7 @@ def run(options: Namespace) -> None:
 
 
 def _check(options: Namespace) -> None:
-    """Raise ConfigError for an option that cannot be sampled with."""
+    """Raise ConfigError for an option whose value is not allowed."""
     if not 0 <= options.temperature < math.inf:
         raise ConfigError(
             f"--temperature {options.temperature}: must be a finite number, at least 0"
@@ -44,7 +44,7 @@ def _check(options: Namespace) -> None:
     if not 0 <= options.seed < 2**63:
         raise ConfigError(f"--seed {options.seed}: must be from 0 to 2**63 - 1")
     if any("\ud800" <= letter <= "\udfff" for letter in options.prompt):
-        # Python represents bytes that are not UTF-8 by these surrogates
+        # Python represents bytes that are not UTF-8 as surrogates.
         raise ConfigError(f"--prompt {options.prompt!r}: must be UTF-8")
 
 

@@ -86,7 +86,7 @@ def _settings(command: Command, words: Sequence[str]) -> str:
 
 
 def _columns(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Yield the rows as two aligned and indented columns, the second wrapped."""
+    """Yield the rows as two aligned and indented columns, with the second one wrapped."""
     width = max(len(left) for left, _ in rows) + 4
     for left, right in rows:
         lines = wrap(right, WIDTH - width) or [""]

@@ -1,4 +1,4 @@
-"""The entry point: finds the command, runs it, and turns errors into a line and an exit code."""
+"""The entry point: find the command, run it, and turn errors into a line and an exit code."""
 
 import io
 import os
@@ -15,16 +15,16 @@ HELP_FLAGS = ("-h", "--help")
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
-    """Run the command that the words (by default, those after `moebius`) ask for, and exit.
+    """Run the command in `words` (by default, the words after `moebius`), and exit.
 
     The exit code is 0, or that of the error, which is printed as one line on stderr. With
-    `--debug` the error is raised instead, so that its traceback is shown. A mistake in Moebius
-    itself is raised either way.
+    `--debug` the error is raised instead, so that its traceback is shown. A bug in Moebius itself
+    is raised either way.
     """
     words = list(sys.argv[1:] if words is None else words)
     is_debugging = "--debug" in words
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # a model may write characters that this terminal cannot show
+        # A model may write characters that this terminal cannot show.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _run([word for word in words if word != "--debug"])
@@ -69,7 +69,7 @@ def _run(words: list[str]) -> None:
 
 
 def _explain(error: BaseException) -> tuple[int, str] | None:
-    """Return the exit code and the line for an error, or None for a mistake in Moebius itself."""
+    """Return the exit code and the line for an error, or None for a bug in Moebius itself."""
     if isinstance(error, MoebiusError):
         return error.exit_code, " ".join(str(error).split())
     if isinstance(error, OSError):
@@ -85,7 +85,7 @@ def _explain(error: BaseException) -> tuple[int, str] | None:
 
 
 def _is_stdout_closed() -> bool:
-    """Return whether nobody reads stdout any more, as after `moebius ... | head`."""
+    """Return whether the reader of stdout has gone, as after `moebius ... | head`."""
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), select.POLLOUT)
@@ -95,7 +95,7 @@ def _is_stdout_closed() -> bool:
 
 
 def _discard_stdout() -> None:
-    """Send what is still buffered nowhere: Python would report it while it shuts down."""
+    """Discard buffered output, because Python would fail to flush it while shutting down."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

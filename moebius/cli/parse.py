@@ -1,6 +1,7 @@
-"""Splits a command's words into its arguments, its own options and the settings.
+"""Split a command's words into its arguments, its own options and the settings.
 
-argparse reads the options only: it would take the value of `--section.key value` for an argument.
+argparse only reads the options, because it would mistake the value of `--section.key value` for an
+argument.
 """
 
 import difflib
@@ -11,16 +12,16 @@ from typing import NoReturn
 from moebius.cli.command import Argument, Command
 from moebius.errors import ConfigError
 
-WIDTH = 99  # of help, whatever the terminal's, so that everybody sees the same text
-SIMILAR = 0.75  # of difflib: an option that is less similar than this is not suggested
+WIDTH = 99  # width of the help on every terminal, so that everybody sees the same text
+SIMILAR = 0.75  # smallest similarity (by difflib) of an option that is suggested
 
 
 def parse(command: Command, words: Sequence[str]) -> Namespace:
     """Return the command's arguments, options and settings, as `Command.run` expects them.
 
     Raises ConfigError for an argument that is missing or in the wrong place, for an option that
-    the command does not have, and for a value that is not of the option's type. What may be a
-    setting is not checked here: the error of `moebius.config` knows all settings.
+    the command does not have, and for an option's value of the wrong type. Flags that may be
+    settings are not checked here; `moebius.config` checks them.
     """
     parser = option_parser(command)
     options, rest = parser.parse_known_args(list(words))
@@ -60,7 +61,7 @@ class _Parser(ArgumentParser):
 def _check_rest(
     command: Command, parser: ArgumentParser, rest: Sequence[str], missing: Sequence[Argument]
 ) -> None:
-    """Raise ConfigError for a word that is neither a setting nor the value of one."""
+    """Raise ConfigError for a word that is neither a setting nor the value of a setting."""
     previous = ""
     for word in rest:
         if word.startswith("-") and not _is_negative_number(word):
@@ -76,8 +77,8 @@ def _check_rest(
 def _check_flag(command: Command, parser: ArgumentParser, flag: str, rest: Sequence[str]) -> None:
     """Raise ConfigError for a flag that cannot be a setting.
 
-    It may stand for an argument that has no flag, it may be a misspelled option, or the command
-    may take no settings at all.
+    It may be meant as a positional argument, it may be a misspelled option, or the command may not
+    take any settings.
     """
     name, _, value = flag.partition("=")
     for argument in command.arguments:

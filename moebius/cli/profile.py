@@ -9,7 +9,7 @@ from moebius.errors import ConfigError, StorageError
 
 
 def run(options: Namespace) -> None:
-    """Measure a step, print its components and what slows it down, and verify what is asked."""
+    """Measure a step, print its components and findings, and verify findings on request."""
     from moebius.config.files import read_config
 
     config = read_config(options.config, options.settings)

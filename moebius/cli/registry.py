@@ -1,4 +1,4 @@
-"""The commands of the command line. A new one is a module with a `COMMAND`, and a line here."""
+"""The commands of the command line. A new one needs a module with a `COMMAND` and a line here."""
 
 import difflib
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Text from the newest checkpoint of a run, and how a terminal may show it."""
+"""Generate text from the newest checkpoint of a run, and make it safe for a terminal."""
 
 import re
 import sys
@@ -23,8 +23,8 @@ def continuation(
 ) -> Iterator[str]:
     """Return an iterator over the pieces of text that continue the prompt.
 
-    The model is loaded before the first piece is asked for; a damaged checkpoint that is skipped
-    gets a line on stderr. Raises CheckpointError if no checkpoint is intact.
+    The model is loaded by this call, before the first piece. For each damaged checkpoint that is
+    skipped, a line is printed on stderr. Raises CheckpointError if no checkpoint is intact.
     """
     from moebius.hardware.precision import matmul_dtype
     from moebius.infer.generate import generate, load_trained

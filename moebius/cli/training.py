@@ -1,4 +1,4 @@
-"""What `moebius train` and `moebius resume` have in common: the loop, and the lines after it."""
+"""The part that `moebius train` and `moebius resume` share: the loop, and the lines after it."""
 
 import shlex
 from typing import TYPE_CHECKING

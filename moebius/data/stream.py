@@ -105,8 +105,7 @@ class TokenStream:
 
     @classmethod
     def joined(cls, streams: Sequence["TokenStream"], weights: Sequence[float]) -> "TokenStream":
-        """Return the concatenation of the streams, each of which becomes a part with its
-        weight."""
+        """Return the concatenated streams, each of which becomes a part with its weight."""
         starts = np.cumsum([0, *map(len, streams)]).tolist()
         parts = [
             Part(start, start + len(stream), stream.num_bytes, weight)

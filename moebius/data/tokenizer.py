@@ -217,8 +217,7 @@ def _train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def _bytes() -> Tokenizer:
-    """Return a BPE without merges, whose ids are bytes, so that bytes need no code of their
-    own."""
+    """Return a BPE without merges, whose ids are bytes, so that bytes need no separate code."""
     vocabulary = {END_OF_TEXT: 0} | {
         letter: index for index, letter in enumerate(_alphabet(), start=1)
     }

@@ -1,4 +1,4 @@
-"""Backends compared with a reference in float64 on this device: the output and every gradient."""
+"""Compare backends with a reference in float64 on this device: the output and every gradient."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -59,8 +59,7 @@ def attention_agrees(name: str, config: Config, device: torch.device) -> str:
 
 
 def _judged(error: float, allowed: float, what: str) -> str:
-    """Return a line about an error. Raises TrialFailed with it if the error is too large or
-    NaN."""
+    """Return a line about an error. Raises TrialFailed if the error is too large or NaN."""
     figures = f"largest error {error:.1e} of {allowed:g} allowed; {what}"
     if not error <= allowed:
         raise TrialFailed(figures)

@@ -1,4 +1,4 @@
-"""A sum over the devices, each with a process of its own."""
+"""Sum a tensor over all devices, with one process per device."""
 
 import os
 import subprocess

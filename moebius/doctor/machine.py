@@ -49,8 +49,7 @@ class Machine:
     cores: int
     """Number of cores that this process may use."""
     quota: float
-    """CPU time per second that this process may use; in a container it may be less than
-    `cores`."""
+    """CPU time per second that this process may use; a container may set less than `cores`."""
     threads: int
     """Number of threads that torch runs."""
     load: float

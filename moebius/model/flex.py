@@ -1,6 +1,6 @@
 """Attention by torch's flex_attention, which is compiled and runs on GPUs only.
 
-It has a file of its own because importing the compiler takes seconds.
+It is a separate file because importing the compiler takes seconds.
 """
 
 from typing import Any

@@ -42,12 +42,11 @@ class Alarm:
     threshold: float
     """The figure's last harmless value."""
     since: int
-    """Last step at which the figure was harmless, or at which the alarm fired before."""
+    """Last step at which the figure was harmless, or at which the alarm last fired."""
     action: Action
     """The configured action."""
     over: bool
-    """Whether the alarm is over: the figure has been harmless for as long as the rule's patience.
-    """
+    """Whether the alarm is over: the figure was harmless for as long as the rule's patience."""
     metrics: StepMetrics
     """The logged step that the alarm comes from."""
 
@@ -63,8 +62,7 @@ class Alarm:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The figures to record with the alarm: the layer's or, if it has no layer, the
-        model's."""
+        """The figures to record with the alarm: the layer's or, without a layer, the model's."""
         if self.layer < 0:
             return {name: getattr(self.metrics, name) for name in ("loss", "grad_norm", "lr")}
         names = (
@@ -152,8 +150,7 @@ class Alarms:
         self.beyond_at = {Place(*place): step for *place, step in state["beyond_at"]}
 
     def _over_window(self, place: Place, rule: Rule, step: int, figure: float) -> float:
-        """Return the figure's mean over the window; for a loss, its ratio to the earlier
-        median."""
+        """Return the figure's mean over the window; for a loss, its ratio to the median."""
         if rule.window == 1 and place.rule != "loss_spike":
             return figure
         before = [(at, value) for at, value in self.seen[place] if step - rule.window < at < step]

@@ -1,4 +1,4 @@
-"""The sinks of a run. A new one is a class in a file of its own, and a line here."""
+"""The sinks of a run. A new sink needs a class in its own file and a line here."""
 
 from moebius.config import ObserveConfig
 from moebius.observe.json_lines import JsonLines

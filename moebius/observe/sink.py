@@ -1,7 +1,7 @@
 """Where a run's metrics and events go: one interface, and one file for each kind of sink.
 
-To add a sink, write a class with the five methods of `Sink` in a file of its own, and give it a
-line in moebius/observe/registry.py.
+To add a sink, write a class with the five methods of `Sink` in its own file, and add a line to
+moebius/observe/registry.py.
 """
 
 from collections.abc import Sequence

@@ -27,8 +27,7 @@ class TensorBoard:
     """
 
     def open(self, run: Path, step: int) -> None:
-        """Start a new event file in the run's tb/ folder, and hide later steps of earlier
-        files."""
+        """Start a new event file in the run's tb/ folder, and hide later steps in old files."""
         self.folder, self.failed = run / FOLDER, False
         try:
             self._writer = EventFileWriter(str(self.folder))

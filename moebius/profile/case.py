@@ -1,4 +1,4 @@
-"""What a rule looks at: a profile and the model that ran, with the questions that rules ask."""
+"""What a rule examines: a profile and the model that ran, with answers to common questions."""
 
 from dataclasses import dataclass
 
@@ -40,33 +40,34 @@ class Case:
 
     @property
     def routed(self) -> list[float]:
-        """Mean number of experts that a token had in each block with experts."""
+        """Mean number of experts per token, for each block with experts."""
         layers = self.profile.measured.experts_per_token[: self.model.num_layers]
         counts = self.model.experts_per_layer
         return [used for used, count in zip(layers, counts, strict=True) if count]
 
     @property
     def experts_per_token(self) -> float:
-        """Mean number of experts that a token had, over the blocks with experts."""
+        """Mean number of experts per token, averaged over the blocks with experts."""
         return sum(self.routed) / len(self.routed) if self.routed else 0.0
 
     def without_recomputation(self, component: str) -> float:
-        """Return a component's time without a second forward pass in backward, over its time."""
+        """Return the share of a component's time that remains without recomputation."""
         measured = self.profile.measured
         busy = measured.of(component) - measured.of(component, "waiting")
         return 1 - measured.of(component, "forward") / busy if busy else 1.0
 
     def memory(self, config: Config) -> float:
-        """Return the bytes that a step of a configuration should need at its peak."""
+        """Return the estimated bytes that a step of a configuration needs at its peak."""
         steps = self.steps
         return memory(
             config, self.profile.item, steps.is_compiled, experts=steps.backends.experts
         ).peak
 
     def ratio_of_widths(self, other: int, present: int) -> float:
-        """Measure a linear layer from the residual stream to `other` outputs and to `present`.
+        """Measure a linear layer from `dim` inputs to `other` outputs, and one to `present`
+        outputs.
 
-        Returns the time of the first over that of the second.
+        Returns the time of the first layer divided by that of the second.
         """
         other_product, present_product = (
             trials.product(self.steps, self.model.dim, width) for width in (other, present)
@@ -74,10 +75,10 @@ class Case:
         return trials.ratio(other_product, present_product, self.steps.device)
 
     def finding(self, title: str, evidence: str, *flags: str, **factors: float) -> Finding:
-        """Return a finding of waste whose change is `flags`, with a prediction of its time.
+        """Return a finding of kind `waste` that proposes `flags`, with a prediction of the time.
 
-        factors: ratios of time for components whose efficiency changes. Raises ConfigError if the
-        flags do not fit the rest of the configuration.
+        factors: for components whose efficiency changes, the ratio of the new time to the old.
+        Raises ConfigError if the flags do not fit the rest of the configuration.
         """
         config = override(self.config, parse_flags(list(flags)))
         return Finding(title, evidence, flags, predicted_seconds(self.profile, config, factors))

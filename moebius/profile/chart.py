@@ -1,4 +1,4 @@
-"""A profile as a picture: each component's time, and the least it could take."""
+"""Draw a profile: each component's time, and the least time that it could take."""
 
 from pathlib import Path
 from typing import BinaryIO

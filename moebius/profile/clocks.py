@@ -1,4 +1,4 @@
-"""The host's clock and a GPU's: each tells how long the work between two marks took.
+"""The host's clock and a GPU's clock, which both tell how long the work between two marks took.
 
 A mark says which components the work from then on belongs to, and in which direction it goes.
 """
@@ -18,15 +18,15 @@ class Mark(NamedTuple):
     """A moment from which on the time belongs to certain components."""
 
     when: float
-    """Seconds on the host's clock, or nanoseconds where a GPU's work is timed."""
+    """Seconds on the host's clock for a CPU, or nanoseconds on the system's clock for a GPU."""
     components: tuple[str, ...]
-    """Components that share the time: more than one for a kernel that was fused from several."""
+    """Components that share the time: more than one for a kernel that fuses several."""
     direction: str
     """`forward` or `backward`."""
 
 
 class Stretch(NamedTuple):
-    """An uninterrupted part of a step's time, and who it belongs to."""
+    """An uninterrupted part of a step's time, and the components that it belongs to."""
 
     components: tuple[str, ...]
     """Components that share the time."""
@@ -59,7 +59,7 @@ class HostClock:
     """A clock for a device that has finished its work when a call returns: a CPU."""
 
     host_seconds = 0.0
-    """Seconds in which the host was busy for a GPU: none."""
+    """Seconds in which the host was busy launching work for a GPU: none, without a GPU."""
 
     def start(self) -> None:
         """Forget all earlier marks."""
@@ -70,7 +70,7 @@ class HostClock:
         self._marks.append(Mark(time.perf_counter(), components, direction))
 
     def stop(self) -> list[Stretch]:
-        """Return the time from each mark to the next; the last one's lasts until now."""
+        """Return the time from each mark to the next one, and from the last mark until now."""
         ends = [mark.when for mark in self._marks[1:]] + [time.perf_counter()]
         return [
             Stretch(mark.components, mark.direction, end - mark.when)
@@ -81,19 +81,19 @@ class HostClock:
 class DeviceClock:
     """A clock for what a GPU runs. A kernel belongs to the last mark before its launch.
 
-    The GPU itself records when each kernel ran, and torch's profiler (CUPTI) hands that over, on
-    the system's clock. So a mark costs the host one reading of its clock and the GPU nothing,
-    where a CUDA event before each kernel made a step 15% longer.
+    The GPU itself records when each kernel ran, and torch's profiler (CUPTI) reports it on the
+    system's clock. A mark therefore costs the host one reading of its clock, and the GPU nothing.
+    A CUDA event before each kernel would make a step 15% longer.
     """
 
     host_seconds = 0.0
-    """Seconds in which the host was busy between `start` and `stop`, at least."""
+    """Lower bound of the seconds in which the host was busy between `start` and `stop`."""
 
     def __init__(self, device: torch.device):
         self.device = device
 
     def start(self) -> None:
-        """Wait for what the GPU still runs, and record everything that is launched from now on."""
+        """Wait until the GPU is idle, and record everything that is launched from now on."""
         self._marks: list[Mark] = []
         torch.cuda.synchronize(self.device)
         self._profiler = profile(use_device="cuda", use_kineto=True, use_cpu=False)
@@ -128,11 +128,11 @@ class DeviceClock:
 
 
 def busy_seconds(calls: dict[int, Call], kernels: Iterable[Kernel]) -> float:
-    """Return the seconds in which the host was busy launching kernels, at least.
+    """Return a lower bound of the seconds in which the host was busy launching kernels.
 
-    This is the time between its first CUDA call and its last, but each call counts for no longer
-    than a launch takes: in a longer call the host waits for the GPU, or for room in its queue.
-    One launch in twenty finds room at once, always, so the fastest twentieth shows what a launch
+    This is the time between its first and its last CUDA call, but no call counts for longer than a
+    launch takes: in a longer call, the host waits for the GPU, or for room in its queue. At least
+    one launch in twenty finds room immediately, so the fastest twentieth shows how long a launch
     takes.
 
     calls: the calls by the numbers that `Kernel.launch` refers to. The result is 0 if no kernel
@@ -154,7 +154,7 @@ def attributed(
 ) -> list[Stretch]:
     """Return the time from the first kernel's start to the last one's end, in stretches.
 
-    A kernel has the time that no earlier kernel covers. The gap before it belongs to the same
+    A kernel gets the time that no earlier kernel covers. The gap before it belongs to the same
     components as the kernel, with the direction `waiting`.
 
     launches: the time of each CUDA call by its number, in nanoseconds.

@@ -1,4 +1,4 @@
-"""A finding: something that a change of the configuration would improve."""
+"""A finding: a problem of a step that a change of the configuration would solve."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,22 +12,22 @@ Kind = Literal["harm", "waste", "choice"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a step, the change to make, and what it should bring."""
+    """What is wrong with a step, the change to make, and the expected improvement."""
 
     title: str
     evidence: str
-    """The figures that it is based on, in words."""
+    """The figures that the finding is based on, in words."""
     flags: tuple[str, ...]
     """The change, as flags of the command line."""
     seconds: float
-    """Seconds that the step should take with the change."""
+    """Predicted seconds of the step with the change."""
     kind: Kind = "waste"
-    """`harm` is done to what the model learns. `waste` costs time or memory for nothing. A
-    `choice` is not wrong, but has a price."""
+    """`harm`: the model learns less. `waste`: time or memory is spent without any benefit.
+    `choice`: nothing is wrong, but the setting has a price."""
     bytes: float = 0.0
-    """Bytes of memory that the change should save."""
+    """Predicted bytes of memory that the change saves."""
 
 
 def changed(config: Config, finding: Finding) -> Config:
-    """Return the configuration with a finding's change. Raises ConfigError if they do not fit."""
+    """Return the configuration with a finding's change. Raises ConfigError if it does not fit."""
     return override(config, parse_flags(list(finding.flags)))

@@ -1,4 +1,4 @@
-"""What is wrong with a profiled step: all rules, in order, and what they find."""
+"""All rules that look for problems in a profiled step, and the order of their findings."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,7 +31,7 @@ from moebius.profile.rules_shapes import (
 )
 from moebius.profile.steps import Steps
 
-WORTH_SAYING = 0.02  # of the step's time
+WORTH_SAYING = 0.02  # share of the step's time
 ORDER = ("harm", "waste", "choice")
 
 RULES: tuple[Callable[[Case], Iterator[Finding]], ...] = (
@@ -55,10 +55,11 @@ RULES: tuple[Callable[[Case], Iterator[Finding]], ...] = (
 
 
 def findings(profile: Profile, steps: Steps) -> list[Finding]:
-    """Return what is wrong: harm first, then waste, then choices, each by predicted gain.
+    """Return what is wrong: harm first, then waste, then choices, each sorted by predicted gain.
 
-    A finding that should save less than 2% of the step, and no memory, is left out unless it is
-    harm. Rules may try other shapes on the device, which takes seconds at most.
+    A finding with a predicted gain of less than 2% of the step, and none of memory, is left out
+    unless it is harm. Rules may time other shapes on the device, which takes a few seconds at
+    most.
     """
     every: list[Finding] = []
     for rule in RULES:

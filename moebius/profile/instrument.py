@@ -1,4 +1,4 @@
-"""Marks around the parts of a model, put there from outside: the model knows nothing of them."""
+"""Put marks around the parts of a model from outside, so that its code does not know of them."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +27,8 @@ IN_EAGER_BLOCKS = (
     (layer.MoE, "_join", "combine"),
     (layer, "layer_stats", "router"),
 )
-# functions that our own expert kernels consist of, inside operators that the compiler leaves alone
+# Functions that our own expert kernels consist of, inside operators that the compiler does not
+# enter.
 IN_OWN_KERNELS = (
     ("sort_by_expert", "dispatch"),
     ("gather", "dispatch"),
@@ -52,7 +53,7 @@ MODULES = {
 
 @contextmanager
 def marked_calls(timeline: Timeline, compiled: bool, own_kernels: bool) -> Iterator[None]:
-    """Put marks around functions for as long as the context lasts.
+    """Put marks around functions while the context is active.
 
     compiled: whether the blocks are compiled. own_kernels: whether the experts run in Moebius's
     own Triton kernels.
@@ -73,7 +74,7 @@ def marked_calls(timeline: Timeline, compiled: bool, own_kernels: bool) -> Itera
 def instrument(
     model: Transformer, optimizers: list[torch.optim.Optimizer], timeline: Timeline, compiled: bool
 ) -> None:
-    """Put marks around a model's modules, for good, after it has been laid out on the device."""
+    """Put permanent marks around the modules of a model that was laid out on the device."""
     if compiled:
         _mark_eager_experts(model, timeline)
     else:
@@ -83,7 +84,7 @@ def instrument(
             if isinstance(module, attention.Attention):
                 _wrap(module, "attend", "attention_core", timeline)
             if isinstance(module, transformer.Block):
-                # what is left of a block's own time are the sums into the residual stream
+                # What remains of a block's own time are the additions to the residual stream.
                 _wrap(module, "forward", "norms", timeline)
     _wrap(model, "embed", "embedding", timeline)
     for optimizer in optimizers:
@@ -93,7 +94,7 @@ def instrument(
 
 
 def _mark_head(model: Transformer, timeline: Timeline) -> None:
-    """Mark the LM head: with a bias on the logits it belongs to multi-token prediction."""
+    """Mark the LM head. A call with a bias on the logits belongs to multi-token prediction."""
     next_token = timeline.around("lm_head", model.head_loss)
     ahead = timeline.around("mtp", model.head_loss)
 
@@ -108,8 +109,8 @@ def _mark_head(model: Transformer, timeline: Timeline) -> None:
 def _mark_eager_experts(model: Transformer, timeline: Timeline) -> None:
     """Mark experts that stay outside of the compiled blocks.
 
-    Their backend takes as many tokens as the router says, and the compiler leaves such code alone.
-    It does compile the functions that this code calls, marked or not, but never the marks.
+    Their backend has shapes that depend on the routing, and the compiler does not compile such
+    code. It does compile the functions that this code calls, marked or not, but never the marks.
     """
     if model.backends.expert_record.has_static_rows:
         return

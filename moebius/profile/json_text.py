@@ -1,4 +1,4 @@
-"""A profile for programs, as JSON."""
+"""Format a profile as JSON for programs."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from moebius.profile.verify import Verified
 def as_json(
     profile: Profile, findings: Sequence[Finding], verified: Sequence[Verified] = ()
 ) -> str:
-    """Return everything that the table, the findings and their verifications say.
+    """Return everything in the table, the findings and their verifications.
 
     Times are in seconds, and sizes in FLOPs and bytes.
     """

@@ -1,9 +1,9 @@
-"""Marks inside compiled code: before each kernel, the components that its operations came from.
+"""Put marks into compiled code: before each kernel, the components that its operations came from.
 
-torch.compile keeps the lines of source that each operation came from, in the backward pass too.
-The names of the functions in that trace say which component a kernel belongs to, and one line in
-the code that inductor generates marks it. The kernels themselves, and what is fused into them,
-are exactly those of a step that is not profiled.
+torch.compile keeps the source lines that each operation came from, also for the backward pass. The
+names of the functions in that trace say which component a kernel belongs to, and one line in the
+code that inductor generates marks it. The kernels themselves, and what is fused into them, are
+exactly those of a step that is not profiled.
 """
 
 import re
@@ -41,18 +41,18 @@ OWNERS = {
     ("model/head", ""): "lm_head",
     ("model/loss", "cross_entropy"): "lm_head",
 }
-"""Component of each function, by its file in the package and its name; "" is any other function of
-the file. The innermost frame that is listed decides, except that a WHOLE component owns all that
-it calls."""
+"""Component of each function, by its file in the package and its name; "" stands for any other
+function of the file. The innermost listed frame decides, except that a WHOLE component owns
+everything that it calls."""
 PLAIN = re.compile(
     r"reshape|view|permute|transpose|slice|select|(un)?squeeze|expand|full|iota|scalar_tensor"
     r"|empty|getitem|as_strided|split|convert_element_type|_to_copy|clone|add"
 )
-"""Operations that cost nothing by themselves, or that occur in every component. They decide only
-in a kernel that consists of nothing else."""
+"""Operations that cost nothing by themselves, or that occur in every component. They only decide
+the component of a kernel that consists of nothing else."""
 PRODUCT = re.compile(r"(^|_|[^a-z])(add|b|baddb)?mm\b|attention|^moebius\.")
-"""Operations that are a kernel of their own. The operations that produced their inputs are listed
-among that kernel's, but do not belong to it."""
+"""Operations that are always a separate kernel. Inductor also lists the operations that produced
+their inputs under that kernel, but these do not belong to it."""
 FRAME = re.compile(r'File "([^"]+)", line \d+, in (\w+)')
 
 
@@ -60,7 +60,7 @@ FRAME = re.compile(r'File "([^"]+)", line \d+, in (\w+)')
 def marked_kernels() -> Iterator[None]:
     """Mark everything that is compiled in this context.
 
-    Nothing is taken from the compiler's caches or left in them.
+    The compiler's caches are neither read nor written.
     """
     import torch._functorch.config as functorch
     import torch._inductor.config as inductor
@@ -81,7 +81,7 @@ def marked_kernels() -> Iterator[None]:
 
     def codegen(self: Any, nodes: Any) -> None:
         original_codegen(self, nodes)
-        _write(self, ())  # what follows belongs to the code around the compiled one
+        _write(self, ())  # what follows belongs to the code around the compiled code
 
     with (
         inductor.patch(fx_graph_cache=False),
@@ -120,7 +120,7 @@ def _owner(target: str, trace: str) -> str:
 
 
 def _frames(trace: str) -> Iterator[tuple[str, str]]:
-    """Yield file and function of each frame that lies in the package or is torch's RMSNorm."""
+    """Yield the file and function of each frame in the package or in torch's RMSNorm."""
     for file, function in FRAME.findall(trace):
         path = Path(file)
         if path.is_relative_to(PACKAGE):
@@ -139,6 +139,6 @@ def _write(scheduler: Any, components: tuple[str, ...]) -> None:
 
     device = str(scheduler.current_device or scheduler.default_device_context or "cpu")
     if device.startswith("cpu"):
-        scheduler.flush()  # code for a CPU is collected, and written later
+        scheduler.flush()  # code for a CPU is otherwise collected and written later
     V.graph.wrapper_code.add_import_once("from moebius.profile.timeline import passed")
     V.graph.wrapper_code.writeline(f"passed({', '.join(map(repr, components))})")

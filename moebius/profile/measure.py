@@ -1,4 +1,4 @@
-"""A training step, measured as it is and cut into components, in turns on one machine."""
+"""Measure a training step, both undisturbed and cut into components, in turns on one machine."""
 
 import statistics
 import time
@@ -12,8 +12,8 @@ from moebius.profile.steps import Steps
 from moebius.profile.timeline import Piece, Timeline
 from moebius.profile.usage import Usage, usage
 
-# The host takes at least this many times as long to launch a step while a profiler watches it:
-# docs/log/profiling.md.
+# While a profiler watches, the host takes at least this many times as long to launch a step
+# (docs/log/profiling.md).
 WATCHED = 1.2
 
 
@@ -22,18 +22,18 @@ class Measured:
     """The times of a training step."""
 
     rounds: list[float]
-    """Seconds of a step as it is, in each round of the measurement."""
+    """Seconds of an undisturbed step, in each round of the measurement."""
     pieces: dict[Piece, float]
     """Seconds of each piece of a step."""
     slowdown: float
-    """How many times as long a step took while it was cut into pieces."""
+    """Time of a step that was cut into pieces, divided by that of an undisturbed step."""
     experts_per_token: list[float]
-    """Mean number of experts that took a token, in each layer. The MTP layer comes last, over its
-    three passes."""
+    """Mean number of experts that took a token, in each layer. The MTP layer comes last, summed
+    over its three passes."""
     gpu: Usage
-    """What the step uses of a GPU apart from time."""
+    """Other costs of the step on a GPU: memory, and waits of the host."""
     host: float = 0.0
-    """Seconds that the host takes to launch a step, about. 0 on a CPU."""
+    """Approximate seconds that the host takes to launch a step. 0 on a CPU."""
 
     @property
     def seconds(self) -> float:
@@ -41,7 +41,7 @@ class Measured:
         return statistics.median(self.rounds)
 
     def of(self, component: str, direction: str = "") -> float:
-        """Return the seconds of a component, in one direction or (the default) in all of them."""
+        """Return the seconds of a component in one direction or, by default, in all directions."""
         return sum(
             seconds
             for piece, seconds in self.pieces.items()
@@ -57,15 +57,15 @@ class Measured:
 
     @property
     def covered(self) -> float:
-        """Sum of the pieces as a share of the step as it is."""
+        """Sum of the pieces as a share of an undisturbed step."""
         return sum(self.pieces.values()) / self.seconds
 
 
 def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tuple[Measured, Steps]:
     """Return the times of a configuration's step, and the model that ran it.
 
-    Steps as they are and steps that are cut into pieces take turns, for about `seconds` after
-    everything has been compiled. So a machine that is slower for a while is slower for both.
+    Undisturbed steps and steps that are cut into pieces take turns, for about `seconds` after
+    everything has been compiled. A temporary slowdown of the machine thus affects both.
     """
     on_gpu = device.type == "cuda"
     timeline = Timeline(device)
@@ -73,7 +73,7 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
     seconds_per_step = steps.run(1)
     steps.cut(1)
     max_rounds = 16 if on_gpu else 64  # starting a GPU's profiler takes time
-    # When a round begins, a GPU has nothing in its queue, which during training it has.
+    # At the beginning of a round, the GPU's queue is empty, which it never is during training.
     fewest_steps = 3 if on_gpu else 1
     per_round = max(fewest_steps, min(10, int(seconds / max_rounds / seconds_per_step)))
     plain: list[float] = []
@@ -115,10 +115,10 @@ def _shares(plain: list[float], cut: list[dict[Piece, float]]) -> dict[Piece, fl
 
 
 def without_slowdown(pieces: dict[Piece, float], seconds: float) -> dict[Piece, float]:
-    """Return the pieces of a step that takes `seconds`, without what cutting it has added.
+    """Return the pieces of a step that takes `seconds`, without the time that cutting has added.
 
-    Cutting keeps the host busy, and that can make a GPU wait longer. The time that it waits is
-    shortened so that all pieces fit into the step. The time that it works is the same either way.
+    Cutting keeps the host busy, which can make a GPU wait longer. Its waiting time is shortened so
+    that all pieces fit into the step. Its working time is the same with and without cutting.
     """
     waiting = sum(took for piece, took in pieces.items() if piece.direction == "waiting")
     if not waiting:
@@ -134,14 +134,14 @@ def without_slowdown(pieces: dict[Piece, float], seconds: float) -> dict[Piece, 
 def launch_seconds(watched: float, slowdown: float, seconds: float) -> float:
     """Return the seconds that the host takes to launch a step when no profiler watches it.
 
-    watched: what it takes while a profiler does. If the host is what bounds the step, the step is
-    slowed down by as much as the host is. Launching a step never takes longer than the step.
+    watched: the seconds while a profiler watches. If the host bounds the step, the profiler slows
+    down the step as much as the host. Launching a step never takes longer than the step.
     """
     return min(seconds, watched / max(WATCHED, slowdown))
 
 
 def _experts_per_token(steps: Steps) -> list[float]:
-    """Return the figures of the last step that ran."""
+    """Return `Measured.experts_per_token` of the last step that ran."""
     tokens = steps.config.train.batch_size * steps.config.train.seq_len
     model = steps.config.model
     routed = iter(

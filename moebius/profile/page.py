@@ -1,4 +1,4 @@
-"""A profile as one HTML page that needs no other file: the chart, the findings, the table."""
+"""Format a profile as a self-contained HTML page: the chart, the findings and the table."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ dl.facts dt { color: #6b6b70 }
 
 
 def page(profile: Profile, findings: Sequence[Finding], verified: Sequence[Verified] = ()) -> str:
-    """Return the page as HTML that loads nothing from anywhere else."""
+    """Return the page as HTML that loads no other file."""
     return "\n".join(
         [
             *_head(profile),
@@ -68,7 +68,7 @@ def _head(profile: Profile) -> Iterator[str]:
 
 
 def _findings(profile: Profile, findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield the findings with their changes and predictions, or what the step is bound by."""
+    """Yield the findings with changes and predictions or, without any, what bounds the step."""
     if not findings:
         yield f"<p>Nothing; {escape(bound(profile))}.</p>"
         return
@@ -81,7 +81,7 @@ def _findings(profile: Profile, findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _facts(profile: Profile) -> Iterator[str]:
-    """Yield what there is to say about the whole step."""
+    """Yield the facts about the whole step."""
     yield "<dl class=facts>"
     for name, text in summary(profile):
         yield f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"

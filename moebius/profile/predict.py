@@ -1,4 +1,4 @@
-"""What a step would take with another configuration, from one that was measured."""
+"""Predict the time of a step with another configuration from a measured step."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from moebius.cost.floor import Component, components
 from moebius.profile.result import Profile
 
 MOVING = ("dispatch", "activation", "combine")
-"""Components whose time depends on how many rows are moved, not on how many are used."""
+"""Components whose time depends on how many rows are moved, even if not all of them are used."""
 DECIDES_ROUTING = (
     "router_type",
     "router_top_k",
@@ -23,14 +23,14 @@ DECIDES_ROUTING = (
 def predicted_seconds(
     profile: Profile, config: Config, factors: Mapping[str, float] | None = None
 ) -> float:
-    """Return the seconds that a step of `config` should take for the profiled step's tokens.
+    """Return the predicted seconds of a step of `config`, for as many tokens as the profiled step.
 
-    A component keeps its efficiency: it takes what was measured, times the ratio of its floors
-    with and without the change. A component without a floor takes time in proportion to the
-    tokens. What a GPU waits before a component stays the same, unless the component disappears.
-    No step is shorter than the time in which the host launches it, once for each forward pass.
+    A component keeps its efficiency: its predicted time is the measured time, times the ratio of
+    its floors with and without the change. A component without a floor takes time in proportion to
+    the tokens. The time that a GPU waits before a component stays the same, unless the component
+    disappears. No step is shorter than the time in which the host launches all of its passes.
 
-    factors: ratios to use instead, for components whose efficiency is known to change.
+    factors: for components whose efficiency is known to change, the ratios to use instead.
     """
     before = components(profile.config, profile.item, profile.measured.experts_per_token)
     after = components(config, profile.item, _experts_per_token(profile, config))
@@ -71,7 +71,7 @@ def _floor(profile: Profile, cost: Component) -> float:
 
 
 def _experts_per_token(profile: Profile, config: Config) -> list[float] | None:
-    """Return what was measured, or None if the change affects it."""
+    """Return the measured experts per token, or None if the change affects them."""
     is_same = all(
         getattr(config.model, name) == getattr(profile.config.model, name)
         for name in DECIDES_ROUTING

@@ -1,4 +1,4 @@
-"""`moebius profile`: what a step should cost, beside what it does cost, component by component."""
+"""`moebius profile`: compare what a step costs with what it should cost, by component."""
 
 import torch
 
@@ -15,7 +15,7 @@ from moebius.profile.steps import Steps
 def profile(config: Config, device: torch.device, seconds: float = 15.0) -> tuple[Profile, Steps]:
     """Measure a configuration's step, and return its profile and the model that ran it.
 
-    seconds: how long to measure, about. Compiling comes on top of that.
+    seconds: approximate duration of the measurement. Compilation takes additional time.
     """
     dtype = matmul_dtype(config.train, device)
     limits = ceilings(device, dtype)

@@ -1,4 +1,4 @@
-"""A profile: what each component of a training step took, and what it should have cost."""
+"""A profile: how long each component of a training step took, and what it should have cost."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from moebius.cost.floor import Component, Work
 from moebius.hardware.ceilings import Ceilings
 from moebius.profile.measure import Measured
 
-SMALLEST_SHARE = 0.001  # of the step; a component that takes less has no row
+SMALLEST_SHARE = 0.001  # a component that takes a smaller share of the step has no row
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Row:
     bytes: float
     """The fewest bytes that a step has to move for the component."""
     floor: float
-    """Seconds that these FLOPs and bytes take at the device's measured rates, whichever are more.
-    No implementation can be faster. 0 for a component without either."""
+    """The longer of the seconds that the FLOPs, and that the bytes, take at the device's measured
+    rates. No implementation can be faster. 0 for a component without FLOPs and bytes."""
     forward: float
-    """Measured seconds forward; for the optimizer and the data, all of them."""
+    """Measured seconds in forward. For the optimizer and the data, these are all seconds."""
     backward: float
-    """Measured seconds backward."""
+    """Measured seconds in backward."""
     waiting: float
     """Seconds in which a GPU had nothing to do before the component's kernels."""
     share: float
@@ -36,12 +36,12 @@ class Row:
 
     @property
     def seconds(self) -> float:
-        """Measured seconds in all."""
+        """All measured seconds together."""
         return self.forward + self.backward + self.waiting
 
     @property
     def efficiency(self) -> float:
-        """Floor over measured seconds. 0 for a component without a floor."""
+        """The floor divided by the measured seconds. 0 for a component without a floor."""
         return self.floor / self.seconds if self.seconds else 0.0
 
 
@@ -57,8 +57,8 @@ class Profile:
     item: int
     """Bytes of one number in a matrix product."""
     has_row_for_every_choice: bool
-    """A token is moved once for every expert that the router may choose, whether or not it takes
-    that many, because shapes are static."""
+    """Whether a token is moved once for every expert that the router could choose, even if it
+    chooses fewer, because shapes are static."""
     ceilings: Ceilings
     """Measured rates of the device."""
     measured: Measured
@@ -67,20 +67,20 @@ class Profile:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The device's FLOP/s and bytes/s, as `Work.seconds` takes them."""
+        """The device's FLOP/s and bytes/s, in the order of `Work.seconds`'s arguments."""
         return self.ceilings.flops, self.ceilings.bytes
 
     @property
     def tokens_per_second(self) -> float:
-        """Training speed of the step as it is."""
+        """Training speed, without any measuring overhead."""
         return self.config.train.batch_size * self.config.train.seq_len / self.measured.seconds
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilization: the step's FLOPs over what the device could do in its time.
+        """Model FLOPs utilization: the step's FLOP/s, divided by the measured rate of the device.
 
-        FLOPs that activation checkpointing computes again do not count. What the device could do
-        is its measured rate of matrix products.
+        FLOPs that activation checkpointing computes again do not count. The rate is that of large
+        matrix products.
         """
         per_token = training_flops_per_token(
             self.config.model, self.config.train.seq_len, self.measured.experts_per_token

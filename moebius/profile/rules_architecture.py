@@ -1,4 +1,4 @@
-"""Rules about what the model computes at all: its base MLP, its routing, its extra losses."""
+"""Rules about what the model computes: its base MLP, its routing, its additional losses."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,8 +6,8 @@ from dataclasses import replace
 from moebius.profile.case import ROUTED, Case
 from moebius.profile.finding import Finding
 
-FEW_EXPERTS = 2.5  # per token, where a sigmoid router decides
-DROPPED = 0.05  # of the assignments
+FEW_EXPERTS = 2.5  # experts per token, with a sigmoid router
+DROPPED = 0.05  # share of the assignments
 TO_TOP_1 = ("--model.router_type=softmax_topk", "--model.router_top_k=1")
 
 
@@ -26,7 +26,7 @@ def router_without_gradient(case: Case) -> Iterator[Finding]:
 
 
 def dropped_tokens(case: Case) -> Iterator[Finding]:
-    """Report that full experts drop many tokens, which get no expert but cost the same."""
+    """Report that full experts drop many tokens, which get no expert but still cost time."""
     stats = case.steps.result.stats
     tokens = sum(layer.tokens.item() for layer in stats)
     dropped = sum(layer.dropped.item() for layer in stats) / max(1.0, tokens)
@@ -42,10 +42,11 @@ def dropped_tokens(case: Case) -> Iterator[Finding]:
 
 
 def base_mlp(case: Case) -> Iterator[Finding]:
-    """Report a base MLP that every token passes, beside the one expert that it is meant to have.
+    """Report a base MLP that every token passes through in addition to one expert.
 
-    This was the founding document's bottleneck. A sigmoid router gives a token half of the experts
-    before it has learned anything, and beside many experts the base MLP is not what costs.
+    This was the founding document's bottleneck. It is not reported if tokens have many experts, as
+    with a sigmoid router that has not learned anything yet, because the base MLP then costs little
+    in comparison.
     """
     model = case.model
     is_sigmoid = model.router_type == "sigmoid"

@@ -12,16 +12,16 @@ from moebius.profile import trials
 from moebius.profile.case import ROUTED, Case
 from moebius.profile.finding import Finding
 
-WAITING = 0.05  # of the step's time
-LOADING = 0.02  # of the step's time
-OPTIMIZING = 0.1  # of the step's time
+WAITING = 0.05  # share of the step's time
+LOADING = 0.02  # share of the step's time
+OPTIMIZING = 0.1  # share of the step's time
 LOSS_CHUNKS = 8
-LOGITS = 0.1  # of the memory at the peak
+LOGITS = 0.1  # share of the memory at the peak
 BLOCK = {
     *("norms", "attention_projections", "rotary", "attention_core", "router", "base_mlp"),
     *ROUTED,
 }
-"""Components of a block: all of them are computed again by full checkpointing."""
+"""Components of a block, all of which full checkpointing computes again."""
 KEPT = {"attention_projections", "attention_core", "expert_gemms", "base_mlp"}
 """Components whose results selective checkpointing keeps."""
 
@@ -29,8 +29,8 @@ KEPT = {"attention_projections", "attention_core", "expert_gemms", "base_mlp"}
 def copied_heads(case: Case) -> Iterator[Finding]:
     """Report an attention backend that copies KV heads, and so moves more bytes than it has to.
 
-    On a CPU that is the faster way all the same. The prediction comes from the attention core
-    alone, measured with both backends, and leaves out what compilation brings elsewhere.
+    On a CPU, copying is faster nevertheless. The prediction comes from the attention core alone,
+    measured with both backends, and leaves out what compilation gains elsewhere.
     """
     model, backends = case.model, case.steps.backends
     if not ATTENTION[backends.attention].copies_kv_heads or case.steps.device.type == "cpu":
@@ -53,7 +53,7 @@ def copied_heads(case: Case) -> Iterator[Finding]:
 def all_logits(case: Case) -> Iterator[Finding]:
     """Report that all logits of a micro-batch at once fill much of a GPU's memory.
 
-    What it costs to compute the loss in parts instead is measured.
+    The cost of computing the loss in parts instead is measured.
     """
     config, peak = case.config, case.profile.measured.gpu.peak_bytes
     if config.parallel.loss_chunks > 1 or not peak:
@@ -76,7 +76,7 @@ def all_logits(case: Case) -> Iterator[Finding]:
 
 
 def recomputation(case: Case) -> Iterator[Finding]:
-    """Report activation checkpointing where there is enough memory to do without it."""
+    """Report activation checkpointing if there is enough memory without it."""
     parallel, device = case.config.parallel, case.steps.device
     if parallel.activation_checkpointing == "none" or device.type == "cpu":
         return
@@ -134,7 +134,7 @@ def _less_launching(case: Case) -> list[str]:
 
 
 def data_bound(case: Case) -> Iterator[Finding]:
-    """Report that loading a batch takes time, which it should not."""
+    """Report that loading a batch takes a noticeable share of the step."""
     share = case.share("data")
     if share > LOADING:
         yield case.finding(
@@ -147,7 +147,7 @@ def data_bound(case: Case) -> Iterator[Finding]:
 
 
 def small_batch(case: Case) -> Iterator[Finding]:
-    """Report a batch so small that the optimizer, whose time is always the same, takes long."""
+    """Report a batch so small that the optimizer's constant time is a large share of the step."""
     batch_size, share = case.config.train.batch_size, case.share("optimizer")
     if share > OPTIMIZING:
         yield case.finding(

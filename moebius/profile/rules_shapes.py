@@ -1,4 +1,4 @@
-"""Rules about shapes that do not suit the device's kernels. Most try another shape on it."""
+"""Rules about shapes that do not suit the device's kernels. Most of them time another shape."""
 
 import math
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from moebius.profile import trials
 from moebius.profile.case import Case
 from moebius.profile.finding import Finding
 
-# Matrix units and fused attention kernels work in tiles at least as wide as the first.
+# Matrix units and fused attention kernels work in tiles that are at least SMALL_HEAD wide.
 SMALL_HEAD, LARGE_HEAD = 64, 128
 VOCABULARY_TILE = 64
 EXPERT_TILE = 128
 ROW_TILE = 128
-EMPTY_ROWS = 0.05  # of the rows that a product computes
+EMPTY_ROWS = 0.05  # share of the rows that a product computes
 
 
 def small_heads(case: Case) -> Iterator[Finding]:
     """Report attention heads that are narrower than a tile, and so waste the rest of it.
 
-    The prediction comes from the attention core alone, measured in both shapes. The proposed
-    heads are wider but have as many weights in all, and keys and values keep their width as far
+    The prediction comes from the attention core alone, measured in both shapes. The proposed heads
+    are wider and fewer, with as many weights in total, and keys and values keep their width as far
     as possible.
     """
     model = case.model
@@ -64,7 +64,7 @@ def _wider_heads(model: ModelConfig) -> list[tuple[int, int, int]]:
 
 
 def vocabulary(case: Case) -> Iterator[Finding]:
-    """Report a vocabulary that is no multiple of a tile, which slows down the LM head."""
+    """Report a vocabulary that is not a multiple of a tile, which slows down the LM head."""
     size = case.model.vocab_size
     padded = math.ceil(size / VOCABULARY_TILE) * VOCABULARY_TILE
     if padded == size:
@@ -79,7 +79,7 @@ def vocabulary(case: Case) -> Iterator[Finding]:
 
 
 def expert_width(case: Case) -> Iterator[Finding]:
-    """Report experts whose width is no multiple of a tile, and so wastes the rest of it.
+    """Report experts whose width is not a multiple of a tile, which wastes part of a tile.
 
     Both widths are measured as one plain matrix product.
     """
@@ -102,7 +102,7 @@ def expert_width(case: Case) -> Iterator[Finding]:
 
 
 def padded_rows(case: Case) -> Iterator[Finding]:
-    """Report that experts have few rows each, and so waste much of the tiles that these fill."""
+    """Report that experts have few rows each, which leave large parts of their tiles empty."""
     train = case.config.train
     tokens = case.steps.micro_batch * train.seq_len
     counts = filter(None, case.model.experts_per_layer)
@@ -128,8 +128,8 @@ def padded_rows(case: Case) -> Iterator[Finding]:
 def uneven_load(case: Case) -> Iterator[Finding]:
     """Report that an uneven load of the busiest layer's experts costs time.
 
-    They are measured with the load that they had and with an even one. The router is untrained;
-    the load of a run is in its metrics.jsonl.
+    They are measured with the load that they had and with an even load. The profiled router is
+    untrained; metrics.jsonl has the load of a real run.
     """
     stats = case.steps.result.stats[: case.model.num_layers]
     if not stats or not case.steps.backends.expert_record.has_static_rows:

@@ -59,11 +59,11 @@ class Steps:
         return total_memory(self.device)
 
     def next_batch(self) -> Tensor:
-        """Return tokens_BL of the next step, loaded as the training loop does it."""
+        """Return tokens_BL of the next step, loaded in the same way as in the training loop."""
         return self.feed.at(self.state.batch)
 
     def run(self, count: int) -> float:
-        """Run steps, and return the seconds of one, on average over all `count`."""
+        """Run `count` steps, and return the mean seconds per step."""
         wait(self.device)
         start = time.perf_counter()
         for _ in range(count):
@@ -72,7 +72,7 @@ class Steps:
         return (time.perf_counter() - start) / count
 
     def cut(self, count: int) -> dict[Piece, float]:
-        """Run steps, and return the seconds of each piece of one, on average over all `count`."""
+        """Run `count` steps, and return the mean seconds of each piece per step."""
         assert self.timeline is not None
         with marked_calls(self.timeline, self.is_compiled, self.backends.expert_record.is_fused):
             self.timeline.begin()
@@ -89,10 +89,10 @@ class Steps:
 
 
 def feed_of(config: Config, device: torch.device) -> tuple[Feed, str]:
-    """Return a configuration's text on its way to the device, and in words what text it is.
+    """Return a feed of the configured text to the device, and a description of the text.
 
-    Where the configured text has not been prepared, random documents stand in for it: preparing
-    could take hours.
+    If the configured text has not been prepared, which could take hours, random documents replace
+    it.
     """
     train, ahead, vocab_size = config.train, lookahead(config.model), config.model.vocab_size
     with suppress(DataError, StorageError):

@@ -1,11 +1,11 @@
-"""A profile as a table on the terminal; the page uses the same cells."""
+"""Format a profile as a table for the terminal. The HTML page uses the same cells."""
 
 from moebius.cost.units import gigabytes, short
 from moebius.profile.result import Profile, Row
 
 
 def table(profile: Profile) -> list[str]:
-    """Return the components and the step as lines for the terminal."""
+    """Return the components and the whole step as lines for the terminal."""
     widths = [*(9 for _ in headings(profile)[1:-2]), 7, 10]
     lines = []
     for name, *cells in (headings(profile), *(values(profile, row) for row in profile.rows)):
@@ -25,7 +25,7 @@ def headings(profile: Profile) -> list[str]:
 
 
 def values(profile: Profile, row: Row) -> list[str]:
-    """Return a row's cells, in the order of `headings`. What does not apply is empty."""
+    """Return a row's cells, in the order of `headings`. Cells that do not apply are empty."""
     _, scale = _unit(profile)
     sizes = [short(size) if size else "" for size in (row.parameters, row.flops, row.bytes)]
     seconds = [row.forward, row.backward, *([row.waiting] if profile.measured.waiting else [])]
@@ -40,7 +40,7 @@ def values(profile: Profile, row: Row) -> list[str]:
 
 
 def summary(profile: Profile) -> list[tuple[str, str]]:
-    """Return what there is to say about the whole step: names and texts."""
+    """Return the facts about the whole step, as pairs of a name and a text."""
     measured, (unit, scale) = profile.measured, _unit(profile)
     tokens = profile.config.train.batch_size * profile.config.train.seq_len
     low, high = min(measured.rounds) * scale, max(measured.rounds) * scale
@@ -76,7 +76,7 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
 
 
 def _host(profile: Profile) -> str:
-    """Return what launching a step costs the host, in words."""
+    """Return how long the host takes to launch a step, in words."""
     measured, (unit, scale) = profile.measured, _unit(profile)
     share = measured.host / measured.seconds
     return (
@@ -86,5 +86,5 @@ def _host(profile: Profile) -> str:
 
 
 def _unit(profile: Profile) -> tuple[str, float]:
-    """Return the unit of all times, and how many of it a second has."""
+    """Return the unit of all times, and the number of these units in a second."""
     return ("ms", 1e3) if profile.measured.seconds < 10 else ("s", 1.0)

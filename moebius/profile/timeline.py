@@ -1,10 +1,10 @@
-"""A step's time, cut without gaps into pieces that each belong to one component and one direction.
+"""Cut a step's time without gaps into pieces that belong to one component and one direction.
 
-A piece begins at a mark, where a component is entered or left. In eager code marks stand where
-calls begin and end and, in the backward pass, where the gradients of their inputs and outputs
-are known: hooks on tensors. In compiled code they stand before each kernel (kernels.py). All
-pieces together are the whole step, by construction: on a CPU a piece lasts from its mark to the
-next one, and on a GPU it is what was launched in between (clocks.py).
+A piece begins at a mark, where a component is entered or left. In eager code, marks are set where
+calls begin and end. In the backward pass, tensor hooks set them when the gradients of a call's
+outputs and inputs are known. In compiled code, marks are set before each kernel (kernels.py). The
+pieces add up to the whole step by construction: on a CPU, a piece lasts from its mark to the next
+one, and on a GPU, it is the work that was launched in between (clocks.py).
 """
 
 from collections import defaultdict
@@ -17,22 +17,23 @@ from torch import Tensor
 from moebius.profile.clocks import DeviceClock, HostClock
 
 REST = "everything_else"
-"""The component that has all time that no other component has."""
+"""The component for all time that does not belong to another component."""
 WHOLE = {"mtp", "base_mlp"}
-"""Components that own everything that happens inside of them, whatever it is."""
+"""Components that include all work inside of them, even that of functions with a component of
+their own."""
 
 
 class Piece(NamedTuple):
-    """What a part of the step's time is counted for."""
+    """The component and the direction that a part of the step's time belongs to."""
 
     component: str
     direction: str
-    """`forward` (which includes loading and updating), `backward`, or `waiting`: a GPU had nothing
-    to do before the component's next kernel."""
+    """`forward` (which includes loading the batch and the optimizer), `backward`, or `waiting`: a
+    GPU had nothing to do before the component's next kernel."""
 
 
 class Place(NamedTuple):
-    """A place in the model, at which a mark can stand."""
+    """A place in the model where a mark can be set."""
 
     component: str = REST
     """Component that the time after the mark belongs to."""
@@ -81,21 +82,22 @@ class Timeline:
 
     @property
     def host_seconds(self) -> float:
-        """Seconds in which the host was busy between `begin` and `end`, at least.
+        """Lower bound of the seconds in which the host was busy between `begin` and `end`.
 
         0 on a CPU, where the host is the device.
         """
         return self._clock.host_seconds
 
     def mark(self, place: Place) -> None:
-        """Count the time from now on for a place's component."""
+        """Attribute the time from now on to the component of a place."""
         self._place = place
         self.record(())
 
     def record(self, components: tuple[str, ...]) -> None:
-        """Count the time from now on for these components, or without any for the last place's.
+        """Attribute the time from now on to these components.
 
-        If a WHOLE component is around the last place, the time is that component's instead.
+        Without any components, it goes to the component of the last place. If that place is inside
+        a WHOLE component, the time goes to that component in either case.
         """
         if not self.is_on:
             return
@@ -108,7 +110,7 @@ class Timeline:
     def around(self, component: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function with marks around its calls, forward and backward.
 
-        Time that it spends in calls that are marked for other components is theirs.
+        Time spent in inner calls that are marked for other components belongs to those components.
         """
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -119,10 +121,10 @@ class Timeline:
         return timed
 
     def part(self, component: str, of: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function, called inside an operator of component `of`, as one of `component`.
+        """Return the function with marks that attribute its calls to `component` instead of `of`.
 
-        To the compiler such an operator belongs to one component as a whole. Where more than that
-        one component owns the present time, nothing is marked.
+        The function is called inside an operator that, for the compiler, belongs to the component
+        `of` as a whole. Nothing is marked unless the current time belongs to `of` alone.
         """
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -136,10 +138,10 @@ class Timeline:
         return timed
 
     def _enter(self, component: str, args: Any) -> Any:
-        """Begin a call, and return its arguments.
+        """Mark the beginning of a call, and return its arguments.
 
-        The call's own backward pass is over when the gradient of its first argument that has one
-        is known. Only this use of that argument counts, so it is replaced by a view of itself.
+        The call's own backward pass is over when the gradient of its first differentiable argument
+        is known. Only this use of that argument counts, so it is replaced with a view of itself.
         """
         outside = self._now()
         whole = outside.whole or (component if component in WHOLE else "")
@@ -149,7 +151,7 @@ class Timeline:
         return marked
 
     def _leave(self, result: Any) -> Any:
-        """End a call, and return its result, whose gradient begins the call's backward pass."""
+        """Mark the end of a call, and return its result, whose gradient begins its backward."""
         inside = self._inside.pop()
         result = _replace_first(result, lambda tensor: self._marked(tensor, inside))
         self.mark(self._now())
@@ -159,18 +161,18 @@ class Timeline:
         return self._inside[-1] if self._inside else Place()
 
     def _marked(self, x: Tensor, place: Place) -> Tensor:
-        """Return x, with a mark for the place at the time when its gradient is known."""
+        """Return x with a hook that sets a mark for the place once the gradient of x is known."""
         x.register_hook(lambda _: self.mark(place))
         return x
 
 
-_running: Timeline | None = None  # a global, because generated code has no other way to it
+_running: Timeline | None = None  # a global, because generated code cannot reach it otherwise
 
 
 def passed(*components: str) -> None:
-    """Note that compiled code is about to start a kernel of these components.
+    """Record that compiled code is about to launch a kernel of these components.
 
-    Without any, compiled code is being left. Only generated code calls this (kernels.py).
+    No components mean that compiled code ends here. Only generated code calls this (kernels.py).
     """
     if _running is not None:
         _running.record(components)

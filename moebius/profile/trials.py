@@ -1,7 +1,7 @@
-"""Parts of the step in other shapes, tried alone, forward and backward.
+"""Time single parts of the step in other shapes, forward and backward.
 
-The other shape and the present one are run in turns on the same machine, so that whatever else
-the machine does affects both alike.
+The other shape and the present one run in turns on the same machine, so that other work on the
+machine affects both equally.
 """
 
 import statistics
@@ -26,7 +26,7 @@ Work = Callable[[], object]
 
 
 def attention(steps: Steps, heads: int, kv_heads: int, width: int, backend: str = "") -> Work:
-    """Return the attention core, for the sequences and documents of one micro-batch.
+    """Return the work of the attention core for the sequences and documents of one micro-batch.
 
     heads and kv_heads are the numbers of query and KV heads, and width is that of one head.
     backend is the attention backend's name, by default the one that the model runs with.
@@ -42,7 +42,7 @@ def attention(steps: Steps, heads: int, kv_heads: int, width: int, backend: str 
 
 
 def head(steps: Steps, chunks: int) -> Work:
-    """Return the LM head and its loss in that many parts, for the tokens of one micro-batch."""
+    """Return the work of the LM head and its loss, in `chunks` parts, for one micro-batch."""
     model, S = steps.config.model, steps.config.train.seq_len
     hidden_BSD = _random(steps, steps.micro_batch, S, model.dim)
     weight_VD = _random(steps, model.vocab_size, model.dim)
@@ -58,14 +58,14 @@ def head(steps: Steps, chunks: int) -> Work:
 
 
 def product(steps: Steps, inputs: int, outputs: int) -> Work:
-    """Return a linear layer of these widths, for the tokens of one micro-batch."""
+    """Return the work of a linear layer of these widths for the tokens of one micro-batch."""
     x = _random(steps, steps.micro_batch * steps.config.train.seq_len, inputs)
     weight = _random(steps, outputs, inputs)
     return _both_ways(lambda: torch.nn.functional.linear(x, weight), x, weight)
 
 
 def experts(steps: Steps, load_E: Tensor) -> Work:
-    """Return the widest layer's experts under a load, for the tokens of one micro-batch.
+    """Return the work of the widest layer's experts for the tokens of one micro-batch.
 
     load_E: tokens that each expert takes in a whole step.
     """
@@ -88,10 +88,10 @@ def experts(steps: Steps, load_E: Tensor) -> Work:
 
 
 def ratio(other: Work, present: Work, device: torch.device) -> float:
-    """Return the time of `other` over that of `present`.
+    """Return the time of `other` divided by that of `present`.
 
-    Both run once in each round. The result is the median over the rounds; the first round only
-    warms up.
+    Both run once in each round. The result is the median over the rounds, without the first round,
+    which is a warm-up.
     """
     pairs = [(_seconds(other, device), _seconds(present, device)) for _ in range(ROUNDS + 1)]
     return statistics.median(

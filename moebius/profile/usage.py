@@ -1,4 +1,4 @@
-"""What a training step costs on a GPU apart from time: memory, and waits of the host for it."""
+"""Costs of a training step on a GPU other than time: its memory, and how often the host waits."""
 
 import warnings
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from moebius.hardware.device import peak_memory
 
 @dataclass(frozen=True)
 class Usage:
-    """What one training step uses of a GPU. All figures are 0 on a CPU."""
+    """Memory and host waits of one training step on a GPU. All figures are 0 on a CPU."""
 
     peak_bytes: float = 0.0
     """Largest number of bytes that were allocated at the same time."""
@@ -20,7 +20,7 @@ class Usage:
 
 
 def usage(step: Callable[[], object], device: torch.device) -> Usage:
-    """Return what a step uses. `step` runs one, and waits for the GPU before and after it."""
+    """Return the usage of one step. `step` runs it, and waits for the GPU before and after."""
     torch.cuda.reset_peak_memory_stats(device)
     step()
     peak = peak_memory(device)

@@ -1,4 +1,4 @@
-"""Measuring what the change of a finding brings, to compare it with the prediction."""
+"""Measure the improvement that a finding's change brings, to compare it with the prediction."""
 
 import statistics
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from moebius.profile.steps import Steps
 
 @dataclass(frozen=True)
 class Verified:
-    """What a finding's change did to the time of a step."""
+    """The measured times of a step without and with the change that a finding proposes."""
 
     finding: Finding
     before: list[float]
@@ -31,7 +31,7 @@ class Verified:
 
 
 def verify(steps: Steps, finding: Finding, rounds: int = 6) -> Verified:
-    """Make a finding's change, and measure both configurations in turns."""
+    """Apply a finding's change, and measure both configurations in turns."""
     config = changed(steps.config, finding)
     changed_steps = Steps(config, steps.device)
     tokens, changed_tokens = (

@@ -1,4 +1,4 @@
-"""Findings in words, for the terminal and for the page."""
+"""Describe findings in words, for the terminal and for the HTML page."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def describe(profile: Profile, findings: Sequence[Finding]) -> list[str]:
 
 
 def prediction(profile: Profile, finding: Finding) -> str:
-    """Return what a finding's change should bring."""
+    """Return the predicted improvement from a finding's change, in words."""
     before, after = profile.measured.seconds, finding.seconds
     saved = f", and {gigabytes(finding.bytes)} less memory" if finding.bytes else ""
     return (
@@ -32,7 +32,7 @@ def prediction(profile: Profile, finding: Finding) -> str:
 
 
 def bound(profile: Profile) -> str:
-    """Return what the step is spent on, for a configuration with nothing wrong."""
+    """Return what the step's time is spent on, for a configuration without findings."""
     seconds, waiting = profile.measured.seconds, profile.measured.waiting
     if waiting / seconds > 0.05:
         return (

@@ -1,1 +1,1 @@
-"""Training: optimizer, schedule, checkpoints, and the loop over one resumable state."""
+"""Training: optimizers, schedule, checkpoints, and the loop, around one resumable state."""

@@ -1,4 +1,4 @@
-"""What is done about an alarm."""
+"""Carry out the actions that alarms ask for."""
 
 from collections import Counter
 
@@ -14,8 +14,8 @@ from moebius.train.log import StepLog
 from moebius.train.rollback import roll_back
 from moebius.train.state import TrainState, aux_coefficients, is_finite
 
-HIGHEST_LEVEL = 5  # of raise_aux: 2**5 = 32 times the balance loss
-NUDGE = 0.1  # largest shift of a bias, in units of probability: for an expert without any token
+HIGHEST_LEVEL = 5  # most doublings by raise_aux: 2**5 = 32 times the balance loss
+NUDGE = 0.1  # largest shift of a bias, as a probability: that of an expert without any tokens
 NOISE = 0.1  # added to a revived expert's weights, in standard deviations of the copied ones
 
 
@@ -26,10 +26,10 @@ def answer(
     log: StepLog,
     max_rollbacks: int,
 ) -> None:
-    """Carry out what each alarm's rule asks for, and record it.
+    """Carry out the action of each alarm's rule, and record it.
 
-    Raises NumericError, with the state saved, for an alarm that stops the run and for one
-    roll-back more than max_rollbacks.
+    Raises NumericError, with the state saved, if an alarm stops the run, or if the run would be
+    rolled back more than max_rollbacks times.
     """
     revived: Counter[int] = Counter()
     for alarm in alarms:
@@ -44,10 +44,10 @@ def answer(
 
 
 def carry_out(alarm: Alarm, state: TrainState, revived_before: int = 0) -> str:
-    """Do what the alarm asks for and return what was done, in words.
+    """Carry out the alarm's action, and return what was done, in words.
 
-    revived_before is the number of the layer's experts that were revived in this step already:
-    each one is copied from another expert.
+    revived_before is the number of the layer's experts that were already revived in this step;
+    each revived expert is copied from a different expert.
     """
     index = _routed_index(state, alarm.layer)
     if alarm.action == "raise_aux":
@@ -65,9 +65,9 @@ def carry_out(alarm: Alarm, state: TrainState, revived_before: int = 0) -> str:
 
 @torch.no_grad()
 def nudge_bias(layer: RoutedLayer, counts: list[int]) -> None:
-    """Shift the choice towards experts below the mean load, in proportion, by NUDGE at most.
+    """Shift the choice towards experts below the mean load, in proportion to their difference.
 
-    A bias stays within -1 and 1, which is as far as two probabilities can be apart.
+    A bias stays between -1 and 1, because two probabilities cannot differ by more.
     """
     bias_E = layer.router.bias_E
     load_E = torch.tensor(counts, dtype=bias_E.dtype, device=bias_E.device)
@@ -83,10 +83,10 @@ def revive(
 ) -> None:
     """Make expert `weak` a copy of expert `busy`: weights, router row, bias, optimizer state.
 
-    The noise lets the two share the tokens and then part, as in sparse upcycling (Komatsuzaki et
-    al. 2022, arXiv 2212.05055).
+    Noise on the copied weights lets the two experts share the tokens and then diverge, as in
+    sparse upcycling (Komatsuzaki et al. 2022, arXiv 2212.05055).
     """
-    generator = torch.Generator().manual_seed(seed)  # the run's own generators do not move
+    generator = torch.Generator().manual_seed(seed)  # leaves the run's own generators alone
     layer.router.bias_E[weak] = layer.router.bias_E[busy]
     for parameter in (layer.router.weight_ED, *layer.experts.parameters()):
         source = parameter[busy]
@@ -99,7 +99,7 @@ def revive(
 def _revive_weakest(
     alarm: Alarm, layer: RoutedLayer, state: TrainState, revived_before: int
 ) -> str:
-    """Replace the dead expert, or the one with the least load, by a copy of a busy one."""
+    """Replace the dead expert, or the one with the least load, with a copy of a busy one."""
     counts = alarm.counts
     by_load = sorted(range(len(counts)), key=lambda expert: -counts[expert])
     names_expert = alarm.rule == "dead_expert"
@@ -115,7 +115,7 @@ def _revive_weakest(
 
 
 def _optimizer_state(optimizers: list[torch.optim.Optimizer], parameter: Tensor) -> list[Tensor]:
-    """Return the state tensors that have an entry for each entry of the parameter."""
+    """Return the parameter's state tensors that have the parameter's shape."""
     states = [
         optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state
     ]
@@ -137,7 +137,7 @@ def _raise_or_relax(alarm: Alarm, state: TrainState, index: int) -> str:
 
 
 def _routed_index(state: TrainState, layer: int) -> int:
-    """Return the layer's place among the layers that have experts."""
+    """Return the layer's index among the layers that have experts."""
     return sum(count > 0 for count in state.model.config.experts_per_layer[:layer])
 
 

@@ -1,8 +1,8 @@
 """One checkpoint: safetensors and JSON in a folder, with a SHA-256 of every file.
 
-No pickle is written or read. A checkpoint is written beside its place, synced, and renamed, so a
-folder with its final name is complete. The manifest, which lists every file's size and hash, is
-written last.
+No pickle is written or read. A checkpoint is written under a temporary name, synced, and renamed,
+so a folder with its final name is complete. The manifest, which lists every file's size and hash,
+is written last.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ STATE = "state.json"
 TENSORS = ".safetensors"
 CHUNK = 1 << 24  # bytes that are hashed at a time
 PART_BYTES = 1 << 30  # largest file that holds more than one tensor
-FEW = 4  # so many files, those of a small model, are not worth threads
+FEW = 4  # a checkpoint of up to this many files, that of a small model, is not worth threads
 THREADS = 4  # for writing, hashing and reading; one thread hashes 1 to 2 GB/s
-PARTIAL, REPLACED = ".partial", ".replaced"  # endings of folders that are not in place
+PARTIAL, REPLACED = ".partial", ".replaced"  # suffixes of folders that are not in place
 ADVICE = "resume from another checkpoint, or copy this one again"
 
 Groups = dict[str, dict[str, Tensor]]
-"""Tensors by group ("model", "optimizer", "random") and name."""
+"""Tensors by group ("model", "optimizer" or "random") and then by name."""
 
 
 def save(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
     """Write a checkpoint into `folder`, replacing the one that is there.
 
-    Each group becomes NAME.safetensors, a large one also NAME.2.safetensors and so on; `state`
-    becomes state.json. Raises StorageError, leaving behind only what was there before.
+    Each group becomes NAME.safetensors; a large group continues in NAME.2.safetensors and so on.
+    `state` becomes state.json. Raises StorageError, in which case the folder is left as it was.
     """
     return write(folder, snapshot(tensors), state)
 
@@ -49,9 +49,9 @@ def save(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
 def snapshot(tensors: Groups, into: Groups | None = None) -> Groups:
     """Return copies on the CPU, which later training steps do not change.
 
-    Tied tensors come apart: each name gets its own. `into` is an earlier snapshot, whose tensors
-    are overwritten where they fit. Copies of a GPU's tensors are in pinned memory, which is slow
-    to allocate and several times faster to copy to.
+    Tied tensors are separated: each name gets its own copy. `into` is an earlier snapshot, whose
+    tensors are reused where they fit. Copies of a GPU's tensors are in pinned memory, which is
+    slow to allocate and several times faster to copy to.
     """
     into = into or {}
     copies = {
@@ -67,7 +67,7 @@ def snapshot(tensors: Groups, into: Groups | None = None) -> Groups:
 
 
 def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
-    """Save what `snapshot` returned. Nothing here needs the device, or training to wait.
+    """Save what `snapshot` returned. This neither uses the device nor makes training wait.
 
     Raises StorageError as `save` does.
     """
@@ -100,7 +100,7 @@ def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Groups, dict[str, Any]]:
     """Return the tensors of each group, on `device`, and the state.
 
-    Every file is verified before anything is returned. Raises CheckpointError naming what is
+    Every file is verified before anything is returned. Raises CheckpointError, which names what is
     missing, altered or of another format version.
     """
     tensors: Groups = {}
@@ -120,15 +120,16 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Groups, dict
 
 
 def verify(folder: Path) -> None:
-    """Read a whole checkpoint. Raises CheckpointError for anything that is not as written."""
+    """Read a whole checkpoint. Raises CheckpointError if anything is not as it was written."""
     for _ in verified_files(folder):
         pass
 
 
 def verified_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield each file's name and contents: what was hashed is what is parsed.
+    """Yield each file's name and verified contents.
 
-    A few files are in memory at a time. Raises CheckpointError.
+    The contents are read once, so the bytes that are hashed are the bytes that are parsed. A few
+    files are in memory at a time. Raises CheckpointError.
     """
     files = _manifest(folder)
 
@@ -148,13 +149,13 @@ def verified_files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def random_state() -> dict[str, Tensor]:
-    """Return the states of torch's generators: the CPU's and every GPU's. No others are used."""
+    """Return the states of torch's generators on the CPU and every GPU. No others are used."""
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state()} | {f"cuda:{n}": state for n, state in enumerate(gpus)}
 
 
 def set_random_state(states: dict[str, Tensor]) -> None:
-    """Take over the states of the generators that this machine has.
+    """Restore the states of those generators that this machine has.
 
     Raises CheckpointError for a tensor that is not the state of a generator.
     """
@@ -176,7 +177,7 @@ def _copied(tensor: Tensor, buffer: Tensor | None) -> Tensor:
 
 
 def _side_by_side(work: Callable[[str], Any], names: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield each name with the result of the work on it, in order, several at a time."""
+    """Yield each name with the result of `work(name)`, in order; several run at a time."""
     if len(names) <= FEW:
         yield from ((name, work(name)) for name in names)
         return
@@ -185,7 +186,7 @@ def _side_by_side(work: Callable[[str], Any], names: list[str]) -> Iterator[tupl
 
 
 def _parts(group: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the files of a group: their names and tensors."""
+    """Yield the name and the tensors of each file that a group is stored in."""
     parts: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -201,7 +202,8 @@ def _parts(group: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[s
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the manifest's entries by file name.
 
-    The file must be exactly what `write` makes of them, so that no altered byte in it goes unseen.
+    The file must be exactly what `write` writes for these entries, so that any altered byte is
+    noticed.
     """
     if not folder.is_dir():
         raise CheckpointError(
@@ -244,7 +246,7 @@ def _read(path: Path) -> bytes:
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Write a file of tensors, sync it, and return its manifest entry.
 
-    save_file, unlike save, lets other threads run meanwhile, and needs no second copy in memory.
+    Unlike save, save_file lets other threads run, and needs no second copy in memory.
     """
     save_file(tensors, path)
     digest = hashlib.sha256()
@@ -267,7 +269,8 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
 def _put_in_place(aside: Path, folder: Path) -> None:
     """Rename a complete folder to its final name.
 
-    A checkpoint of that name is moved out of the way first, and deleted once the new one is there.
+    An existing checkpoint of that name is moved out of the way first, and deleted once the new one
+    is in place.
     """
     replaced = folder.with_name(f".{folder.name}{REPLACED}")
     shutil.rmtree(replaced, ignore_errors=True)

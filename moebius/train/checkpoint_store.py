@@ -9,14 +9,14 @@ from pathlib import Path
 from moebius.errors import CheckpointError
 from moebius.train.checkpoint import REPLACED, verify
 
-DELETED = ".deleted"  # ending of a folder that is being deleted
+DELETED = ".deleted"  # suffix of a folder that is being deleted
 
 
 def latest(checkpoints: Path, report: Callable[[str], None], up_to: float = math.inf) -> Path:
     """Return the newest complete and intact checkpoint, of step `up_to` at most.
 
-    `report` gets a line for each checkpoint that is passed over. Raises CheckpointError if there
-    is none.
+    `report` gets a line for each checkpoint that is skipped. Raises CheckpointError if there is no
+    intact one.
     """
     for folder in complete(checkpoints):
         if step_of(folder) > up_to:
@@ -37,9 +37,9 @@ def step_of(folder: Path) -> int:
 
 
 def complete(checkpoints: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first, not verified.
+    """Return the checkpoints of a run, newest first, without verifying them.
 
-    Those that are still being written have other names.
+    Those that are still being written have different names and are left out.
     """
     paths = checkpoints.iterdir() if checkpoints.is_dir() else ()
     matches = {path: re.fullmatch(r"step-(\d+)", path.name) for path in paths}
@@ -48,17 +48,17 @@ def complete(checkpoints: Path) -> list[Path]:
 
 
 def discard_after(checkpoints: Path, step: int) -> None:
-    """Delete the checkpoints of later steps: a run that was rolled back does not continue them."""
+    """Delete the checkpoints of later steps, which a run that was rolled back must not resume."""
     for folder in complete(checkpoints):
         if step_of(folder) > step:
             _delete(folder)
 
 
 def tidy(checkpoints: Path) -> None:
-    """Bring a folder that a killed process left behind in order.
+    """Clean up a folder of checkpoints that a killed process left behind.
 
-    A checkpoint that was moved aside comes back unless its successor is in place; what was half
-    written or half deleted goes.
+    A checkpoint that was moved aside is put back unless its replacement is in place. Checkpoints
+    that were only partly written or partly deleted are removed.
     """
     for path in checkpoints.glob(".step-*") if checkpoints.is_dir() else ():
         place = checkpoints / path.stem.removeprefix(".")
@@ -69,10 +69,11 @@ def tidy(checkpoints: Path) -> None:
 
 
 def prune(checkpoints: Path, keep_last: int, keep_every: int) -> None:
-    """Delete all but the `keep_last` newest checkpoints and those of steps `keep_every` divides.
+    """Delete all but the newest checkpoints and those that are kept permanently.
 
-    A keep_last of 0 deletes none; a keep_every of 0 keeps none for good. The newest checkpoint is
-    verified first, and nothing is deleted unless it is intact: the last good one always stays.
+    The `keep_last` newest checkpoints are kept; 0 keeps all. Checkpoints of steps that are
+    multiples of `keep_every` are kept permanently; 0 keeps none this way. Nothing is deleted
+    unless the newest checkpoint has been verified, so that the last good one always stays.
     """
     newest_first = complete(checkpoints)
     if not keep_last or len(newest_first) <= keep_last:
@@ -84,6 +85,6 @@ def prune(checkpoints: Path, keep_last: int, keep_every: int) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a checkpoint, out of sight first: a checkpoint that can be seen is whole."""
+    """Rename and delete a checkpoint, so that no partial folder has a checkpoint's name."""
     hidden = folder.rename(folder.with_name(f".{folder.name}{DELETED}"))
     shutil.rmtree(hidden, ignore_errors=True)

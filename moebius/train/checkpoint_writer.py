@@ -1,4 +1,4 @@
-"""Saving while training goes on."""
+"""Save checkpoints while training continues."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +12,11 @@ from moebius.train.state import TrainState
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, one at a time; training waits only for the copy to memory.
+    """Writes checkpoints in a thread, one at a time. Training only waits for the copy to memory.
 
     Use it as a context manager: leaving it waits for the last checkpoint. An error in writing is
-    raised by the next `save` or `wait`; a checkpoint that could not be written is never complete.
-    A process that does not write saves nothing.
+    raised by the next `save` or `wait`, and leaves no partial checkpoint behind. Only the process
+    of rank 0 saves anything.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class CheckpointWriter:
             self._pool.shutdown(wait=True)
 
     def save(self, state: TrainState) -> None:
-        """Copy the state and have it written, unless this very state was already.
+        """Copy the state and start writing it, unless the state of this step is already saved.
 
-        Raises StorageError if the checkpoint before could not be written.
+        Raises StorageError if the previous checkpoint could not be written.
         """
         self.wait()
         if not self._writes or self._saved == (state.step, state.batch):
@@ -63,7 +63,7 @@ class CheckpointWriter:
         self._pending = self._pool.submit(self._write, folder, self._copies, values)
 
     def wait(self) -> None:
-        """Return once what is being written is complete. Raises StorageError if it failed."""
+        """Wait until the current checkpoint is written. Raises StorageError if that failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

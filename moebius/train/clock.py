@@ -1,4 +1,4 @@
-"""Time spent training, without evaluations and checkpoints."""
+"""Measure the time spent training, not counting evaluations and checkpoints."""
 
 import time
 
@@ -16,14 +16,14 @@ class Clock:
         self._started: float | None = time.perf_counter()
 
     def pause(self) -> None:
-        """Stop, once the device has done the work that was queued."""
+        """Wait until the device has done its queued work, and stop."""
         if self._started is not None:
             wait(self.device)
             self._seconds += time.perf_counter() - self._started
             self._started = None
 
     def go_on(self) -> None:
-        """Start again; does nothing while it runs."""
+        """Start again. Does nothing if the clock is running."""
         if self._started is None:
             self._started = time.perf_counter()
 

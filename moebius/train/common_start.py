@@ -1,10 +1,10 @@
-"""A common start for a layer's experts.
+"""Keep the experts of a layer equal for the first part of a run (`train.common_start`).
 
-A top-1 expert sees one token in E, behind a gate that starts near 1/E. In the first part of a run
-it learns far slower than the dense MLP it stands for, and the mixture lags behind its dense twin.
-Experts that start equal and share their gradients stay equal, and get the whole early training of
-a dense MLP; they part once the router has something to choose between. Sparse upcycling does the
-same with a dense model that is trained already (Komatsuzaki et al. 2022, arXiv 2212.05055).
+A top-1 expert sees one token in E, behind a gate that starts near 1/E. In the first part of a run,
+it learns far more slowly than the dense MLP that it replaces, and the mixture lags behind its
+dense twin. Experts that start equal and share their gradients stay equal, and get the whole early
+training of a dense MLP. They diverge once they no longer share gradients. Sparse upcycling does
+the same with a dense model that is already trained (Komatsuzaki et al. 2022, arXiv 2212.05055).
 """
 
 import math
@@ -25,8 +25,8 @@ def tie_experts(model: nn.Module) -> None:
 def share_expert_gradients(model: nn.Module) -> None:
     """Give every expert of a layer the same gradient, in place.
 
-    It is their sum, which is what one MLP in their place would have got, over the square root of
-    their number, so that the global gradient norm is that MLP's too.
+    It is the sum of their gradients, which one MLP in their place would have had, divided by the
+    square root of their number. The global gradient norm is then the same as with that MLP.
     """
     for weight in _expert_weights(model):
         if weight.grad is not None:

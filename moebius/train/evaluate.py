@@ -18,7 +18,7 @@ class Evaluation(NamedTuple):
     loss: float
     """Nats per token."""
     bits_per_byte: float
-    """Bits per byte of the raw text: what different tokenizers can be compared by."""
+    """Bits per byte of the raw text, which are comparable between different tokenizers."""
     tokens: int
     """Number of tokens that were predicted."""
 

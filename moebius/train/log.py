@@ -1,4 +1,4 @@
-"""The log of a run: what a step measured, on its way to every sink."""
+"""The log of a run, which sends the metrics and events of each step to every sink."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +23,11 @@ from moebius.train.step_metrics import step_metrics
 
 @dataclass(frozen=True)
 class AnsweredAlarm:
-    """The event of an alarm together with what was done about it."""
+    """The event of an alarm and of the action that was taken."""
 
     alarm: Alarm
     done: str
-    """What was done, in words; empty for an alarm that only warns."""
+    """The action that was taken, in words; empty for an alarm that only warns."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as an object for events.jsonl."""
@@ -84,13 +84,13 @@ class StepLog:
         return metrics
 
     def event(self, alarm: Alarm, done: str) -> None:
-        """Write an alarm and what was done about it to every sink."""
+        """Write an alarm, and the action that was taken, to every sink."""
         self.sinks.event(AnsweredAlarm(alarm, done))
 
     def settle(self) -> None:
-        """Report the steps skipped since the last time. Waits for the device.
+        """Report the steps that were skipped since the last call. Waits for the device.
 
-        Raises NumericError once more than train.max_skipped were skipped in a row.
+        Raises NumericError if more than train.max_skipped steps in a row were skipped.
         """
         self.skipped.settle(self.sinks.event)
 
@@ -102,7 +102,7 @@ class StepLog:
             writer.save(self.state)
 
     def rewind(self) -> None:
-        """After a roll-back: drop the metrics of the steps that will be trained again."""
+        """Drop the metrics of the steps that will be trained again after a rollback."""
         self.sinks.rewind(self.state.step)
         self.tokens = self.state.tokens
         self.skipped.forget()

@@ -1,4 +1,4 @@
-"""The training loop: steps, and what is due after each."""
+"""The training loop: each step, and the logging, evaluation and saving that is due after it."""
 
 from moebius.errors import Interrupted
 from moebius.observe.terminal import Terminal
@@ -54,10 +54,10 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
                 stop.requested,
             )
     last = evaluation or evaluate(*trained)
-    assert last is not None  # nothing stops this one
+    assert last is not None  # this evaluation has no `stopped` function
     return last
 
 
 def is_due(step: int, every: int) -> bool:
-    """Return whether `step` is a multiple of `every`; 0 is never."""
+    """Return whether `step` is a multiple of `every`; an `every` of 0 means never."""
     return every > 0 and step % every == 0

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is orthogonalized, matrix by matrix."""
+"""The Muon optimizer: momentum whose update is orthogonalized, matrix by matrix."""
 
 import math
 from collections import defaultdict
@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-# Jordan 2024: steepest at 0; singular values end between about 0.7 and 1.2
+# Jordan 2024 chose the polynomial that is steepest at 0; singular values end between about 0.7 and
+# 1.2.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 SMALLEST_NORM = 1e-7  # a gradient is divided by at least this, so that zeros stay zeros
@@ -15,16 +16,17 @@ UPDATE_RMS = 0.2  # the usual size of AdamW's updates (Moonlight, arXiv 2502.169
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalized, with decoupled weight decay.
+    """Orthogonalized Nesterov momentum with decoupled weight decay.
 
-    Jordan 2024 (kellerjordan.github.io/posts/muon). Updates are scaled to AdamW's size,
-    0.2 * sqrt(max(rows, columns)), as in Moonlight (arXiv 2502.16982). A parameter of shape
-    (..., rows, columns) is a batch of independent matrices: experts (E, D, F) are orthogonalized
-    one by one. Raises ValueError for a parameter that has no rows and columns.
+    The method is that of Jordan 2024 (kellerjordan.github.io/posts/muon). Updates are multiplied
+    by 0.2 * sqrt(max(rows, columns)), which gives them the size of AdamW's, as in Moonlight (arXiv
+    2502.16982). A parameter of shape (..., rows, columns) is a batch of independent matrices:
+    experts (E, D, F) are orthogonalized one by one. Raises ValueError for a parameter with fewer
+    than two dimensions.
     """
 
     found_inf: Tensor | float = 0.0
-    """Where this is 1, a step changes nothing. torch's fused optimizers use the same name."""
+    """If this is 1, a step changes nothing. torch's fused optimizers use the same name."""
 
     def __init__(
         self,
@@ -63,14 +65,14 @@ class Muon(torch.optim.Optimizer):
     def _update(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float
     ) -> None:
-        """Update parameters of one shape with one batched orthogonalization: few launches."""
+        """Update parameters of one shape with one batched orthogonalization, to launch less."""
         is_taken = 1.0 - self.found_inf
         directions: list[Tensor] = []
         for parameter in parameters:
             assert parameter.grad is not None
             gradient = parameter.grad
             if isinstance(is_taken, Tensor):
-                gradient = torch.where(is_taken > 0, gradient, 0.0)  # nothing times NaN is NaN
+                gradient = torch.where(is_taken > 0, gradient, 0.0)  # 0 times NaN is NaN
             buffer = self.momentum_of(parameter).lerp_(gradient, (1 - momentum) * is_taken)
             nesterov = gradient.lerp(buffer, momentum)
             directions.append(_for_products(nesterov).reshape(-1, *parameter.shape[-2:]))
@@ -83,9 +85,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices_XRC: Tensor) -> Tensor:
-    """Return each of X matrices moved towards U V^T of its singular value decomposition.
+    """Return each of X matrices, approximately orthogonalized: U V^T of its SVD.
 
-    A quintic Newton-Schulz iteration (Jordan 2024).
+    This is a quintic Newton-Schulz iteration (Jordan 2024).
     """
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices_XRC.shape[-2] > matrices_XRC.shape[-1]
@@ -99,9 +101,9 @@ def orthogonalize(matrices_XRC: Tensor) -> Tensor:
 
 
 def _for_products(matrix: Tensor) -> Tensor:
-    """Return the matrix in the format that the iteration runs in: bfloat16 on a GPU.
+    """Return the matrix in the dtype of the iteration: bfloat16 on a GPU, float32 elsewhere.
 
-    The iteration only has to bring singular values near 1, and its own error is larger than the
-    rounding's (Jordan 2024). Most CPUs emulate bfloat16, so they keep float32.
+    The iteration only has to bring singular values near 1, and its own error is larger than that
+    of rounding (Jordan 2024). CPUs keep float32 because most of them emulate bfloat16.
     """
     return matrix.bfloat16() if matrix.is_cuda else matrix

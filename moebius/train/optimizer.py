@@ -15,10 +15,10 @@ FUSED_DEVICES = ("cpu", "cuda")
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Return the optimizers that `train.optimizer` names, which together update every parameter.
 
-    Matrices are decayed; norms and biases are not, as in GPT-3 and Llama. Nor is the embedding,
-    as in OLMo 2 (arXiv 2501.00656): decay also shrinks the rows of tokens that a batch does not
-    have, and a small input to the first norm makes its gradient large (Takase et al. 2023, arXiv
-    2312.16903). That holds for an embedding that is the LM head, too.
+    Matrices are decayed; norms and biases are not, as in GPT-3 and Llama. The embedding is not
+    decayed either, as in OLMo 2 (arXiv 2501.00656), even if it is also the LM head: decay would
+    also shrink the rows of tokens that a batch does not contain, and a small input to the first
+    norm makes its gradient large (Takase et al. 2023, arXiv 2312.16903).
     """
     return _BUILDERS[config.optimizer](dict(model.named_parameters()), config)
 
@@ -26,8 +26,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Return whether a parameter is a matrix of attention, an MLP or the experts.
 
-    Matrices that face the vocabulary are not hidden, nor are routers and residual mixes, whose
-    rows stand for choices.
+    The embedding and the LM head are not hidden matrices, and neither are routers and residual
+    mixes, whose rows stand for choices.
     """
     not_hidden = {"embedding", "lm_head", "router", "mix"}
     return parameter.ndim >= 2 and not _is_bias(name) and not_hidden.isdisjoint(name.split("."))
@@ -36,26 +36,26 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 def is_decayed(name: str, parameter: Tensor) -> bool:
     """Return whether weight decay applies: to matrices, but not to the embedding.
 
-    Biases that are stacked into one parameter do not count as a matrix.
+    Several biases that are stacked in one parameter do not count as a matrix.
     """
     return parameter.ndim >= 2 and not _is_bias(name) and "embedding" not in name.split(".")
 
 
 def skip_update_if(is_broken: Tensor, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Let the next step change nothing at all if the scalar tensor is true.
+    """Make the next optimizer step change nothing if the scalar tensor `is_broken` is true.
 
-    Fused optimizers decide on the device, so that nothing waits for it: `found_inf` is what
-    torch's gradient scaler tells them. An optimizer that is not fused is asked on the host.
+    Fused optimizers read `found_inf` on the device, as torch's gradient scaler sets it, so that
+    the host does not wait. For an optimizer that is not fused, the host reads the tensor.
     """
     for optimizer in optimizers:
         if isinstance(optimizer, Muon) or optimizer.param_groups[0]["fused"]:
             optimizer.found_inf = is_broken.float()  # pyright: ignore[reportAttributeAccessIssue]
         elif is_broken.item():
-            optimizer.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient
+            optimizer.zero_grad(set_to_none=True)  # AdamW skips parameters without a gradient
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Set one rate for all optimizers: Muon's updates have AdamW's size."""
+    """Set one rate for all optimizers, since Muon's updates have the size of AdamW's."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -1,4 +1,4 @@
-"""Optimizer state as plain named tensors, for checkpoints."""
+"""Convert optimizer state to plain named tensors for checkpoints, and back."""
 
 from collections.abc import Iterable
 
@@ -14,8 +14,8 @@ def named_state(
 ) -> dict[str, Tensor]:
     """Return the state of every parameter, named like `layers.0.attention.key.weight/exp_avg`.
 
-    The tensors are those that the optimizers go on to change. Learning rates and other settings
-    come from the configuration and are not part of it.
+    The tensors are not copies: the optimizers will change them. Learning rates and other settings
+    come from the configuration and are not part of the state.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
@@ -30,9 +30,9 @@ def named_state(
 def load_named_state(
     optimizers: Iterable[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
-    """Take over what `named_state` returned: training goes on bit by bit as it would have.
+    """Restore what `named_state` returned, so that training continues with identical bits.
 
-    Raises CheckpointError, with nothing loaded, naming the first entries that do not fit.
+    Raises CheckpointError, which names the first entries that do not fit; nothing is loaded then.
     """
     own = named_state(optimizers, model)
     _refuse("missing", own.keys() - tensors.keys())
@@ -60,7 +60,7 @@ def _refuse(problem: str, names: set[str]) -> None:
 def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
     """Return a parameter's state.
 
-    A parameter without a gradient so far has none yet. It then gets the state that its first step
+    A parameter that has not had a gradient yet has no state. It gets the state that its first step
     would begin with, so that a checkpoint is never partial.
     """
     state = optimizer.state[parameter]

@@ -1,6 +1,6 @@
-"""Going back to before a loss spike, and on without the batches that led to it.
+"""Return to a checkpoint before a loss spike, and continue without the batches that led to it.
 
-This is PaLM's cure (Chowdhery et al. 2022, arXiv 2204.02311, section 5.1).
+PaLM was trained this way (Chowdhery et al. 2022, arXiv 2204.02311, section 5.1).
 """
 
 from moebius.errors import CheckpointError, NumericError
@@ -16,8 +16,8 @@ def roll_back(
 ) -> None:
     """Load the newest intact checkpoint from before the alarm's cause, and skip the batches since.
 
-    Without such a checkpoint the run goes on as it is. Raises NumericError if the run has been
-    rolled back max_rollbacks times already.
+    Without such a checkpoint, the run continues as it is. Raises NumericError if the run has
+    already been rolled back max_rollbacks times.
     """
     writer.wait()
     try:

@@ -1,4 +1,4 @@
-"""A run's folder, OUT/NAME, which holds everything that the run is."""
+"""A run's folder, OUT/NAME, which holds all files of the run."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from moebius.data import Tokenizer
 from moebius.errors import ConfigError, StorageError
 from moebius.observe.json_lines import EVENTS, METRICS
 
-LONGEST_STEM = 48  # characters of a name before date and time, which fill it up to 64
+LONGEST_STEM = 48  # characters of a name before its date and time; 64 characters in all
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class RunDirectory:
 
     @classmethod
     def plan(cls, config: Config, source: str) -> "RunDirectory":
-        """Return the directory that a new run is to have; nothing is made yet.
+        """Return the directory that a new run will have, without creating it.
 
-        source is the preset or file that an unnamed run is named after. Raises ConfigError if
-        something is there already: a run is never written into by another one.
+        source is the preset or file that an unnamed run is named after. Raises ConfigError if the
+        path already exists, because a run never writes into the directory of another run.
         """
         unnamed = f"{_letters(Path(source).stem)}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = cls(Path(config.train.out) / (config.train.name or unnamed))
@@ -43,10 +43,10 @@ class RunDirectory:
         return run
 
     def create(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Make the folder with config.toml and tokenizer.json, all at once.
+        """Create the folder with config.toml and tokenizer.json in one step.
 
-        A process that is killed in between leaves no half of it. Raises ConfigError if something
-        is there already, and StorageError if the folder cannot be made.
+        A process that is killed in between leaves no partial folder. Raises ConfigError if the
+        path already exists, and StorageError if the folder cannot be created.
         """
         aside = RunDirectory(self.root.with_name(f".{self.root.name}.partial"))
         try:
@@ -66,22 +66,22 @@ class RunDirectory:
 
     @property
     def config_path(self) -> Path:
-        """The run's resolved configuration."""
+        """Path of config.toml, the run's resolved configuration."""
         return self.root / "config.toml"
 
     @property
     def metrics_path(self) -> Path:
-        """One line per logged step."""
+        """Path of metrics.jsonl, which has one line per logged step."""
         return self.root / METRICS
 
     @property
     def events_path(self) -> Path:
-        """One line per alarm and per skipped update."""
+        """Path of events.jsonl, which has one line per alarm and per skipped update."""
         return self.root / EVENTS
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer that the run was trained with."""
+        """Path of tokenizer.json, the tokenizer that the run is trained with."""
         return self.root / "tokenizer.json"
 
     @property
@@ -105,5 +105,5 @@ class RunDirectory:
 
 
 def _letters(name: str) -> str:
-    """Return a file's name as the first part of a run's name."""
+    """Return a file's name with only the characters that a run's name may have."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:LONGEST_STEM]

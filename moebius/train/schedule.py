@@ -9,9 +9,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Return the rate of the update that makes step `step` + 1.
 
     A linear warm-up is followed by a cosine (`cosine`), or by a stable part and a linear decay
-    (`wsd`: Hu et al. 2024, arXiv 2404.06395). The first update already moves, at
-    lr / warmup_steps; the last is at min_lr_fraction * lr, and any beyond keep its rate. A warm-up
-    longer than the run ends where the run does.
+    (`wsd`: Hu et al. 2024, arXiv 2404.06395). The first update has the rate lr / warmup_steps, and
+    the last has min_lr_fraction * lr, which any later updates keep. A warm-up that is longer than
+    the run is shortened to the run.
     """
     step = min(step, config.steps - 1)
     if step < config.warmup_steps:
@@ -21,11 +21,11 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         progress = _progress(step, config.warmup_steps, config.steps - 1)
         return lowest + (config.lr - lowest) * (1 + math.cos(math.pi * progress)) / 2
     decay_start = max(config.warmup_steps, round(config.steps * (1 - config.decay_fraction)))
-    # the first step of the decay is below the peak already
+    # The first step of the decay is already below the peak.
     progress = _progress(step, decay_start - 1, config.steps - 1)
     return config.lr + (lowest - config.lr) * progress
 
 
 def _progress(step: int, first: int, last: int) -> float:
-    """Return 0 up to step `first`, and 1 at step `last`."""
+    """Return how far `step` is from `first` (0, also before it) to `last` (1)."""
     return max(0, step - first) / max(last - first, 1)

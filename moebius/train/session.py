@@ -1,4 +1,4 @@
-"""From a configuration to a session that is ready to train, new or resumed."""
+"""Turn a configuration into a session that is ready to train, new or resumed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Session:
-    """A run in memory: what the training loop works on."""
+    """A run in memory: everything that the training loop works on."""
 
     config: Config
     run: RunDirectory
@@ -46,8 +46,8 @@ def start(
     """Return the session of a new run.
 
     source is the preset or file that the configuration came from; an unnamed run is named after
-    it. say takes the lines of the summary. The run's directory is made last, so that a run that
-    cannot begin leaves none.
+    it. say takes the lines of the summary. The run's directory is created last, so that a run that
+    cannot begin leaves no directory.
     """
     process = process or Process()
     device = choose_device(config.train.device)
@@ -67,10 +67,10 @@ def resume(
     progress: bool = False,
     process: Process | None = None,
 ) -> Session:
-    """Return the session of a run that goes on from its newest intact checkpoint.
+    """Return the session of a run that continues from its newest intact checkpoint.
 
-    A run that was stopped before its first checkpoint begins again. Raises ConfigError if the
-    run's text is no longer the same.
+    A run that was stopped before its first checkpoint starts over. Raises ConfigError if the run's
+    text has changed.
     """
     process = process or Process()
     device = choose_device(config.train.device)
@@ -105,7 +105,7 @@ def feed_for(
 
 
 def batches_for(config: Config, corpus: Corpus) -> Batches:
-    """Return the training text as global batches. Raises DataError as `feed_for` does."""
+    """Return the global batches of the training text. Raises DataError as `feed_for` does."""
     train = config.train
     check_evaluable(corpus.val, lookahead(config.model))
     ahead = lookahead(config.model)

@@ -1,7 +1,7 @@
 """Signals that stop a run.
 
-SIGINT and SIGTERM end a run after the step during which they come. A second signal, or a step
-that does not end, ends it at once.
+SIGINT and SIGTERM end a run after the current step. A second signal, or a step that does not end
+in time, ends it immediately.
 """
 
 import os
@@ -10,11 +10,11 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
-GRACE_SECONDS = 20.0  # a scheduler kills 30 seconds after SIGTERM; the rest is for saving
+GRACE_SECONDS = 20.0  # schedulers kill 30 seconds after SIGTERM; the other 10 are for saving
 
 
 class StopSignals:
-    """A context manager that notes signals; `requested` is the number of the first, or None."""
+    """A context manager that records signals. `requested` is the number of the first one."""
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self.requested: int | None = None
@@ -38,7 +38,7 @@ class StopSignals:
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
     def heeded(self) -> None:
-        """Stop the countdown: the step has ended, and there is time now for saving."""
+        """Stop the countdown, because the step has ended and saving may take its time."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -54,10 +54,10 @@ class StopSignals:
 
 
 def _leave(number: int, reason: str) -> None:
-    """End the process at once.
+    """End the process immediately.
 
-    Nothing is waited for: a compiler, the device, or a checkpoint that is being written (the one
-    before it stays).
+    This does not wait for a compiler, the device, or a checkpoint that is being written; the
+    previous checkpoint stays.
     """
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
     message = f"{show_cursor}\nmoebius: {reason}; the last checkpoint is unharmed\n"

@@ -18,7 +18,7 @@ class SkippedStep:
 
     step: int
     batch: int
-    """Index of the global batch that the step was made of."""
+    """Index of the global batch that the step was computed from."""
     first_sequence: int
     last_sequence: int
     in_a_row: int
@@ -49,14 +49,14 @@ class SkippedSteps:
         self._steps: list[tuple[int, int, Tensor]] = []  # step, batch, whether it was skipped
 
     def note(self, is_skipped: Tensor) -> None:
-        """Remember whether the step that was just made was skipped, without asking the device."""
+        """Remember whether the latest step was skipped, without waiting for the device."""
         self._steps.append((self._state.step, self._state.batch - 1, is_skipped))
 
     def settle(self, report: Callable[[SkippedStep], None]) -> None:
         """Report each skipped step since the last call. Waits for the device.
 
         Updates the state's count of skipped steps in a row. Raises NumericError, after the
-        reports, if it has come to more than train.max_skipped.
+        reports, if the count exceeds train.max_skipped.
         """
         steps, self._steps = self._steps, []
         if not steps:
@@ -76,5 +76,5 @@ class SkippedSteps:
             )
 
     def forget(self) -> None:
-        """Drop what has not been reported: the run goes back to before those steps."""
+        """Drop what has not been reported, because the run returns to before those steps."""
         self._steps.clear()

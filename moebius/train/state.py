@@ -1,4 +1,4 @@
-"""Everything a run needs to go on exactly where it stopped, in one place."""
+"""Everything that a run needs to continue exactly where it stopped, in one place."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from moebius.train.optimizer import build_optimizers
 from moebius.train.optimizer_state import load_named_state, named_state
 
 _NUMBERS = ("step", "batch", "tokens", "skipped", "rollbacks", "aux_levels")
-SMALLEST_RAISED = 0.005  # what `raise_aux` doubles where the configuration has less
+SMALLEST_RAISED = 0.005  # smallest coefficient that `raise_aux` doubles, if the configured is less
 
 
 @dataclass
 class TrainState:
-    """The model, its optimizers, its alarms, and how far they are.
+    """The model, its optimizers, its alarms, and the progress of the run.
 
-    The learning rate follows from `step` alone and the data from `batch` alone.
+    The learning rate depends only on `step`, and the data only on `batch`.
     """
 
     model: Transformer
@@ -32,21 +32,21 @@ class TrainState:
     aux_levels: list[int]
     """How often an alarm has doubled the balance loss of each layer with experts."""
     step: int = 0
-    """Number of optimizer steps made."""
+    """Number of finished optimizer steps."""
     batch: int = 0
-    """Index of the next global batch; ahead of `step` by the batches that roll-backs left out."""
+    """Index of the next global batch; ahead of `step` by the batches that rollbacks skipped."""
     tokens: int = 0
-    """Number of tokens trained on."""
+    """Number of tokens trained on so far."""
     skipped: int = 0
     """Number of steps in a row, up to now, whose update was skipped."""
     rollbacks: int = 0
     """Number of times that the run was rolled back."""
     corpus: str = ""
-    """Identity of the text that `batch` counts in."""
+    """`Corpus.identity` of the text whose batches `batch` counts."""
 
     @classmethod
     def new(cls, model: Transformer, config: Config, corpus: str = "") -> "TrainState":
-        """Return the state of a run that has not made a step."""
+        """Return the state of a run before its first step."""
         levels = [0] * len(routed_layers(model))
         optimizers = build_optimizers(model, config.train)
         return cls(model, optimizers, Alarms(config.observe), levels, corpus=corpus)
@@ -54,7 +54,7 @@ class TrainState:
     def captured(self) -> tuple[checkpoint.Groups, dict[str, Any]]:
         """Return a checkpoint's tensors, random generators included, and its JSON values.
 
-        The tensors are those that training goes on to change; the values are copies.
+        The tensors are not copies, so later training steps change them; the values are copies.
         """
         tensors = {
             "model": model_tensors(self.model),
@@ -65,7 +65,7 @@ class TrainState:
         return tensors, deepcopy(values | {"alarms": self.alarms.state()})
 
     def load(self, folder: Path) -> None:
-        """Take over a checkpoint. Raises CheckpointError if it is damaged or of another model."""
+        """Load a checkpoint. Raises CheckpointError if it is damaged or from another model."""
         tensors, state = checkpoint.load(folder)
         if state["corpus"] != self.corpus:
             raise CheckpointError(
@@ -83,7 +83,7 @@ class TrainState:
 def aux_coefficients(state: TrainState) -> list[float]:
     """Return the weight of the balance loss in each layer with experts.
 
-    It is the configured weight, doubled once for each level that alarms have raised it by.
+    It is the configured weight, doubled as often as `aux_levels` says.
     """
     configured = state.model.config.aux_loss_coeff
     return [
@@ -107,7 +107,7 @@ def model_tensors(model: Transformer) -> dict[str, torch.Tensor]:
 def load_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> None:
     """Copy a checkpoint's weights into the model.
 
-    Raises CheckpointError naming the first keys or shapes that differ.
+    Raises CheckpointError, which names the first keys or shapes that differ.
     """
     own = model_tensors(model)
     if differing := sorted(own.keys() ^ tensors.keys()):

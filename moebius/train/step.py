@@ -1,4 +1,4 @@
-"""One optimizer step, and what it measured. Nothing here waits for the device."""
+"""One optimizer step and its measurements. Nothing here waits for the device."""
 
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ from moebius.train.state import TrainState, aux_coefficients
 
 
 class StepResult(NamedTuple):
-    """What a whole step measured, over all its micro-batches and processes, on the device.
+    """The measurements of a whole step, over all its micro-batches and processes, on the device.
 
-    M is the number of layers with experts, the MTP layer's included.
+    M is the number of layers with experts, including the MTP layer.
     """
 
     loss: Tensor
@@ -47,12 +47,11 @@ class StepResult(NamedTuple):
 def train_step(
     state: TrainState, tokens_BL: Tensor, separator: int | None, config: TrainConfig
 ) -> StepResult:
-    """Make a forward pass, a backward pass and an update on this process's part of a batch.
+    """Run forward, backward and the update on this process's part of a batch.
 
     separator is the token that each document begins with, for attention that stays inside a
-    document; None lets attention cross documents. The state moves one step on.
-    A loss or gradient that is not finite in any process leaves weights, optimizers and biases as
-    they are, in all of them.
+    document; None lets attention cross documents. The state advances by one step. If the loss or
+    gradient of any process is not finite, no process changes its weights, optimizers or biases.
     """
     model, optimizers = state.model, state.optimizers
     lr = learning_rate(state.step, config)
@@ -96,10 +95,10 @@ def train_step(
 
 
 class CountsSoFar:
-    """Sums the counts of a step's micro-batches up to the present one, over all processes.
+    """Sums the counts of a step's micro-batches up to the current one, over all processes.
 
-    What later micro-batches will hold is not known yet: the first of n is balanced over an n-th
-    of the batch, the last over all of it.
+    The counts of later micro-batches are not known yet: the first of n micro-batches is balanced
+    over an n-th of the batch, and the last over all of it.
     """
 
     def __init__(self) -> None:
@@ -127,7 +126,7 @@ def router_grad_norms(model: Transformer) -> Tensor | None:
 def shift_biases(
     model: Transformer, stats: list[LayerStats], is_skipped: Tensor | None = None
 ) -> None:
-    """Apply loss-free balancing, once per optimizer step and from the whole batch's counts."""
+    """Apply loss-free balancing with the whole batch's counts, once per optimizer step."""
     for layer, layer_stats in zip(routed_layers(model), stats, strict=True):
         chosen_E = layer_stats.chosen_PE[0]
         layer.router.shift_bias(chosen_E, model.config.router_bias_rate, is_skipped)
@@ -141,6 +140,6 @@ def detached(loss: Loss) -> Loss:
 
 
 def _mean(values: list[Tensor | None]) -> Tensor | None:
-    """Return the mean over micro-batches and processes of what is there, or None."""
+    """Return the mean over micro-batches and processes, or None if the values are None."""
     present = [value for value in values if value is not None]
     return mean_over_ranks(torch.stack(present).mean(dim=0)) if present else None

@@ -1,4 +1,4 @@
-"""From a step's tensors on the device to its metrics."""
+"""Convert a step's tensors on the device to its metrics."""
 
 import torch
 
@@ -20,7 +20,7 @@ def step_metrics(
     memory: float,
     evaluation: Evaluation | None = None,
 ) -> StepMetrics:
-    """Return the metrics of the step that was just made. Waits for the device.
+    """Return the metrics of the latest step. Waits for the device.
 
     matmul_ceiling is the device's rate of matrix products in FLOP/s; memory is in bytes.
     """
@@ -63,12 +63,12 @@ def _losses(result: StepResult) -> tuple[torch.Tensor | None, torch.Tensor | Non
 
 
 def _on_the_cpu(stats: list[LayerStats]) -> list[LayerStats]:
-    """Return the statistics on the CPU, brought there in one transfer."""
+    """Return the statistics on the CPU, copied there in one transfer."""
     return unflat(flat(stats).cpu(), stats) if stats else []
 
 
 def _flops_per_token(config: Config, layers: list[LayerMetrics]) -> float:
-    """Return the FLOPs of a token, with as many experts as the tokens really had."""
+    """Return the FLOPs per token, given the number of experts that the tokens really had."""
     tokens = config.train.batch_size * config.train.seq_len
     experts_per_token = [sum(layer.tokens_per_expert) / tokens for layer in layers]
     return training_flops_per_token(config.model, config.train.seq_len, experts_per_token)

@@ -1,4 +1,4 @@
-"""What a run is about to do, before it does it: sizes, cost, memory, choices."""
+"""The summary at the start of a run: sizes, costs, memory, and the choices that were made."""
 
 from itertools import groupby
 

@@ -1,4 +1,4 @@
-"""Variants with figures for which the right answers are known."""
+"""Made-up variants with figures for which the right answers are known."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +32,7 @@ def outcome(
     variant: Variant | None = None,
     **model: object,
 ) -> Outcome:
-    """Return what was measured of a variant with changes of the model.
+    """Return made-up measurements of a variant whose model has these changes.
 
     curves: for each seed, pairs of a step and the bits per byte there; the loss is twice as high.
     """

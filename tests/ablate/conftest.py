@@ -1,4 +1,4 @@
-"""A configuration that learns in a second, and the processes that a test starts."""
+"""A configuration that trains in a second, and the processes that a test starts."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from moebius.config import Config
 
 @pytest.fixture
 def few(small: Config, monkeypatch) -> Config:
-    """A configuration that learns in a second and is evaluated on little text."""
+    """A configuration that trains in a second and is evaluated on little text."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return replace(small, train=replace(small.train, eval_tokens=500))
 

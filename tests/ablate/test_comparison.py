@@ -1,4 +1,4 @@
-"""Tests of curves and pairs, on figures for which the answer is known."""
+"""Tests of curves and paired comparisons, on figures for which the answers are known."""
 
 import pytest
 
@@ -18,7 +18,7 @@ DENSE = [(10.0, 5.0), (20.0, 4.0), (30.0, 3.5), (40.0, 3.0)]
 
 
 def moved(*gaps: float) -> list[tuple[float, float]]:
-    """Return DENSE with each of its four values moved by a gap."""
+    """Return the curve DENSE with each of its four losses shifted by one of the gaps."""
     return [(x, y + gap) for (x, y), gap in zip(DENSE, gaps, strict=True)]
 
 
@@ -41,7 +41,7 @@ def test_break_even(gaps, place):
 
 
 def test_break_even_of_curves_that_were_evaluated_at_different_places():
-    """The reference is a straight line from 5 at 10 to 3 at 40."""
+    """The reference is a straight line from a loss of 5 at place 10 to a loss of 3 at place 40."""
     line = [(10.0, 5.0), (40.0, 3.0)]
     # 7 - 2x/15 = 5 - (x - 10)/15
     assert break_even([(0.0, 7.0), (30.0, 3.0)], line) == pytest.approx(20.0)
@@ -64,7 +64,7 @@ def outcome(rounds: list[float], batch_size: int = 2, **more) -> Outcome:
 
 
 def test_speed_is_compared_round_by_round():
-    """A burst of other work in the second round slows both, and leaves the ratio alone."""
+    """A burst of other work in the second round slows down both, and does not change the ratio."""
     ratio = speed(outcome([1.0, 10.0, 1.25]), outcome([2.0, 20.0, 2.0]))
     assert (ratio.middle, ratio.lowest, ratio.highest) == (2.0, 1.6, 2.0)
 

@@ -1,4 +1,4 @@
-"""Tests of a variant at work, in this process."""
+"""Tests of a variant that runs steps and is trained, in the process of the test."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from moebius.errors import NumericError
 
 @pytest.fixture
 def contender(few) -> Contender:
-    """A variant on the CPU, which has done nothing yet."""
+    """A variant on the CPU that has not done anything yet."""
     return Contender(replace(few, train=replace(few.train, device="cpu")))
 
 

@@ -1,4 +1,4 @@
-"""Tests of how long variants learn and when they are evaluated, without any process."""
+"""Tests of how long variants are trained and when they are evaluated, without any process."""
 
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +12,7 @@ from tests.ablate.configurations import outcome
 
 
 class FakeStage:
-    """Variants that learn at once, and a record of what they were asked."""
+    """A stage whose variants finish every task immediately, with a record of the tasks."""
 
     def __init__(self, is_alone: bool, loss: float = 1.0):
         self.is_alone, self.loss = is_alone, loss

@@ -1,4 +1,4 @@
-"""Tests of what a reader is told in addition to the figures."""
+"""Tests of the notes below the figures of an ablation."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tests of variants at work: in processes of their own, in turns, through failures."""
+"""Tests of whole ablations: variants in separate processes, in turns, with failures."""
 
 import json
 

@@ -11,7 +11,7 @@ BITS = ((2, 1.5), (4, 1.2), (8, 1.0))
 
 
 def moved(*gaps: float) -> list[tuple[int, float]]:
-    """Return the curve BITS with each of its values moved by a gap."""
+    """Return the curve BITS with each of its values shifted by one of the gaps."""
     return [(step, bits + gap) for (step, bits), gap in zip(BITS, gaps, strict=True)]
 
 

@@ -14,7 +14,7 @@ from moebius.config.files import to_toml
 
 
 def test_a_worker_ends_with_its_owner(few, tmp_path):
-    """However the owner ends, its end of the pipe is closed."""
+    """However the owner exits, its end of the pipe is closed."""
     (tmp_path / "config.toml").write_text(to_toml(few))
     code = """if True:
         import os, sys

@@ -1,4 +1,4 @@
-"""The scripts of bench/, which import each other by name, as they do when they are run."""
+"""Import the scripts of bench/, which import each other by name, as when they are run."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Tests that the founding document's own layers compute what Moebius's do."""
+"""Tests that the founding document's layers compute the same results as Moebius's layers."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_padding_fills_up_each_experts_rows(script):
 
 
 def test_every_backend_of_the_device_is_timed(script):
-    # FP8 needs a width that is a multiple of 16
+    # FP8 needs a width that is a multiple of 16.
     model = ModelConfig(dim=32, num_layers=1, num_heads=2, num_kv_heads=1, num_experts=E)
     times = script("founding_layers").experts_times(model, T, torch.device("cpu"), rounds=2)
     assert next(iter(times)).startswith("token by token, 1 times what 64 took")

@@ -4,7 +4,7 @@ from moebius.config import Config, TrainConfig
 
 
 def timed_models(script, seconds: dict[str, float]) -> dict:
-    """Return models whose steps take these seconds, and their forward passes a third of that."""
+    """Return models whose steps take these seconds, and whose forward passes take a third."""
     interleaved, models = script("interleaved"), script("interleaved_models")
     config = Config(train=TrainConfig(batch_size=16, micro_batch_size=8, seq_len=2048))
     return {

@@ -1,4 +1,4 @@
-"""Tests of the tables, and that the founding document is quoted as it is."""
+"""Tests of the tables, and of whether the founding document is quoted correctly."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Tests of training variants, with a stand-in for the command that trains."""
+"""Tests of training variants, with a fake in place of the command that trains."""
 
 import json
 from pathlib import Path

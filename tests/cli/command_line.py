@@ -1,4 +1,4 @@
-"""Calling the command line in this process, and a run so small that it takes a second."""
+"""Call the command line in this process, and train a run so small that it takes a second."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Result(NamedTuple):
-    """What a call of the command line left behind."""
+    """The exit code and the output of a call of the command line."""
 
     code: int
     out: str

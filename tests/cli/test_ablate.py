@@ -1,4 +1,4 @@
-"""Tests of `moebius ablate` that need no variant to be measured."""
+"""Tests of `moebius ablate` that do not measure any variant."""
 
 import pytest
 

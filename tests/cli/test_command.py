@@ -1,4 +1,4 @@
-"""Tests of the interface of commands, on the commands there are."""
+"""Tests of the interface of commands, using the existing commands."""
 
 import pytest
 

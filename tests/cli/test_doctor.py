@@ -1,4 +1,4 @@
-"""Tests of `moebius doctor` that need no examination."""
+"""Tests of `moebius doctor` that do not examine the machine."""
 
 from types import SimpleNamespace
 

@@ -19,7 +19,7 @@ COMMANDS = commands()
 
 
 def settings(tree: Any) -> list[str]:
-    """Return the dotted name of every setting; the four settings of an alarm are one, NAME.*."""
+    """Return the dotted name of every setting, with NAME.* for the four settings of an alarm."""
     names = []
     for section in dataclasses.fields(tree):
         values = vars(getattr(tree, section.name))
@@ -65,7 +65,7 @@ def test_help_begins_with_what_a_newcomer_needs(moebius):
 
 
 def value_in(shown: str, setting: str) -> str:
-    """Return the lines of a help that are about one setting."""
+    """Return the lines of the help that are about one setting."""
     match = re.search(rf"\n  --{re.escape(setting)} (.*?)(?=\n  --|\Z)", shown, re.DOTALL)
     assert match
     return match[1]

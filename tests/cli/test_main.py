@@ -35,7 +35,7 @@ def test_help_is_quick_and_imports_no_torch():
         ).stdout
         seconds.append(time.perf_counter() - start)
     print(f"moebius --help: {min(seconds):.2f} s")
-    assert min(seconds) < 1.0  # half a second is promised, but this machine may be busy
+    assert min(seconds) < 1.0  # it should take half a second, but this machine may be busy
     assert all(f"  {name} " in shown for name in commands())
 
     heavy = "{'torch', 'numpy', 'rich'}"
@@ -150,7 +150,7 @@ def test_an_error_is_one_line_and_an_exit_code(error, code, line, failing: Faili
 
 
 def closed_pipe() -> io.TextIOWrapper:
-    """Return a stream that nobody reads."""
+    """Return a stream whose reader has gone."""
     reading, writing = os.pipe()
     os.close(reading)
     return io.TextIOWrapper(io.FileIO(writing, "w"))
@@ -162,7 +162,7 @@ def test_a_closed_pipe_leaves_no_traceback(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", stream)
     with pytest.raises(SystemExit) as ended:
         cli.main(words)
-    stream.close()  # what Python does at its end: nothing may be left to write
+    stream.close()  # as Python does when it exits; nothing may be left to write
     assert ended.value.code == (2 if "tiyn" in words else 141)
     assert capsys.readouterr().err.count("\n") == (1 if "tiyn" in words else 0)
 

@@ -222,11 +222,11 @@ def test_a_corpus_too_small_for_one_batch(tmp_path: Path, moebius):
 
 
 def test_held_out_text_too_short_to_evaluate(tmp_path: Path, moebius):
-    """It is refused before the first step, not at the first evaluation."""
+    """The run is refused before the first step, not at the first evaluation."""
     (tmp_path / "texts").mkdir()
     write_text(tmp_path / "texts" / "long.txt")
     (tmp_path / "texts" / "short.txt").write_text(
-        "a"  # with the end of text two tokens, but MTP looks four ahead
+        "a"  # two tokens, including the end of text, but MTP looks four tokens ahead
     )
     flags = micro(tmp_path, data__source=tmp_path / "texts", model__use_mtp="true")
     # of these two documents the short one is held out, because its hash is lower

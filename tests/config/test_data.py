@@ -1,4 +1,4 @@
-"""What the settings of the text refuse."""
+"""Which values the settings of the text refuse."""
 
 import pytest
 

@@ -73,7 +73,7 @@ def refusal(section: type, name: str, value: Any) -> str:
         ("count", (2,), (2,)),
         ("text", "grün 😀 \x7f", "grün 😀 \x7f"),
         ("whole", 2**63 - 1, 2**63 - 1),
-        ("whole", -(10**30), -(10**30)),  # a lower bound is each setting's own
+        ("whole", -(10**30), -(10**30)),  # there is no lower bound for all settings
     ],
 )
 def test_what_loses_nothing_is_converted(name, value, kept):

@@ -229,7 +229,7 @@ def test_a_source_that_cannot_be_read(tmp_path: Path):
 
 
 def test_a_configuration_is_checked_as_a_whole():
-    # 13 layers and 13 numbers: neither holds without the other
+    # 13 layers and 13 numbers of experts are only valid together.
     config = read_config(
         "tiny", ["--model.num_experts", ",".join(["3"] * 13), "--model.num_layers", "13"]
     )

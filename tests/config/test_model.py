@@ -1,4 +1,4 @@
-"""What the architecture's settings refuse, and the shapes that follow from them."""
+"""Which values the settings of the model refuse, and the shapes that follow from them."""
 
 from dataclasses import replace
 from typing import Any, get_args
@@ -40,7 +40,7 @@ REFUSED: list[Refusal] = [
     ({"num_experts": True}, "model.num_experts=True", WRONG_COUNT),
     ({"num_experts": []}, "model.num_experts=[]", WRONG_COUNT),
     ({"num_experts": [4, "4"]}, "model.num_experts=[4, '4']", "must be"),
-    # choices, with the nearest right one
+    # choices, with the most similar valid one
     ({"router_type": "softmax_topkk"}, "model.router_type='softmax_topkk'", "softmax_topk?"),
     ({"router_type": "softmax_topkk"}, "model.router_type", "sigmoid, softmax_topk, switch"),
     ({"activation": "swigul"}, "model.activation='swigul'", "did you mean swiglu?"),
@@ -137,7 +137,7 @@ def test_both_recommendations_of_the_founding_document():
     assert (MAXIMUM_SPEED.base_width, STABILITY.base_width) == (0, 448)
     assert (MAXIMUM_SPEED.expert_widths[0], MAXIMUM_SPEED.expert_widths[-1]) == (2688, 3584)
     assert (STABILITY.expert_widths[0], STABILITY.expert_widths[-1]) == (1792, 2688)
-    for config in (MAXIMUM_SPEED, STABILITY):  # what the document keeps
+    for config in (MAXIMUM_SPEED, STABILITY):  # values that the document does not change
         assert (config.num_layers, config.dim, config.num_heads, config.num_kv_heads) == (
             24,
             896,

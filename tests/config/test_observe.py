@@ -1,4 +1,4 @@
-"""Alarms as settings: their defaults, and what is refused in which words."""
+"""The settings of alarms: their defaults, and the errors for values that they refuse."""
 
 from dataclasses import asdict, fields, replace
 from typing import Any, get_args

@@ -1,4 +1,4 @@
-"""What the settings of the hardware refuse."""
+"""Which values the settings of the hardware refuse."""
 
 from typing import get_args
 
@@ -23,13 +23,13 @@ def test_refused_in_one_line_that_names_setting_value_and_what_is_allowed(refusa
 
 
 def test_every_expert_backend_can_be_chosen():
-    # float8 is a backend of its own, but chosen by the experts' arithmetic
+    # float8 is a separate backend, but train.expert_dtype chooses it.
     choices = get_args(annotations(ParallelConfig)["expert_backend"])
     arithmetics = get_args(annotations(TrainConfig)["expert_dtype"])
     assert {*choices, *arithmetics} - {"auto"} == set(EXPERT_BACKENDS)
 
 
 def test_every_attention_backend_can_be_chosen():
-    # which of torch's sdpa paths is taken depends on the device
+    # The device decides which of torch's sdpa paths runs.
     choices = get_args(annotations(ParallelConfig)["attention_backend"])
     assert {*choices} - {"auto"} == {name.partition("_")[0] for name in ATTENTION}

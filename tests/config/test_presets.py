@@ -1,4 +1,4 @@
-"""The presets: what the founding document asks of them, and whether they are built as counted."""
+"""The presets: they match the founding document, and the models have the counted parameters."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,7 @@ def count(modules: list[nn.Module | None]) -> int:
 
 
 def by_component(model: Transformer) -> dict[str, int]:
-    """Return the number of parameters of the module tree by component of cost.parameters."""
+    """Return a model's number of parameters in each component of moebius.cost's `parameters`."""
     layers: list[Any] = [*model.layers]
     blocks = [layer.moe for layer in layers]
     norms = [module for module in model.modules() if isinstance(module, nn.RMSNorm)]

@@ -27,7 +27,7 @@ EXAMPLES = {
 
 @pytest.fixture
 def examples(monkeypatch):
-    """Replace the removed settings by examples."""
+    """Replace the removed settings with examples."""
     for name in list(REMOVED):
         monkeypatch.delitem(REMOVED, name)
     for name, removed in EXAMPLES.items():

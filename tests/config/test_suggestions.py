@@ -85,7 +85,7 @@ SYNONYMS = {
     "activation_recompute": "parallel.activation_checkpointing",
     "torch_compile": "parallel.compile",
 }
-REAL_NAMES = {  # without a section, or in another one
+REAL_NAMES = {  # without a section, or in the wrong one
     "lr": "train.lr",
     "steps": "train.steps",
     "device": "train.device",

@@ -23,7 +23,7 @@ def test_synonyms_lead_to_settings_that_exist():
 
 
 def test_no_synonym_is_itself_the_name_of_a_setting():
-    """A real name in the wrong section leads to the right section without a synonym."""
+    """A valid name in the wrong section leads to the right section without a synonym."""
     assert not {name.rpartition(".")[2] for name in SETTINGS} & SYNONYMS.keys()
 
 

@@ -1,4 +1,4 @@
-"""What the settings of training refuse."""
+"""Which values the settings of training refuse."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""The whole configuration: what holds for every section, and for settings of two sections."""
+"""The whole configuration: rules for every section, and for settings of two sections."""
 
 import dataclasses
 import math

@@ -23,7 +23,7 @@ def test_there_is_a_row_for_every_expert_that_a_token_may_have():
 
 def test_a_block_by_hand():
     routing = 3 * 4 * E + 2 * 8  # scores, and two indices of the only row
-    # the MLPs' input, and the row's input, result, two pre-activations and activation
+    # the input of the MLPs, and the input, result, two pre-activations and activation of each row
     experts = 2 * (D + 2 * D + 3 * WIDTHS[1])
     assert activations().of_mlps(1) == experts + routing
     assert activations().of_block(1) == KEPT_ATTENTION + experts + routing
@@ -32,7 +32,7 @@ def test_a_block_by_hand():
 def test_fused_kernels_keep_neither_activation_nor_result():
     plain, fused = activations().of_mlps(1), activations("triton").of_mlps(1)
     assert plain - fused == 2 * (D + WIDTHS[1])
-    # with two slots per token they gather the rows again instead of keeping them
+    # With two slots per token, they gather the rows again instead of keeping them.
     plain, fused = (activations(name, router_top_k=2).of_mlps(1) for name in ("grouped", "triton"))
     assert plain - fused == 2 * 2 * (2 * D + WIDTHS[1])
 

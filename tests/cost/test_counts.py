@@ -1,4 +1,4 @@
-"""Compare the counts with counting by hand and with what torch's own counter sees."""
+"""Compare the counts with calculations by hand and with torch's own FLOP counter."""
 
 from dataclasses import replace
 from typing import Any
@@ -193,7 +193,7 @@ def test_the_experts_of_a_token_before_the_router_has_learned_anything():
 def test_weights_by_layer_add_up(changes):
     model = small(**changes)
     assert sum(cost.expert_weights(model)) == cost.parameters(model)["experts"]
-    # of the base MLP, the residual mix (2 * D per layer with experts) is no hidden matrix
+    # The residual mix (2 * D per layer with experts) counts as base MLP, but is not hidden.
     mix = 2 * D if "residual_mix" in changes else 0
     counts = cost.parameters(model)
     hidden = counts["attention"] + counts["base_mlp"] - mix + counts["experts"]
@@ -217,14 +217,14 @@ def test_weights_by_layer_add_up(changes):
     ids=str,
 )
 def test_flops_against_torchs_counter(changes):
-    """Forward and backward of the training loss, with the rows that the router really chose."""
+    """This covers forward and backward of the loss, with the rows that the router really chose."""
     counted, ours = flops_per_token(small(**changes), batch_size=3, seq_len=24)
     assert counted == pytest.approx(ours, rel=0.01)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_flops_of_every_preset_against_torchs_counter(name):
-    """Keep its narrowest and its widest layer, a tenth of its vocabulary, and all other widths."""
+    """The model has only its narrowest and widest layer and a tenth of its vocabulary."""
     model = preset(name).model
     counts = model.experts_per_layer
     shorter = replace(
@@ -242,7 +242,7 @@ def flops_per_token(model: ModelConfig, batch_size: int, seq_len: int) -> tuple[
     torch.manual_seed(0)
     transformer = Transformer(model, choose_backends(ParallelConfig(expert_backend="loop")))
     tokens_BL = torch.randint(1, model.vocab_size, (batch_size, seq_len + lookahead(model)))
-    # torch does not count its fused attention for CPUs, only attention made of plain products.
+    # torch does not count its fused attention on CPUs, only attention that uses plain products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss = transformer.loss(tokens_BL)
         loss.total.backward()
@@ -252,6 +252,6 @@ def flops_per_token(model: ModelConfig, batch_size: int, seq_len: int) -> tuple[
     counts = [*model.experts_per_layer, *([model.experts_per_layer[-1]] if model.use_mtp else [])]
     used = [float(next(rows)) if count else 0.0 for count in counts]
     forward = cost.forward_flops_per_token(model, seq_len, used)
-    hidden_by_mask = forward["attention_core"]  # as many as the others
+    hidden_by_mask = forward["attention_core"]  # the mask hides half of the scores
     counted = counter.get_total_flops() / (batch_size * seq_len)
     return counted, 3 * (sum(forward.values()) + hidden_by_mask)

@@ -1,4 +1,4 @@
-"""The expert backend of a device that need not be there, compared with that of one that is."""
+"""The expert backend that is estimated for a device, compared with the choice on that device."""
 
 import pytest
 import torch

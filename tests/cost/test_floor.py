@@ -88,7 +88,7 @@ def test_a_measured_number_of_experts_counts():
     ids=str,
 )
 def test_the_optimizers_bytes(changes, expected):
-    """Clipping, the update's gradient, the weight and the moments, 4 bytes for each access."""
+    """The accesses are clipping, the gradient, the weight and the moments, of 4 bytes each."""
     config = Config(model=small(), train=TrainConfig(**changes))
     assert optimizer_bytes(config) == expected
     optimizer = components(config, ITEM)["optimizer"]

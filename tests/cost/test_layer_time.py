@@ -1,4 +1,4 @@
-"""Seconds of a block's components, counted by hand on a made-up device."""
+"""Seconds of a block's components, calculated by hand for a made-up device."""
 
 from dataclasses import replace
 

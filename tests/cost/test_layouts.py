@@ -1,4 +1,4 @@
-"""Layouts: which there are, and what one of them sends, stores and costs."""
+"""Layouts: which ones exist, and what one of them sends, stores and costs."""
 
 import pytest
 
@@ -69,14 +69,14 @@ def test_replicas_send_gradients_and_shards_send_weights_too():
     weights = replicated.memory.weights
     assert replicated.sent == {WEIGHTS: pytest.approx(2 * 7 / 8 * weights)}
     assert sharded.sent[WEIGHTS] == pytest.approx(7 / 8 * weights)
-    # they are gathered twice, in bfloat16
+    # Weights are gathered twice, in bfloat16.
     assert sharded.sent["gathering weights"] == pytest.approx(7 / 8 * weights)
     assert sharded.memory.weights == pytest.approx(weights / 8)
     assert sharded.memory.gathered > 0 == replicated.memory.gathered
 
 
 def test_gradients_that_take_longer_than_computing_add_their_time():
-    """On 16 GPUs in two machines, with a network so slow that hardly anything of it is hidden."""
+    """The run uses 16 GPUs in two machines, with a network so slow that little time is hidden."""
     slow = DEVICES["rtx-4090"]
     layout = Layout(16, 1, False, "none", 1, 1)
     result = planned(standard(), slow, layout)
@@ -107,7 +107,7 @@ def test_imbalance_costs_where_experts_are_spread():
     even, uneven, worse = (planned(config, H100, layout, factor) for factor in (1.0, 4.0, 16.0))
     assert even.seconds < uneven.seconds < worse.seconds
     assert even.memory.activations < uneven.memory.activations < worse.memory.activations
-    # one of 8 experts has 4 times its even load, and the others share what is left
+    # One of 8 experts has 4 times its even load, and the others share the rest.
     rows = (4 + 7 * (64 - 4) / 63) / 8
     assert uneven.sent[TOKENS] == pytest.approx(rows * even.sent[TOKENS])
     together = [

@@ -1,4 +1,4 @@
-"""Weights, gradients and moments are compared with real ones, peaks with peaks of an H100."""
+"""Compare weights, gradients and moments with real ones, and peaks with peaks on an H100."""
 
 from dataclasses import replace
 from typing import Any
@@ -59,7 +59,7 @@ RECOMPUTED = """standard --train.batch_size=8 --train.seq_len=4096 --model.num_l
     --model.num_heads=7 --model.num_kv_heads=7 --model.head_dim=128 --model.vocab_size=32768
     --model.num_experts=8 --model.router_top_k=2 --model.moe_min_expansion=1.5
     --model.moe_max_expansion=1.5 --parallel.activation_checkpointing=full"""
-"""Configurations that had no part in fitting any constant."""
+"""Configurations that were not used to fit any constant."""
 
 MEASURED: list[tuple[list[str], str, float]] = [
     (["standard", "--train.batch_size=16"], "triton", 38.84),
@@ -111,7 +111,7 @@ ALWAYS = 1.0 + 2.0 + 0.25
 
 
 def memory_of(changes: dict[str, float], is_accumulating: bool = False) -> Memory:
-    """Return made-up sizes: those above, with some of them changed."""
+    """Return made-up sizes: the ones above, with some of them changed."""
     return Memory(**(SIZES | changes), is_accumulating=is_accumulating)
 
 
@@ -162,7 +162,7 @@ def test_recomputation_keeps_less():
         for kind in ("none", "selective", "full")
     }
     kept = {kind: needed[kind].activations + needed[kind].recomputed for kind in needed}
-    inputs = 4 * 2 * 8 * 16 * 32  # both blocks' inputs; one block more is whole in its backward
+    inputs = 4 * 2 * 8 * 16 * 32  # the inputs of both blocks; one block is recomputed as a whole
     assert inputs < kept["full"] < inputs + 0.6 * kept["none"]
     assert kept["full"] - inputs < kept["selective"]
 

@@ -1,4 +1,4 @@
-"""The sizes of number formats, compared with torch's."""
+"""The sizes of dtypes, compared with torch's."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Amounts as people read them."""
+"""Numbers and sizes as people read them."""
 
 import pytest
 

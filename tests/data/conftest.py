@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A file of JSON lines with 200 different documents."""
+    """A file of JSON lines with 200 distinct documents."""
     file = tmp_path / "source" / "rows.jsonl"
     file.parent.mkdir()
     file.write_text(

@@ -1,4 +1,4 @@
-"""Configurations of small corpora, and what can be read back from the prepared ones."""
+"""Configurations of small corpora, and functions that read prepared corpora back."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from moebius.data import Corpus, TokenStream
 
 
 def configure(source: Path, /, **settings) -> DataConfig:
-    """Return a configuration of the source with a cache beside its folder.
+    """Return a configuration of the source with a cache next to its folder.
 
     The tokenizer is `bytes`, of 257 ids, unless the settings say otherwise.
     """

@@ -14,7 +14,7 @@ from moebius.data.batches import Batches, evaluation_windows
 from moebius.data.stream import MappedShard, TokenStream
 from moebius.errors import ConfigError, DataError
 
-# A change of these would give every resumed run other batches.
+# If these changed, every resumed run would get different batches.
 FIXED_STARTS = [32, 48, 64, 72]
 
 

@@ -1,4 +1,4 @@
-"""The names in the cache follow from the contents, and what killed processes left is removed."""
+"""Names in the cache depend on the contents, and the remains of killed processes are removed."""
 
 import os
 import time

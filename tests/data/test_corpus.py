@@ -1,4 +1,4 @@
-"""What a corpus tells training and evaluation about its text."""
+"""The facts about its text that a corpus offers to training and evaluation."""
 
 import pytest
 

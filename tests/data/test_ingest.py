@@ -30,7 +30,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    """Many batches and records in a small source."""
+    """Make batches and record intervals so small that a small source has many of them."""
     monkeypatch.setattr("moebius.data.ingest.BATCH_CHARACTERS", 1000)
     monkeypatch.setattr("moebius.data.ingest.RECORD_INTERVAL_BYTES", 3000)
 

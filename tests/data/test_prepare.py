@@ -18,7 +18,7 @@ from moebius.data.shards import ShardWriter
 from moebius.errors import ConfigError, DataError, StorageError
 from tests.data.corpora import configure, configure_mixture, names_in, texts
 
-# A change of these would move documents between the splits of every corpus.
+# If these changed, documents would move between the splits of every corpus.
 FIXED_HASHES = {"": 0.866604, "a": 0.26259, "hello": 0.743656, "Möbius\n": 0.161236}
 
 # `moebius.data.prepare` as an attribute is the function.
@@ -229,7 +229,7 @@ def test_a_damaged_tokenizer_in_the_cache_is_named(source):
 def test_a_read_only_cache_is_read_and_not_written(source, monkeypatch):
     config = configure(source, tokenizer="bpe")
     prepare(config, 300)
-    # If everything is there, nothing is locked, and so nothing is written.
+    # If everything is prepared, nothing is locked, and so nothing is written.
     monkeypatch.setattr(prepare_module, "exclusive_lock", None)
     assert len(prepare(config, 300).train) > 0
 

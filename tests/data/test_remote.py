@@ -1,4 +1,4 @@
-"""URLs are copied whole and once, copies are named by number, and no message shows a secret."""
+"""URLs are downloaded whole and once, copies get numbered names, and messages show no secrets."""
 
 import sys
 from pathlib import Path

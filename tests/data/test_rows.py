@@ -1,4 +1,4 @@
-"""Rows of Parquet files and Hugging Face data sets; test_sources.py has those of JSON lines."""
+"""Rows of Parquet files and Hugging Face datasets. test_sources.py tests rows of JSON lines."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tokens are read back as written, across the borders of shards, and damage is noticed."""
+"""Tokens are read back as written, also across the borders of shards, and damage is noticed."""
 
 import copy
 import json

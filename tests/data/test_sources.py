@@ -1,4 +1,4 @@
-"""What is read from a source, in what order, and the one line that each bad input gets."""
+"""What is read from a source, in what order, and the one-line error for each bad input."""
 
 import os
 import sysconfig

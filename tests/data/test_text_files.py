@@ -62,7 +62,7 @@ def test_only_a_bad_piece_is_left_out_and_the_offset_counts_from_the_start_of_th
     tmp_path, long_text
 ):
     data = bytearray(long_text.encode())
-    # A line's end, because inside a character the error would be at the character's first byte.
+    # This is the end of a line; inside a character, the error would be at its first byte.
     offset = data.index(b"\n", 600_000)
     data[offset] = 0xFF
     (tmp_path / "long.txt").write_bytes(data)

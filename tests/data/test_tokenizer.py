@@ -25,8 +25,10 @@ def tokenizer(kind: str = "bpe", vocab_size: int = 400) -> Tokenizer:
 
 
 def random_text(generator: random.Random) -> str:
-    """Return characters of all kinds that UTF-8 can store, among them control characters,
-    combining marks and characters above U+FFFF, but no surrogates.
+    """Return characters of all kinds that UTF-8 can store.
+
+    They include control characters, combining marks and characters above U+FFFF, but no
+    surrogates.
     """
     ranges = [(0, 128), (0, 0x3000), (0xE000, 0x10FFFF), (0x300, 0x370), (32, 33)]
     return "".join(
@@ -93,7 +95,7 @@ def test_the_same_text_gives_the_same_bytes_in_another_process():
 
 
 def by_gpt2_words() -> Tokenizer:
-    """Return a tokenizer with the library's own words, as in a user's file: it has no cache."""
+    """Return a tokenizer with the library's own pre-tokenizer, which has no word cache."""
     inner = tokenizers.Tokenizer.from_str(tokenizer().to_json())
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return Tokenizer(inner, "by_gpt2_words")
@@ -114,7 +116,7 @@ def test_only_our_own_words_are_cached(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 3, 2**18])
 def test_words_from_the_cache_have_the_ids_of_the_library(monkeypatch, limit):
-    """Words are repeated, also after the cache has been emptied."""
+    """The texts repeat words, even after the cache has been emptied."""
     monkeypatch.setattr("moebius.data.words.CACHED_WORDS", limit)
     monkeypatch.setattr("moebius.data.words.LONGEST_CACHED", 5)
     cached = tokenizer()
@@ -212,7 +214,7 @@ def test_files_that_are_not_a_tokenizer_are_named(tmp_path):
         assert expected in refusal(path)
     contents = json.loads(tokenizer().to_json())
     contents["model"]["vocab"]["a"] = (
-        3_000_000_000  # the library would allocate memory for so many
+        3_000_000_000  # the library would allocate memory for this many ids
     )
     path.write_text(json.dumps(contents))
     assert "has id 3000000000, but a vocabulary may have at most 16,777,216 ids" in refusal(path)

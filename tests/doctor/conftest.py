@@ -1,4 +1,4 @@
-"""The command in this process, without its slow parts."""
+"""`moebius doctor` in this process, without its slow parts."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from moebius.hardware.ceilings import Ceilings
 
 
 class Examined(NamedTuple):
-    """What `moebius doctor` left behind."""
+    """The exit code and the output of `moebius doctor`."""
 
     code: int
     out: str
@@ -20,7 +20,7 @@ class Examined(NamedTuple):
 
     @property
     def outcomes(self) -> dict[str, str]:
-        """The word that each check was reported with, `ok` or `FAILED`, by its name."""
+        """The reported result of each check, `ok` or `FAILED`, by the check's name."""
         checks = re.findall(r"^(ok|FAILED) +(.{26})", self.out, re.MULTILINE)
         return {name.strip(): word for word, name in checks}
 

@@ -1,4 +1,4 @@
-"""Tests that backends which compute something wrong are noticed."""
+"""Tests that backends with wrong results are noticed."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tests of the whole report."""
+"""Tests of the whole report of `moebius doctor`."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Tests of what is said of a machine."""
+"""Tests of the description of a machine."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tests that what would spoil a run is said, with what to do about it."""
+"""Tests that pitfalls are reported, with what to do about them."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tests that the self-test goes on after a failure, and says what to do."""
+"""Tests that the self-test continues after a failure, and says what to do."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tests that the small run notices what must not happen."""
+"""Tests that the trials of the small run fail when they should."""
 
 import shutil
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tests.doctor.machines import CONFIG, CPU
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory) -> SmallRun:
-    """A run that has been trained. Tests leave it as it is."""
+    """A trained run, which tests must not change."""
     run = SmallRun(CONFIG, CPU, tmp_path_factory.mktemp("small"))
     run.learns()
     return run
@@ -31,7 +31,7 @@ def test_a_run_that_learns_nothing_fails(tmp_path, monkeypatch):
 
 
 def of_another_seed(config, corpus):
-    """Return the batches of a run with another seed."""
+    """Return the batches of a run with a different seed."""
     return batches_for(replace(config, train=replace(config.train, seed=1)), corpus)
 
 

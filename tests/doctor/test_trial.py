@@ -1,4 +1,4 @@
-"""Tests of what is reported of a trial."""
+"""Tests of what is reported about a trial."""
 
 import pytest
 

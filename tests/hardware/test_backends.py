@@ -1,4 +1,4 @@
-"""Which backends are chosen on which device, that the reason is said, and that results agree."""
+"""Which backends are chosen on which device and why, and that their results agree."""
 
 import itertools
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_experts(asked, device, dtype, expected, reason):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Return a function that makes torch believe in a GPU of some compute capability."""
+    """Return a function that makes torch pretend to have a GPU of some compute capability."""
 
     def pretend(capability: tuple[int, int], has_triton: bool = True) -> None:
         monkeypatch.setattr(
@@ -157,14 +157,14 @@ def test_the_backends_of_a_configuration():
     expected = choose_backends(config.parallel, CPU, torch.bfloat16, False, 32)
     assert backends == expected
     assert (backends.experts, backends.loss_chunks) == ("grouped", 3)
-    # in float32 the compiler cannot run grouped products
+    # The compiler cannot run grouped products in float32.
     config = replace(config, train=replace(config.train, dtype="float32"))
     assert backends_for(config, CPU).experts == "loop"
 
 
 def test_masks():
     mask = attention_backend(choose_backends().attention).mask
-    assert mask(None) is None  # plain causal, which the kernels know by themselves
+    assert mask(None) is None  # plain causal attention, for which the kernels need no mask
     assert torch.equal(mask(DOCUMENTS), dense_mask(DOCUMENTS))
 
 

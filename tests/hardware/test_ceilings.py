@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def measured(monkeypatch) -> list[str]:
-    """Replace measuring by made-up rates. The list names what was measured, in order."""
+    """Replace measurements with made-up rates. The list names what was measured, in order."""
     names = []
 
     def matmul_ceiling(device, dtype, seconds):

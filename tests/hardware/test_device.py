@@ -1,4 +1,4 @@
-"""Choosing a device, and what it says about itself."""
+"""Choosing and describing a device."""
 
 import platform
 

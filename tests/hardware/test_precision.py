@@ -1,4 +1,4 @@
-"""The number format of matrix products."""
+"""The dtype of matrix products."""
 
 import pytest
 import torch

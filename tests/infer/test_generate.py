@@ -1,4 +1,4 @@
-"""Text from a model whose next token is known beforehand."""
+"""Generated text, from models whose next token is known beforehand."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class Logits(NamedTuple):
 
 
 class Recited(nn.Module):
-    """A model that predicts the tokens of a script in turn, and keeps the windows it was shown."""
+    """A model that predicts the tokens of a script in turn, and records the windows it gets."""
 
     def __init__(self, script: list[int], vocab_size: int):
         super().__init__()
@@ -50,7 +50,7 @@ def recite(
     max_tokens: int = 100,
     **options: Any,
 ):
-    """Return the pieces that come out when a model recites a text, and the model."""
+    """Return the generated pieces if the model recites this text, and the model."""
     data = text.encode() if isinstance(text, str) else text
     ids = {bytes_of(tokenizer, id): id for id in range(1, 257)}
     script = [ids[bytes([byte])] for byte in data] + ([tokenizer.end_of_text] if end else [])
@@ -101,7 +101,7 @@ def test_bytes_that_make_no_character_do_not_stop_the_text(tokenizer):
 def test_ids_past_the_tokenizer_are_never_written(tokenizer):
     """The model gives its 63 padding rows the highest logits."""
     assert "".join(recite("hello", tokenizer, temperature=0)[0]) == "hello"
-    # at this temperature the tokens are drawn almost uniformly
+    # At this temperature, tokens are drawn almost uniformly.
     assert "".join(recite("hello", tokenizer, temperature=5.0, max_tokens=5, end=False)[0])
 
 
@@ -138,7 +138,7 @@ def test_temperature_0_takes_the_likeliest_token(untrained, tokenizer):
 
 def test_sampling_follows_the_probabilities(tokenizer):
     class Biased(Recited):
-        """A model that writes a or b, whose logits are 0 and 1."""
+        """A model with logits of 0 for `a` and 1 for `b`, and no other tokens."""
 
         def forward(self, tokens_BS: Tensor) -> Logits:
             logits_BSV = torch.full((*tokens_BS.shape, self.vocab_size), -torch.inf)
@@ -154,7 +154,8 @@ def test_sampling_follows_the_probabilities(tokenizer):
         assert len(text) == 400 and set(text) <= {"a", "b"}
         return text.count("b") / 400
 
-    # the probability is sigmoid(1 / temperature); the margin, 4 standard deviations of 400 draws
+    # The probability is sigmoid(1 / temperature). The margin is 4 standard deviations of 400
+    # draws.
     assert share_of_b(1.0) == pytest.approx(0.731, abs=0.09)
     assert share_of_b(0.5) == pytest.approx(0.881, abs=0.07)
 

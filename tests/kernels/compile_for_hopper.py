@@ -1,7 +1,6 @@
 """Compile every kernel of a layer for a Hopper GPU, on a machine without one.
 
-It prints the name of each kernel and the most shared memory that any version of it takes, in
-bytes.
+It prints the name of each kernel, and the most shared memory in bytes that any version of it uses.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from moebius.kernels.hopper import down_backward, up
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED = 227 * 1024  # bytes of shared memory that one program can use
-# The kinds of product all of whose candidate tiles fit.
+# The kinds of product whose candidate tiles all fit.
 ALL_FIT = ("up", "down_backward", "swiglu", "swiglu_backward", "weights")
 T, E, D, F = 33, 5, 136, 192
 
@@ -27,7 +26,7 @@ def main() -> None:
     largest: dict[str, int] = {}
 
     def record_shared_memory(source, metadata):
-        """Stand in for the launcher of a compiled kernel, and start nothing."""
+        """Replace the launcher of a compiled kernel, and launch nothing."""
         largest[metadata.name] = max(largest.get(metadata.name, 0), metadata.shared)
         return lambda *args: None
 
@@ -60,8 +59,8 @@ def pretend_there_is_a_gpu(launcher: Callable[..., Any]) -> None:
 def layer(k: int, activation: str, candidate: int) -> None:
     """Compile the forward and backward pass of a layer whose tokens have `k` slots.
 
-    The kinds of product in ALL_FIT use the candidate tile of that number, and the other kinds
-    their first, since some of their other candidates need not fit.
+    The kinds of product in ALL_FIT use the candidate tile of that number. The other kinds use
+    their first candidate, because the others may not fit.
     """
 
     def with_candidate(kind: str, rows: torch.Tensor, shape: tuple, run: Callable) -> Any:

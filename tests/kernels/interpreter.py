@@ -21,7 +21,7 @@ DEVICES = [
 
 
 def _patch_with_index(tensor, scope, patch=interpreter._patch_lang_tensor):
-    """Patch Triton's tensors like its interpreter does, but convert them to an int by `item`.
+    """Patch Triton's tensors as its interpreter does, but convert them to an int with `item`.
 
     The interpreter of triton 3.6 converts an array of one element, which numpy 2.4 refuses.
     """

@@ -1,4 +1,4 @@
-"""The expert layer made of kernels, compared with `loop`: its outputs and every gradient.
+"""The expert layer of Triton kernels, compared with `loop`: its outputs and every gradient.
 
 The tests run in Triton's interpreter and on a GPU.
 """
@@ -29,7 +29,7 @@ from tests.moe.test_experts import (
 
 from tests.model.tiny import waiting_is_an_error  # isort: skip
 
-WITHOUT_SWIGLU = ("up", "down_backward")  # kinds of product that SwiGLU replaces by its own
+WITHOUT_SWIGLU = ("up", "down_backward")  # kinds of product for which SwiGLU has its own
 HARD_CASES = [
     "top-2 of 33",
     "one token",
@@ -53,7 +53,7 @@ def tiles_that_fit_nothing(monkeypatch):
 def compare(
     expert_TK: Tensor, activation: str, device: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """Assert that the kernels in `dtype` give what `loop` gives in float32, up to `tolerance`.
+    """Assert that the kernels in `dtype` give the results of `loop` in float32.
 
     The tolerance is relative to the norm of each output or gradient.
     """
@@ -107,7 +107,7 @@ def test_in_bfloat16_it_is_loop_in_float32(case, activation):
 )
 @pytest.mark.parametrize("k", [1, 2])
 def test_with_every_tile_it_is_loop(kind, activation, k, monkeypatch):
-    """Each program computes several tiles, and nothing of one tile may show in the next.
+    """Each program computes several tiles, and one tile must not affect the next.
 
     There are more tiles than programs, and experts whose last tile is not full.
     """
@@ -126,7 +126,7 @@ def test_with_every_tile_it_is_loop(kind, activation, k, monkeypatch):
 def test_dropout_is_on_the_hidden_activations_and_the_same_in_backward(
     epilogue, device, monkeypatch
 ):
-    """The down projection passes on the first D hidden activations, which shows dropout there."""
+    """The down projection copies the first D hidden activations, which makes dropout visible."""
     monkeypatch.setattr(tune, "SMALL", tune.SMALL._replace(epilogue=epilogue))
     down_EFD = torch.eye(F, D, device=device).expand(E, F, D).contiguous()
     weights = some_weights("gelu", device=device, dropout=0.3)._replace(w_down_EFD=down_EFD)

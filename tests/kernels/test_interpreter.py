@@ -1,7 +1,7 @@
 """Tests of the kernels on a machine without a GPU.
 
 The other tests of this folder run in Triton's interpreter. It must be turned on before triton is
-first imported, so they get a process of their own.
+first imported, so they run in a separate process.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The choice of a tile: the fastest is measured once, and without measuring there is still a tile.
+"""The choice of a tile: the fastest is measured once, and there is a tile without measuring, too.
 
 No GPU is needed, because the times are made up.
 """
@@ -29,7 +29,7 @@ def a_device(monkeypatch, tmp_path):
 
 @pytest.fixture
 def measured(monkeypatch) -> list[Tile]:
-    """Replace the timing by fixed times, and return the list of the tiles timed so far."""
+    """Replace the timing with fixed times, and return the list of tiles that were timed so far."""
     tiles: list[Tile] = []
     milliseconds = {SLOW: 2.0, FAST: 1.0, LARGE: float("inf")}
 
@@ -53,7 +53,7 @@ def test_the_fastest_is_measured_once_and_kept(measured):
     (name,) = json.loads(tune.cache_file().read_text())
     assert "a GPU" in name and "triton" in name
     assert choose(SLOW, FAST, key=(*KEY[:2], 2048, *KEY[3:])) == FAST
-    assert len(measured) == 5  # with another number of rows it is measured again
+    assert len(measured) == 5  # a different number of rows is measured again
 
 
 def test_if_the_kept_tile_is_no_candidate_any_more_it_is_measured_again(measured):

@@ -1,4 +1,4 @@
-"""The products around SwiGLU on a GPU: every candidate tile, compared with a small plain tile."""
+"""The products around SwiGLU on a GPU: compare every candidate tile with a small plain tile."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,7 +21,7 @@ SIZES = [
     (777, 2, 5, 136, 200, 0.3),
     (50, 1, 5, 896, 3136, 0.99),
     (40, 1, 5, 24, 64, 1.0),
-    # Every program computes several tiles, and begins one before the epilogue of the last is done.
+    # Every program computes several tiles, and begins the next before the last epilogue is done.
     (4000, 1, 8, 896, 3136, 0.1),
     (4000, 8, 64, 2048, 1024, 0.0),
 ]
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def a_hopper_gpu_whose_memory_is_not_a_number() -> Iterator[None]:
-    """Fill new memory with NaN, so that whatever no kernel has written shows."""
+    """Fill new memory with NaN, so that values that no kernel has written are noticed."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("needs a Hopper GPU")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -31,7 +31,7 @@ def normed(x: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
 def naive_attention(
     x_BSD: Tensor, weights: Weights, config: ModelConfig, document_BS: Tensor | None
 ) -> Tensor:
-    """Return out_BSD, one query after the other, with no code of the implementation."""
+    """Return out_BSD, computed one query at a time, without any code of the implementation."""
     H = config.head_width
     group = config.num_heads // config.num_kv_heads
 
@@ -83,7 +83,7 @@ def test_the_layer_is_a_naive_softmax(attend, document_BS, qk_norm, rope):
     config = tiny(qk_norm=qk_norm, **rope)
     module = Attention(config, attend).double()
     for parameter in module.parameters():
-        # the norms' weights too, and large enough that the scores tell tokens apart
+        # This includes the norms' weights. They are large enough for scores to differ by token.
         torch.nn.init.normal_(parameter, std=0.4)
     x_BSD = torch.randn(B, S, D, dtype=torch.float64, requires_grad=True)
     upstream_BSD = torch.randn(B, S, D, dtype=torch.float64)

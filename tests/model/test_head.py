@@ -1,4 +1,4 @@
-"""The loss computed part by part equals the loss of all logits at once, gradients included."""
+"""The loss that is computed in parts equals the loss of all logits at once, with all gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The distribution of every parameter, compared with the rules written out as numbers."""
+"""The distribution of every parameter, compared with the rules of initialization."""
 
 import math
 
@@ -48,7 +48,7 @@ def expected_deviations() -> dict[str, float]:
         deviations[f"{name}.base.down.weight"] = RESIDUAL / math.sqrt(BASE)
         deviations |= {f"{name}.experts.w_gate_EDF": into, f"{name}.experts.w_up_EDF": into}
         deviations[f"{name}.experts.w_down_EFD"] = RESIDUAL / math.sqrt(width)
-        # the router itself divides by sqrt(D)
+        # The router itself divides by sqrt(D).
         deviations[f"{name}.router.weight_ED"] = 0.1
     return deviations
 
@@ -95,7 +95,7 @@ def test_the_stream_keeps_its_size_at_any_depth(num_layers):
     tokens_BS = torch.randint(V, (4, 32))
     hidden_BSD, _ = model.hidden(tokens_BS)
     assert model.embed(tokens_BS).var().item() == pytest.approx(1, rel=0.1)
-    # all blocks together add less than the variance that the embedding starts with
+    # All blocks together add less than the variance that the embedding starts with.
     assert 1 < hidden_BSD.var().item() < 2
 
 

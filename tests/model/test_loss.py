@@ -1,4 +1,4 @@
-"""The training loss and its parts, compared with sums by hand."""
+"""The training loss and its parts, compared with calculations by hand."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from moebius.moe.statistics import LayerStats
 from tests.model.tiny import B, E, S, V, decided, random_tokens, tiny
 
 END = 9
-SEQUENCES = 4  # of the batches that are split in two
+SEQUENCES = 4  # in each batch that is split into halves
 VARIANTS: dict[str, dict[str, Any]] = {
     "top-1": {},
     "top-2 of unequal layers": {"router_top_k": 2, "num_experts": (3, 5)},
@@ -144,7 +144,7 @@ def test_balance_over_sequences_is_the_mean_of_each_sequence_alone(router_type, 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_halves_with_the_counts_of_the_whole_are_the_whole(variant):
-    """The losses and the gradient of every parameter: this is what global_batch is for."""
+    """The losses and the gradient of every parameter agree, which is what global_batch is for."""
     model = decided(
         tiny(
             aux_loss_scope="global_batch",
@@ -181,7 +181,7 @@ def test_halves_with_the_counts_of_the_whole_are_the_whole(variant):
             atol=1e-6,
             msg=lambda text, name=name: f"{name}: {text}",
         )
-    # when each half is balanced by itself, the loss and the gradient differ
+    # If each half is balanced on its own, the loss and the gradient differ.
     apart = [
         model.loss(half_BL, balancing=Balancing(coefficients)) for half_BL in tokens_BL.chunk(2)
     ]
@@ -192,7 +192,7 @@ def test_halves_with_the_counts_of_the_whole_are_the_whole(variant):
 
 
 def counts_of(stats: Sequence[LayerStats]) -> Tensor:
-    """Return, layer after layer, how often its experts were chosen and its number of tokens."""
+    """Return, for each layer, how often its experts were chosen, and its number of tokens."""
     return torch.cat([torch.cat([layer.chosen_PE[0], layer.tokens[None]]) for layer in stats])
 
 

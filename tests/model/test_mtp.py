@@ -84,7 +84,7 @@ def test_the_loss_written_out(router, is_split):
     expected, counts = mtp_by_hand(model, tokens_BL, is_split)
     assert counts[0] > counts[1] > counts[2] > 0 if is_split else counts == [B * S] * 3
     assert loss.mtp is not None
-    # the cross-entropy is float32
+    # The cross-entropy is computed in float32.
     torch.testing.assert_close(loss.mtp.double(), expected, rtol=0, atol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_three_passes_through_one_layer_are_counted_together(scope, groups):
     taken_E = torch.stack([part.tokens_per_expert_E for part in passes]).sum(dim=0)
     assert stats[-1].tokens_per_expert_E.tolist() == taken_E.tolist()
     assert stats[-1].tokens_per_expert_E.sum() == stats[-1].tokens == 3 * B * S
-    # the balance loss is that of all three passes' tokens together, group by group
+    # The balance loss covers the tokens of all three passes together, group by group.
     size = 3 * B * S / groups
     share_PE = sum(part.chosen_PE for part in passes) / size
     probability_PE = sum(part.probability_PE for part in passes) / size

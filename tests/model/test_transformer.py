@@ -67,7 +67,7 @@ def test_tied_embeddings_are_one_parameter():
     tokens_BL = random_tokens(model.config)
     model.loss(tokens_BL).total.backward()
     gradient = model.embedding.weight.grad
-    # the head gives a gradient to tokens that were not read, too
+    # The head also gives a gradient to tokens that were not read.
     assert gradient is not None and (gradient.norm(dim=1) > 0).all()
     untied = seeded(0, tiny())
     assert untied.lm_head.weight.data_ptr() != untied.embedding.weight.data_ptr()
@@ -119,7 +119,7 @@ def test_every_parameter_gets_a_gradient(variant):
 @pytest.mark.parametrize("gate_scale", [1.0, 0.0])
 @pytest.mark.parametrize("router", [name for name in ROUTERS if name != "softmax_top3"])
 def test_with_one_expert_per_token_the_router_learns_from_the_loss_alone(router, gate_scale):
-    """A renormalized top-1 gate would be the constant 1, and these gradients rounding errors."""
+    """With a renormalized top-1 gate, the constant 1, these gradients would be rounding errors."""
     config = tiny(
         **ROUTERS[router], aux_loss_coeff=0.0, renormalize_gates=True, gate_scale=gate_scale
     )

@@ -1,4 +1,4 @@
-"""What a token may not depend on: later tokens, other sequences, and other documents."""
+"""A token must not depend on later tokens, on other sequences, or on other documents."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_changing_a_token_never_changes_a_logit_before_it(router, use_mtp):
         changed_BS = tokens_BS.clone()
         changed_BS[-1, t] = (changed_BS[-1, t] + 1) % V
         difference = (all_logits(model, changed_BS) - before).abs().amax(dim=(2, 3))
-        # nor one in another sequence; for the switch router, in a sequence before it in the batch
+        # Neither does a token of another sequence; for the switch router, of an earlier sequence.
         assert difference[:-1].max() < 1e-10
         assert t == 0 or difference[-1, :t].max() < 1e-10
         assert difference[-1, t] > 1e-4
@@ -53,9 +53,9 @@ def test_sequences_of_a_batch_do_not_see_each_other(router):
 
 
 def packed(lengths: tuple[int, ...], seeds: list[int], config: ModelConfig) -> Tensor:
-    """Return tokens_1L with documents of these lengths, and the beginning of one more.
+    """Return tokens_1L with documents of these lengths, and the beginning of another document.
 
-    Each document is END and then random tokens of its own seed.
+    Each document is END followed by random tokens from its own seed.
     """
     pieces = []
     for length, seed in zip((*lengths, lookahead(config)), [*seeds, 99], strict=True):
@@ -81,8 +81,8 @@ def logits_and_losses(model: Transformer, tokens_1L: Tensor) -> tuple[Tensor, li
 @pytest.mark.parametrize("use_mtp", [False, True])
 @pytest.mark.parametrize("router", ROUTERS)
 def test_a_document_does_not_depend_on_its_neighbors(router, use_mtp, lengths):
-    # A full expert drops tokens of later documents too, so with the switch router documents are
-    # independent only while no expert is full.
+    # A full expert also drops tokens of later documents. With the switch router, documents are
+    # therefore only independent while no expert is full.
     config = tiny(**{**ROUTERS[router], "capacity_factor": float(E)}, use_mtp=use_mtp)
     model = decided(config)
     seeds = list(range(len(lengths)))
@@ -95,7 +95,7 @@ def test_a_document_does_not_depend_on_its_neighbors(router, use_mtp, lengths):
         torch.testing.assert_close(after_SOV[own], before_SOV[own], rtol=0, atol=1e-10)
         for before_S, after_S in zip(losses_before, losses_after, strict=True):
             torch.testing.assert_close(after_S[own], before_S[own], rtol=0, atol=1e-10)
-        # at the beginning of a sequence it has other positions, whose angles are float32
+        # At the beginning of a sequence, the document has other positions, with float32 angles.
         if length < S:
             at_start = packed((length, S - length), [place, 50], config)
             at_start_SOV, _ = logits_and_losses(model, at_start)

@@ -31,7 +31,7 @@ PLAIN = 2 * V * D + D + 2 * BLOCK + sum(EXPERTS)
             {"activation": "gelu", "base_expansion": 3.0},
             PLAIN - E * D * (64 + 128) + 2 * 2 * D * 64,
         ),
-        # 0.5 * 24 is 12, which is rounded up to the smallest width; 6 * 24 is 144
+        # 0.5 * 24 is 12, which is rounded up to the smallest width, and 6 * 24 is 144.
         ({"base_expansion": 0.5}, PLAIN + 2 * 3 * D * 64),
         ({"base_expansion": 6.0, "router_type": "sigmoid"}, PLAIN + 2 * 3 * D * 128),
         ({"base_expansion": 3.0, "residual_mix": "learned"}, PLAIN + 2 * (3 * D * 64 + 2 * D)),

@@ -1,4 +1,4 @@
-"""The small model of these tests; every letter used as a shape has a size of its own."""
+"""The small model of these tests. Every letter that names a dimension has a different size."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ def tiny(**changes: Any) -> ModelConfig:
 def random_tokens(
     config: ModelConfig, batch: int = B, seq_len: int = S, seed: int = 0, lowest: int = 0
 ) -> Tensor:
-    """Return tokens_BL: sequences and the tokens that the loss looks ahead to."""
+    """Return tokens_BL: sequences, followed by the tokens that the loss looks ahead to."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(
         lowest, config.vocab_size, (batch, seq_len + lookahead(config)), generator=generator
@@ -55,7 +55,7 @@ def decided(config: ModelConfig) -> Transformer:
 
 @contextmanager
 def waiting_is_an_error() -> Iterator[None]:
-    """Make torch raise an error where the host waits for a GPU."""
+    """Make torch raise an error if the host waits for a GPU."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield

@@ -1,4 +1,4 @@
-"""Experts whose products have e4m3 operands, written out in float64: the reference for FP8."""
+"""Experts whose products have e4m3 operands, computed in float64: the reference for FP8."""
 
 import math
 
@@ -18,16 +18,18 @@ SAME = 0.03
 """Tolerance for a layer whose operands are rounded to e4m3 in the same places.
 
 Rounding a result to bfloat16 changes it by 2**-10 on average. A step of e4m3 is 2**-3, so one
-number in 128 then lands on the other side of a step when it is quantized. That is 0.8% of the norm
-(the root mean square of a step over a mantissa from 1 to 2), for up to four roundings behind a
-result. The tolerance is about twice that, for products with few rows.
+number in 128 is then quantized to a different value. This changes the result by 0.8% of its norm
+(the root mean square of a step over a mantissa from 1 to 2), for each of up to four roundings
+before a result. The tolerance is about twice the sqrt(4) * 0.8% of four such roundings, for
+products with few rows.
 """
 NEAR = 0.11
 """Tolerance for a layer in FP8 compared with one in float32.
 
 Rounding to e4m3 changes a value by 2.6% (root mean square, 2**-4 / sqrt(3) over a mantissa from 1
-to 2). Between an input and a gradient lie at most eight roundings (x, w, w, hidden, grad, w, grad,
-w), two for most sums: sqrt(8) * 2.6%. Half as much again is for products with few rows.
+to 2). There are at most eight roundings between an input and a gradient (x, w, w, hidden, grad, w,
+grad, w), two for most sums: sqrt(8) * 2.6%. The tolerance is half as much again, for products with
+few rows.
 """
 HARD = {
     **CASES,
@@ -118,10 +120,10 @@ def inputs_of(
 
 
 def assert_near(ours: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    """Assert that the values are finite and differ by less than the tolerance, by their norms.
+    """Assert that the values are finite, and that the norms of the differences are small enough.
 
-    The gradient of a single gate is left out: it is one sum, whose terms may cancel, and so says
-    nothing about the size of the errors.
+    The gradient of a single gate is left out: it is one sum, whose terms may cancel, so its
+    relative error says nothing.
     """
     for values, expected_values in zip(ours, expected, strict=True):
         assert values.isfinite().all()

@@ -77,7 +77,7 @@ def test_layers_with_different_numbers_of_experts_do_not_disturb_each_other():
 
 
 def test_the_counts_of_a_larger_batch_replace_the_micro_batchs_own():
-    """Expert 0 of each layer took all of the batch, so its mean probability is what counts."""
+    """Expert 0 of each layer took the whole batch, so only its mean probability counts."""
     layers = [stats_of(3, 1, seed=0), stats_of(5, 1, seed=1)]
     batch_X = torch.tensor([100.0, 0, 0, 100, 80, 0, 0, 0, 0, 80])
     passed: list[Tensor] = []

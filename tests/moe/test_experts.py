@@ -1,4 +1,4 @@
-"""The expert backends: `loop` compared with one token at a time, and `grouped` with `loop`.
+"""The expert backends: compare `loop` with one token at a time, and `grouped` with `loop`.
 
 Outputs and the gradient of every input are compared.
 """
@@ -42,7 +42,7 @@ def some_weights(
 def routing_of(expert_TK: Tensor, seed: int = 1, dtype: torch.dtype = torch.float32) -> Routing:
     """Return a routing with random gates.
 
-    They are not zero without an expert: backends must go by the expert's number alone.
+    Gates of assignments without an expert are not zero, because backends must ignore them.
     """
     generator = torch.Generator().manual_seed(seed)
     gate_TK = torch.rand(expert_TK.shape, generator=generator).to(expert_TK.device, dtype)
@@ -66,7 +66,7 @@ CASES = {
     "some slots empty": torch.where(
         torch.rand(19, 3, generator=torch.Generator().manual_seed(3)) < 0.5, E, distinct(19, 3)
     ),
-    # as the sigmoid router does, every expert has a slot of its own
+    # Every expert has its own slot, as with the sigmoid router.
     "by threshold": torch.where(distinct(19, E) < 3, torch.arange(E), E),
     "no token has an expert": torch.full((7, 2), E),
 }
@@ -74,7 +74,7 @@ CASES = {
 
 @contextmanager
 def unwritten_memory_is_nan() -> Iterator[None]:
-    """Let torch fill new memory with NaN, which shows when unwritten memory is read."""
+    """Let torch fill new memory with NaN, so that reading unwritten memory is noticed."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         assert torch.empty(3).isnan().all()
@@ -96,7 +96,7 @@ def results(
 
 
 def one_token_at_a_time(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
-    """Return out_TD by its definition, with the formulas of the activations."""
+    """Return out_TD from its definition, with the formulas of the activations."""
     rows = []
     for token, chosen in enumerate(routing.expert_TK.tolist()):
         row_D = torch.zeros_like(x_TD[token])
@@ -132,7 +132,7 @@ def test_loop_is_one_token_at_a_time(case, activation):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_grouped_is_loop(case, activation):
-    """In float32, because torch's grouped product does not take float64."""
+    """This uses float32, because torch's grouped product does not take float64."""
     routing, weights = routing_of(CASES[case]), some_weights(activation)
     x_TD = torch.randn(len(CASES[case]), D, requires_grad=True)
     upstream = torch.randn_like(x_TD)
@@ -163,7 +163,7 @@ def test_dropout_keeps_the_mean(run):
 
 @pytest.mark.parametrize("run", [loop, grouped])
 def test_dropout_is_on_the_hidden_activations(run):
-    """The down projection passes the first D hidden activations on, where they can be seen."""
+    """The down projection copies the first D hidden activations, which makes dropout visible."""
     identity_EFD = torch.eye(F, D).expand(E, F, D).contiguous()
     weights = some_weights("gelu", dropout=0.3)._replace(w_down_EFD=identity_EFD)
     x_TD, expert_TK = torch.randn(400, D), distinct(400, 1)
@@ -173,7 +173,7 @@ def test_dropout_is_on_the_hidden_activations(run):
     is_dropped = out_TD == 0
     torch.testing.assert_close(out_TD, torch.where(is_dropped, 0.0, hidden_TD / 0.7))
     assert is_dropped.float().mean().item() == pytest.approx(0.3, abs=0.03)
-    # every activation is drawn by itself, so tokens lose different numbers of them
+    # Every activation is drawn independently, so tokens lose different numbers of them.
     share_T = is_dropped.float().mean(dim=1)
     assert share_T.min() < 0.2 < 0.4 < share_T.max() < 0.8
 

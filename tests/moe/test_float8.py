@@ -1,4 +1,4 @@
-"""The experts' products in FP8, compared with those of rounded numbers and with float32."""
+"""The experts' products in FP8, compared with products of rounded numbers and with float32."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_tokens_without_an_expert_get_zero():
 
 
 def test_gradients_too_small_for_one_scale_keep_their_precision():
-    """Rows 2**40 apart are equally exact. Under one scale not even e5m2 could hold both."""
+    """Rows that differ by 2**40 are equally exact. One scale could not hold both, even in e5m2."""
     x_TD, routing, weights, upstream = inputs_of("16 tokens")
     upstream[::2] *= 2.0**-40
     ours, exact = (results(run, x_TD, routing, weights, upstream)[1] for run in (float8, loop))
@@ -103,7 +103,7 @@ def test_dropout_keeps_the_mean():
 
 
 def losses(expert_dtype: str, dtype: torch.dtype) -> list[float]:
-    """Return the losses of a small model that learns one batch by heart."""
+    """Return the losses of a small model that memorizes one batch."""
     config = tiny(dim=48, router_top_k=2, activation="swiglu")
     model = seeded(0, config, choose_backends(dtype=dtype, expert_dtype=expert_dtype))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -19,7 +19,7 @@ Inputs = tuple[Tensor, Routing, ExpertWeights, Tensor]
 
 
 def in_bfloat16(run: Callable[..., Any], inputs: Inputs) -> list[Tensor]:
-    """Return the results of a backend with bfloat16 operands, as training on a GPU has them."""
+    """Return the results of a backend with bfloat16 operands, as in training on a GPU."""
     x_TD, routing, weights, upstream = inputs
 
     def cast(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:

@@ -1,4 +1,4 @@
-"""FP8 numbers compared with e4m3 written out, and the rows of padding that FP8 products need."""
+"""FP8 numbers, compared with a definition of e4m3, and the padding rows that products need."""
 
 import math
 
@@ -12,7 +12,7 @@ from tests.moe.test_experts import E
 
 
 def test_powers_of_two_are_kept_exactly():
-    """Over the whole range that a row can hold: 448 down to 2**-9, times any scale."""
+    """This covers the whole range that a row can hold: 448 down to 2**-9, times any scale."""
     for scale in (2.0**-60, 1.0, 2.0**60):
         x = scale * 2.0 ** torch.arange(-9.0, 9.0)
         values, factor = quantize(torch.stack([x, -x, x.flip(0)]))
@@ -51,7 +51,7 @@ def test_zeros_stay_zeros_and_nothing_becomes_infinite():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_not_hidden(value):
-    """Otherwise the step that has them would not be skipped. Other rows are not affected."""
+    """Otherwise, a step with such numbers would not be skipped. Other rows are not affected."""
     x_TD, routing, weights, _ = inputs_of("top-2 of 33")
     with torch.no_grad():
         x_TD[7, 3] = value

@@ -1,4 +1,4 @@
-"""The MoE layer: what it adds up, what it counts, and that it equals Mixtral's block."""
+"""The MoE layer: its sums, its statistics, and that it equals Mixtral's block."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ T, F = B * S, 64
 
 
 def drawn(config: ModelConfig, num_experts: int = E, run: ExpertsFunction = loop) -> MoE:
-    """Return a layer of random weights whose router chooses differently from token to token."""
+    """Return a layer with random weights whose router chooses different experts for tokens."""
     torch.manual_seed(0)
     moe = MoE(config, num_experts, F, run)
     for name, parameter in moe.named_parameters():
@@ -32,7 +32,7 @@ def drawn_input(dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def routed_by_hand(moe: MoE, x_BSD: Tensor) -> Tensor:
-    """Return the experts' output, one token and one expert after the other."""
+    """Return the experts' output, computed one token and one expert at a time."""
     assert moe.router is not None
     assert moe.experts is not None and moe.experts.w_gate_EDF is not None
     x_TD = x_BSD.reshape(T, D)
@@ -87,7 +87,7 @@ def test_the_learned_mix_is_a_softmax_of_two_per_token(router):
     share = (1 / (1 + (x_BSD @ (weight_2D[1] - weight_2D[0])).exp()))[..., None]
     assert share.min() < 0.3 and share.max() > 0.7
     expected_BSD = share * moe.base(x_BSD) + (1 - share) * routed_by_hand(moe, x_BSD)
-    # the layer computes the shares in float32
+    # The layer computes the shares in float32.
     torch.testing.assert_close(moe(x_BSD)[0], expected_BSD, rtol=0, atol=1e-6)
 
 
@@ -127,9 +127,9 @@ def test_statistics_count_what_the_router_did(router):
     num_assignments = {"softmax_topk": T, "softmax_top3": 3 * T}
     in_all = T * routing.expert_TK.shape[1] - taken[E]
     assert sum(counts) == num_assignments.get(router, in_all)
-    # these two leave tokens without an expert
+    # These two routers leave some tokens without an expert.
     assert (router in ("switch", "sigmoid")) == (taken[E] > 0)
-    # the balance loss counts what was chosen, even if a full expert then dropped it
+    # The balance loss counts the chosen experts, even if a full expert then dropped the token.
     probs_TE = routing.probs_TE.double()
     has_capacity = RECORDS[ROUTERS[router]["router_type"]].has_capacity
     chosen = Counter(probs_TE.argmax(dim=-1).tolist()) if has_capacity else taken
@@ -145,7 +145,7 @@ def test_statistics_count_what_the_router_did(router):
 @pytest.mark.parametrize("run", [loop, grouped])
 @pytest.mark.parametrize("k", [2, 3])
 def test_it_is_mixtrals_block(run, k):
-    """The output and the gradient of every parameter, the router's included."""
+    """The output and the gradient of every parameter agree, including the router's."""
     mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
     from transformers import MixtralConfig
 

@@ -129,7 +129,7 @@ def test_a_bias_that_changes_no_choice_changes_no_gate(variant):
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("switch")])
 def test_a_gate_is_that_of_its_expert_without_the_bias(variant):
-    """The bias overturns every choice, and the gates are those of the experts it chose."""
+    """The bias decides every choice, and the gates are the unbiased ones of the chosen experts."""
     router = router_of(bias_E=torch.arange(E) * 2.0 - 4, **VARIANTS[variant])
     routing = router.route(LOGITS)
     probs_TE = LOGITS.sigmoid() if "sigmoid" in variant else LOGITS.softmax(-1)
@@ -305,7 +305,7 @@ def test_the_router_gets_a_gradient_through_its_gates_alone(variant, bias_E):
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("variant", ONE_EXPERT_PER_TOKEN)
 def test_with_one_expert_per_token_the_router_learns_whatever_the_bias(variant, renormalize):
-    """The bias chooses the same expert for every token; its gate still has a gradient."""
+    """The bias chooses the same expert for every token, but its gate still has a gradient."""
     bias_E = torch.eye(E)[2] * 3 - 1
     router = router_of(bias_E=bias_E, **VARIANTS[variant], renormalize_gates=renormalize)
     routing = router(torch.randn(T, D))

@@ -1,4 +1,4 @@
-"""The choice of experts and their gates, compared with plain Python, token after token."""
+"""The choice of experts and their gates, compared with plain Python, token by token."""
 
 import itertools
 
@@ -60,7 +60,7 @@ def test_switch_by_hand(experts, tokens):
     [(100, 10, 11), (200, 10, 11), (1, 1, 1), (37, 5, 6), (37, 5, 0)],
 )
 def test_the_capacity_is_the_rounded_up_share(tokens, experts, tenths):
-    """In whole numbers: in floats 1.1 * 100 / 10 is a little above 11, and must not become 12."""
+    """The expected share is computed with integers: 1.1 * 100 / 10 must give 11, not 12."""
     assert expert_capacity(tokens, experts, tenths / 10) == -(-tenths * tokens // (10 * experts))
 
 
@@ -95,7 +95,7 @@ def test_topk_by_hand(score, renormalize, tokens, experts, k):
             expected = plain_topk(row, k, bias_E.tolist(), renormalize, 2.5)
             biased = [row[e] + bias_E[e].item() for e in range(experts)]
             assert len(gates) == k  # no expert twice
-            # of experts that tie, any may be chosen
+            # If experts tie, any of them may be chosen.
             best = sorted(biased[e] for e in expected)
             assert sorted(biased[e] for e in gates) == pytest.approx(best)
             assert sorted(gates.values()) == pytest.approx(sorted(expected.values()), rel=1e-5)
@@ -129,7 +129,7 @@ def test_sigmoid_by_hand():
 def test_sigmoid_with_a_bias_by_hand(tokens, experts):
     all_E, none_E = torch.full((experts,), 2.0), torch.full((experts,), -2.0)
     biases = (torch.zeros(experts), BIAS[:experts], all_E, none_E)
-    # with TIES a logit of 0 is at the threshold and not above it
+    # In TIES, a logit of 0 is at the threshold and not above it.
     for bias_E, logits in itertools.product(biases, (LOGITS, TIES)):
         logits_TE = logits[:tokens, :experts]
         ours = sigmoid(logits_TE, 0.5, 2.5, bias_E)

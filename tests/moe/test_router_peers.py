@@ -31,7 +31,7 @@ def test_softmax_topk_is_mixtrals(k):
 
 @pytest.mark.parametrize("capacity", [1, 5, T])
 def test_switch_is_switch_transformers(capacity):
-    """On one sequence, because transformers gives each sequence a capacity of its own."""
+    """This uses one sequence, because transformers gives each sequence its own capacity."""
     peer = pytest.importorskip(
         "transformers.models.switch_transformers.modeling_switch_transformers"
     )
@@ -100,7 +100,7 @@ def test_topk_of_sigmoids_is_deepseeks(k, renormalize, bias_E):
         gate_scale=2.5,
     )
     ours = router.route(LOGITS)
-    # DeepSeek's experts come in no order
+    # DeepSeek's experts are not sorted.
     assert torch.equal(ours.expert_TK.sort(-1).values, experts.sort(-1).values)
     if k == 1 and renormalize:  # DeepSeek's gate is then a constant, and ours is not
         torch.testing.assert_close(gates, torch.full((T, 1), 2.5))
@@ -114,7 +114,7 @@ def test_topk_of_sigmoids_is_deepseeks(k, renormalize, bias_E):
 
 @pytest.mark.parametrize("k", [1, 2, E])
 def test_sigmoid_gates_are_deepseeks(k):
-    """A threshold that only a token's best k pass gives the experts that top-k takes."""
+    """A threshold that only a token's best k experts pass gives the experts of top-k."""
     _, gates, experts = deepseeks(k, 2.5, False, torch.zeros(E))(LOGITS)
     expected_TE = torch.zeros(T, E).scatter(1, experts, gates)
     for token in range(T):

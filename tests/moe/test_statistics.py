@@ -55,7 +55,7 @@ def stats_of(logits_TE: Tensor, groups: int = 1, **changes: Any) -> LayerStats:
 
 
 def by_hand(router: Router, routing: Routing, groups: int) -> dict[str, Any]:
-    """Return the statistics by name, counted token after token in Python's floats."""
+    """Return the statistics by name, counted token by token in Python floats."""
     num_experts = router.num_experts
     size = len(routing.expert_TK) // groups
     sums: dict[str, Any] = dict.fromkeys(LayerStats._fields, 0.0)
@@ -129,7 +129,7 @@ def test_entropy_is_1_when_undecided_and_0_when_decided(variant):
 
 
 def test_a_full_expert_does_not_look_balanced():
-    """All tokens choose expert 3, which takes a fifth of them; chosen_PE shows it."""
+    """All tokens choose expert 3, which takes only a fifth of them, and chosen_PE shows this."""
     logits = torch.eye(E)[3].expand(T, E) * 9
     stats = stats_of(logits, router_type="switch", capacity_factor=1.0)
     assert stats.tokens_per_expert_E.tolist() == [0, 0, 0, 9, 0]
@@ -172,7 +172,7 @@ def test_only_the_losses_have_a_gradient(variant):
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("switch")])
 def test_micro_batches_add_up(variant):
-    """This does not hold for the switch router, where each has a capacity of its own."""
+    """This does not hold for the switch router, whose capacity counts per micro-batch."""
     logits_TE = drawn()
     parts = [stats_of(part_TE, **VARIANTS[variant]) for part_TE in logits_TE.chunk(GROUPS)]
     whole = stats_of(logits_TE, **VARIANTS[variant])
@@ -198,13 +198,13 @@ def test_detached_keeps_figures_without_graph_and_groups():
     for name, ours, expected in zip(LayerStats._fields, kept, whole, strict=True):
         assert ours.shape == expected.shape
         torch.testing.assert_close(ours, expected, msg=lambda text, name=name: f"{name}: {text}")
-    # the original is unchanged and still has its graph
+    # The original is unchanged and still has its graph.
     assert stats.chosen_PE.shape == stats.probability_PE.shape == (GROUPS, E)
     assert with_gradient(stats) == WITH_GRADIENT
 
 
 def test_the_losses_of_detached_groups_can_still_be_read():
-    """They are the losses of all groups as one, and not the mean that was trained on."""
+    """They are the losses of all groups as one group, not the mean that was trained on."""
     stats = stats_of(drawn(), GROUPS)
     as_one = balance_losses([stats_of(drawn())])
     torch.testing.assert_close(balance_losses([stats.detached()]), as_one)

@@ -1,4 +1,4 @@
-"""Metrics and events that no run has produced, for tests of what reads them."""
+"""Made-up metrics and events, for tests of the code that reads them."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def dense_metrics(**changes: Any) -> StepMetrics:
 
 
 class Happening:
-    """An event that is nothing but a step."""
+    """An event that consists of nothing but a step."""
 
     def __init__(self, step: int):
         self.step = step

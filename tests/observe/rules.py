@@ -1,4 +1,4 @@
-"""Alarms with some of the rules only, and what they say while one figure rises and falls."""
+"""Alarms with only some of the rules, and what they report while one figure rises and falls."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,7 +13,7 @@ ABOVE = ["cv", "dominant_expert", "dropped_tokens", "unrouted_tokens", "router_l
 
 
 def watching(**rules: Rule) -> Alarms:
-    """Return alarms with these rules, and every other rule off."""
+    """Return alarms with only these rules; every other rule is off."""
     off = {name: replace(rule, action="off") for name, rule in ObserveConfig().rules().items()}
     return Alarms(replace(ObserveConfig(), **(off | rules)))
 
@@ -24,13 +24,13 @@ def with_cv(step: int, value: float) -> StepMetrics:
 
 
 def on_cv(rule: Rule, course: Iterable[tuple[int, float]]) -> list[Alarm]:
-    """Return what the rule says of the first layer's CV, logged as pairs of step and value."""
+    """Return the alarms of the rule for the first layer's CV, logged as (step, value) pairs."""
     alarms = watching(cv=rule)
     return [alarm for step, value in course for alarm in alarms.look(with_cv(step, value))]
 
 
 def steps_fired_at(rule: Rule, course: Iterable[tuple[int, float]]) -> list[int]:
-    """Return the steps at which the rule fires on the CV. Fails if one of its alarms is over."""
+    """Return the steps at which the rule fires on the CV. Fails if an alarm ends in between."""
     alarms = on_cv(rule, course)
     assert not any(alarm.over for alarm in alarms)
     return [alarm.step for alarm in alarms]

@@ -140,7 +140,7 @@ def test_dominance_is_not_watched_where_an_even_share_is_as_much(
 
 
 def watching_with_every_rule(window: int = 1) -> Alarms:
-    """Return alarms that fire on every number: no figure of a layer satisfies the thresholds."""
+    """Return alarms that fire on every number, because no figure of a layer is harmless."""
     thresholds = {name: 0.0 if name in ABOVE else 1e9 for name in ObserveConfig().rules()}
     del thresholds["loss_spike"]
     rules = {
@@ -169,7 +169,7 @@ def test_figures_that_are_not_numbers_never_fire(window):
     alarms = watching_with_every_rule(window)
     names = ("cv", "routing_entropy", "router_grad_norm", "dropped_share", "unrouted_share")
     broken = {name: [math.nan] * 3 for name in names}
-    # without tokens there is no share of them, and without a gradient no part of it
+    # Without tokens, there are no shares of them, and without a gradient, no share of it.
     nothing = metrics_of(tokens_per_expert=[[0, 0, 0], [], [0, 0, 0]], grad_norm=0.0, **broken)
     for step in range(1, 4):
         assert alarms.look(replace(nothing, step=step)) == []
@@ -195,7 +195,7 @@ def test_rules_that_are_off_are_silent_and_remember_nothing():
 
 
 def on_loss(rule: Rule, losses: Iterable[float], log_every: int = 1) -> list[Alarm]:
-    """Return what the rule says of losses that are logged every few steps of a dense model."""
+    """Return the alarms of the rule for losses that a dense model logs every few steps."""
     alarms = watching(loss_spike=rule)
     dense = metrics_of(tokens_per_expert=[[], [], []])
     return [
@@ -209,7 +209,7 @@ SPIKE = Rule(threshold=1.5, window=100, patience=0, action="roll_back")
 
 
 def test_a_loss_is_compared_with_the_median_before_it():
-    # one outlier among five losses does not matter
+    # One outlier among five losses does not matter.
     (alarm,) = on_loss(SPIKE, [4.0, 9.0, 4.0, 4.2, 3.9, 6.2])
     assert alarm.place == Place("loss_spike", -1) and alarm.value == pytest.approx(6.2 / 4.0)
     assert (alarm.step, alarm.since, alarm.action) == (6, 5, "roll_back")
@@ -229,7 +229,7 @@ def test_only_the_losses_inside_the_window_count():
     losses = [8.0] * 10 + [2.0] * 6 + [5.0]
     assert [alarm.step for alarm in on_loss(rule, losses, log_every=10)] == [170]
     assert not on_loss(replace(rule, window=1000), losses, log_every=10)
-    # this window holds only four losses before the last one
+    # This window has only four losses before the last one.
     assert not on_loss(replace(rule, window=50), losses, log_every=10)
 
 

@@ -17,7 +17,7 @@ from tests.observe.rules import on_cv, steps_fired_at, watching, with_cv
 def test_patience_is_counted_from_the_last_harmless_step(patience):
     rule = Rule(threshold=0.3, patience=patience)
     course = [(step, 0.9 if step > 4 else 0.1) for step in range(1, 40)]
-    # without patience the rule fires as soon as it sees the figure
+    # Without patience, the rule fires as soon as it sees the figure.
     assert steps_fired_at(rule, course)[0] == max(5, 4 + patience)
 
 
@@ -25,7 +25,7 @@ def test_patience_is_counted_from_the_last_harmless_step(patience):
 @pytest.mark.parametrize("patience", [1, 20, 50])
 @pytest.mark.parametrize("onset", [1, 61, 100])
 def test_an_alarm_is_at_most_a_log_step_late(log_every, patience, onset):
-    """The onset is the first step whose figure is beyond the threshold."""
+    """`onset` is the first step whose figure is beyond the threshold."""
     steps = range(log_every, 1000, log_every)
     last_harmless = max((step for step in steps if step < onset), default=0)
     course = [(step, 0.9 if step >= onset else 0.1) for step in steps]
@@ -46,13 +46,13 @@ def test_a_harmless_figure_starts_the_patience_anew():
 
 def test_the_mean_is_over_the_logged_steps_inside_the_window():
     rule = Rule(threshold=0.3, window=4, patience=0)
-    # the mean of steps 1 to 4 is 0.25, and that of steps 2 to 5 is 0.5
+    # The mean of steps 1 to 4 is 0.25, and that of steps 2 to 5 is 0.5.
     alarms = on_cv(rule, [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0), (5, 1.0)])
     assert [(alarm.step, alarm.value) for alarm in alarms] == [(5, 0.5)]
-    # three of the five steps up to step 9 are logged
+    # Three of the five steps up to step 9 are logged.
     (alarm,) = on_cv(replace(rule, window=5), [(4, 0.0), (5, 0.3), (8, 0.2), (9, 1.0)])
     assert alarm.value == pytest.approx(0.5)
-    # steps further apart than the window are looked at one by one
+    # Steps that are further apart than the window are judged one by one.
     alarms = on_cv(rule, [(10, 0.9), (20, 0.1), (30, 0.8)])
     assert [alarm.value for alarm in alarms if not alarm.over] == [0.9, 0.8]
 

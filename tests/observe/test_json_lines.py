@@ -12,7 +12,7 @@ from tests.observe.made_up import Happening, metrics_of
 
 
 def opened(run: Path, step: int = 0) -> JsonLines:
-    """Return a sink that is open in a run that begins or goes on at a step."""
+    """Return an open sink for a run that begins or continues at a step."""
     sink = JsonLines()
     sink.open(run, step)
     return sink

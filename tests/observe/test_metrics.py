@@ -1,4 +1,4 @@
-"""A layer's figures by hand, and the line of JSON that a step becomes and is read from."""
+"""A layer's figures, calculated by hand, and the line of JSON that a step is converted to."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def stats_of(taken: list[float], chosen: list[list[float]], **figures: float) ->
 
 
 def test_a_layers_figures_by_hand():
-    # each of two groups of 6 tokens chose; the busy expert took two tokens fewer than chose it
+    # In each of two groups, 6 tokens chose. The busy expert took two tokens fewer than chose it.
     sums = stats_of(
         [2.0, 6.0, 2.0],
         [[1.0, 4.0, 1.0], [1.0, 4.0, 1.0]],

@@ -15,7 +15,7 @@ from tests.observe.made_up import HEALTHY, metrics_of
 
 
 def write(run: Path, steps: range, resume_step: int = 0, **changes: Any) -> None:
-    """Write steps, whose loss falls, as a run does that goes on from a checkpoint."""
+    """Write steps with a falling loss, as a run does that continues from a checkpoint."""
     board = TensorBoard()
     board.open(run, resume_step)
     for step in steps:
@@ -114,7 +114,7 @@ def test_a_full_disk_is_named_and_stays_the_error_when_the_writer_is_closed(
 
     board = TensorBoard()
     board.open(tmp_path, 0)
-    # TensorBoard writes in a thread of its own, so the error comes with a later step
+    # TensorBoard writes in a separate thread, so the error comes with a later step.
     records = board._writer._async_writer._writer
     monkeypatch.setattr(records, "write", full)
     monkeypatch.setattr(records, "flush", full)

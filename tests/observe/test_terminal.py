@@ -1,4 +1,4 @@
-"""What a run prints on a terminal, and elsewhere."""
+"""What a run prints on a terminal, and what it prints elsewhere."""
 
 from typing import Any
 

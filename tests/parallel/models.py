@@ -1,4 +1,4 @@
-"""The small models of these tests, and one step of them under a layout."""
+"""The small models of these tests, and a function that runs one step of them under a layout."""
 
 from dataclasses import replace
 

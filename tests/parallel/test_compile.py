@@ -16,9 +16,9 @@ CHECKPOINTING = ["none", "full", "selective"]
 
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 def test_every_checkpointing_is_traced_whole(checkpointing):
-    """By dynamo alone, without its slow code generation.
+    """This runs dynamo alone, without the slow code generation.
 
-    The blocks are dense, because `loop` asks the device for its counts.
+    The blocks are dense, because `loop` reads its counts from the device.
     """
     config = replace(SMALL, num_experts=0, dim=64, head_dim=16)
     model = laid_out(config, ParallelConfig(activation_checkpointing=checkpointing))
@@ -33,7 +33,7 @@ def test_every_checkpointing_is_traced_whole(checkpointing):
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_loop_over_experts_leaves_the_rest_to_the_compiler(variant, checkpointing):
-    """`loop` asks the device for its counts; compiled code is left there and entered again."""
+    """`loop` reads its counts from the device, so it leaves compiled code and enters it again."""
     parallel = ParallelConfig(expert_backend="loop", activation_checkpointing=checkpointing)
     config = replace(VARIANTS[variant], expert_dropout=0.0)
     expected, gradients = loss_and_gradients(config, parallel)
@@ -53,7 +53,7 @@ def test_the_loop_over_experts_leaves_the_rest_to_the_compiler(variant, checkpoi
 @pytest.mark.parametrize(("variant", "checkpointing"), zip(VARIANTS, CHECKPOINTING, strict=True))
 def test_compiled_is_eager(variant, checkpointing, backend):
     device = torch.device("cuda")
-    # without dropout, whose draws differ once compiled
+    # There is no dropout, because compiled code draws different numbers.
     config = replace(VARIANTS[variant], expert_dropout=0.0, dim=64, head_dim=16)
     eager = ParallelConfig(
         compile="off", expert_backend="loop", activation_checkpointing=checkpointing

@@ -35,7 +35,7 @@ def test_the_choice_is_announced(monkeypatch, compile, device, line):
 
 
 def test_checkpointing_comes_before_compilation(monkeypatch):
-    """Only then does the compiler see what backward computes again."""
+    """Only in this order does the compiler see what backward computes again."""
     calls = []
     monkeypatch.setattr(layout, "recompute_in_backward", lambda *_: calls.append("recompute"))
     monkeypatch.setattr(layout, "compile_parts", lambda *_: calls.append("compile"))

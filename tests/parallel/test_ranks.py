@@ -1,4 +1,4 @@
-"""Several processes measure and update together what one process would have."""
+"""Several processes together measure and update the same as a single process."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ VARIANTS = {
 
 
 def tokens_of(config: ModelConfig) -> Tensor:
-    """Return a batch of random tokens, always the same ones."""
+    """Return a batch of random tokens, which is the same every time."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(61, (B, S + (4 if config.use_mtp else 1)), generator=generator)
 
@@ -59,7 +59,7 @@ def measure_step(
 ) -> dict[str, Any]:
     """Return what the first training step measures and changes.
 
-    A step that is broken has a weight that is not a number.
+    `is_broken` sets a weight to NaN.
     """
     size = len(tokens_BL)
     settings = TrainConfig(
@@ -86,7 +86,7 @@ def measure_step(
 
 
 def work(rank: int, folder: str) -> None:
-    """Be one process of several, and save what it measures in the folder."""
+    """Run one of several processes, and save its measurements in the folder."""
     torch.set_num_threads(1)
     step.CountsSoFar = NotedCounts
     torch.distributed.init_process_group(
@@ -107,12 +107,12 @@ def work(rank: int, folder: str) -> None:
 
 
 def alone(variant: str, micro_batches: int = 1) -> dict[str, Any]:
-    """Return what one process with the whole batch measures."""
+    """Return the measurements of one process with the whole batch."""
     return measure_step(VARIANTS[variant], tokens_of(VARIANTS[variant]), micro_batches)
 
 
 def alone_in_two(variant: str) -> dict[str, Any]:
-    """Return what one process measures whose two micro-batches are those of both processes."""
+    """Return the measurements of one process that takes both processes' parts as micro-batches."""
     quarters = tokens_of(VARIANTS[variant]).chunk(4)  # the first process has the first two
     in_order = torch.cat([quarters[0], quarters[2], quarters[1], quarters[3]])
     return measure_step(VARIANTS[variant], in_order, micro_batches=2)
@@ -120,13 +120,13 @@ def alone_in_two(variant: str) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def counts_are_noted(monkeypatch):
-    """Let the steps of this process note their counts, too."""
+    """Let the steps of this process record their counts, too."""
     monkeypatch.setattr(step, "CountsSoFar", NotedCounts)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
-    """Return what each of two processes measured, each with half of the batch."""
+    """Return the measurements of two processes, each with half of the batch."""
     folder: Path = tmp_path_factory.mktemp("ranks")
     spawn(work, (str(folder),), nprocs=RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
@@ -197,7 +197,8 @@ def test_all_processes_make_the_update_of_one(ranks, variant):
         first["weights"], second["weights"], whole["weights"], strict=True
     ):
         assert torch.equal(weight, peers_weight)
-        # Adam's first step is the gradient's sign, which rounding errors decide for small ones
+        # Adam's first step is the sign of the gradient, which for tiny gradients is rounding
+        # error.
         is_close = torch.isclose(weight, expected, rtol=1e-3, atol=1e-3)
         assert is_close.float().mean() > 0.99
 

@@ -1,4 +1,4 @@
-"""The recommended layout: what must be true of any plan, and what is refused."""
+"""The recommended layout: what must be true for every plan, and what is refused."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def plan_of(
 
 
 def long_sequence(tokens: int) -> tuple[str, ...]:
-    """Return the flags of a batch that is one sequence of that many tokens."""
+    """Return the flags for a batch of a single sequence of that many tokens."""
     return (f"--train.seq_len={tokens}", "--train.batch_size=1", "--train.micro_batch_size=1")
 
 

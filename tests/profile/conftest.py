@@ -1,4 +1,4 @@
-"""What trying another shape on the device says, without trying it."""
+"""Made-up results of timing other shapes on the device."""
 
 import pytest
 

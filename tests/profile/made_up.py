@@ -1,4 +1,4 @@
-"""A profile whose figures are chosen so that answers are known, and the model that it is said of.
+"""A made-up profile for which the right answers are known, and the model that it belongs to.
 
 Every component takes four times its floor.
 """
@@ -59,7 +59,7 @@ def made_up(config: Config, waiting: float = 0.0, **measured: Any) -> Profile:
 
 
 def small_config(*flags: str) -> Config:
-    """Return a small model with so many tokens that the optimizer takes little of a step."""
+    """Return a small model with so many tokens that the optimizer's share of a step is small."""
     shape = {
         "model.dim": 64,
         "model.num_layers": 4,
@@ -73,7 +73,7 @@ def small_config(*flags: str) -> Config:
 
 
 def stepped(profile: Profile, device: str = "cpu", **changes: Any) -> Any:
-    """Return what rules read of a model that ran. Its experts have an even load.
+    """Return the parts of `Steps` that rules read, with an even load of the experts.
 
     changes: attributes of `Steps` to replace.
     """
@@ -111,5 +111,5 @@ def titles(reported: list[Finding]) -> list[str]:
 
 
 def titled(reported: list[Finding], words: str) -> Finding:
-    """Return the first finding whose title has these words in it."""
+    """Return the first finding whose title contains these words."""
     return next(finding for finding in reported if words in finding.title)

@@ -1,4 +1,4 @@
-"""Tests of what rules ask about a profiled step."""
+"""Tests of the questions that rules ask about a profiled step."""
 
 import pytest
 

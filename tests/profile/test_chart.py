@@ -1,4 +1,4 @@
-"""Tests of the picture."""
+"""Tests of the chart of a profile."""
 
 import pytest
 

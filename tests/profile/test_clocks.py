@@ -109,4 +109,4 @@ def test_the_device_clock_counts_each_kernel_for_its_mark():
 
     assert busy("experts") > 100 * busy("norms") > 0
     assert {stretch.components for stretch in stretches} == {("norms",), ("experts",)}
-    assert 0 < clock.host_seconds < 0.01  # the host waited in `stop`, and that does not count
+    assert 0 < clock.host_seconds < 0.01  # the waiting time in `stop` does not count

@@ -1,4 +1,4 @@
-"""Tests of which findings are told, and in which order."""
+"""Tests of which findings are reported, and in which order."""
 
 from collections.abc import Iterator
 from dataclasses import replace

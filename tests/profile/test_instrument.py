@@ -1,4 +1,4 @@
-"""Tests that marks are put around every part of a model, and taken away again."""
+"""Tests that marks are put around every part of a model, and removed again."""
 
 from typing import Literal
 
@@ -47,7 +47,7 @@ def test_functions_are_as_before_once_the_context_ends(compiled):
 
 
 def test_experts_that_the_compiler_leaves_alone_are_marked_too():
-    """The `loop` backend takes as many tokens as the router says."""
+    """The shapes in the `loop` backend depend on the routing, so it is not compiled."""
     config = tiny(num_layers=1, dim=192)
     model = model_of(config, "loop")
     tokens_BL = random_tokens(config, batch=64)

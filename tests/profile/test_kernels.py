@@ -141,7 +141,7 @@ def test_compiled_code_is_marked_and_computes_the_same():
 
 
 def test_every_function_that_owns_kernels_exists():
-    """The kernels of a function that was renamed would silently go to another component."""
+    """The kernels of a renamed function would silently be attributed to another component."""
     for file, function in OWNERS:
         if file == TORCH:
             continue

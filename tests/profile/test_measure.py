@@ -1,4 +1,4 @@
-"""Tests of a real step that is measured and cut."""
+"""Tests of measuring a real step and cutting it into pieces."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tests of predictions where the right answer is known."""
+"""Tests of predictions for which the right answer is known."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def test_a_larger_batch_is_compared_at_equal_tokens_and_waits_no_longer():
 
 
 def test_rows_that_are_moved_for_every_choice_cost_as_many():
-    """A sigmoid router's tokens may choose every expert, so rows are moved for all of them."""
+    """With a sigmoid router, a token may have every expert, so rows are moved for all of them."""
     config = small_config("--model.router_type=sigmoid", "--model.base_expansion=1")
     profile = made_up(config, experts_per_token=[1.0] * 4)
     fewer = with_flags(profile, "--model.num_experts=2")

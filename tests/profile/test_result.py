@@ -37,5 +37,6 @@ def test_speed_and_utilization_come_from_the_median_round():
     profile = made_up(small_config())
     tokens = 256 * 128
     assert profile.tokens_per_second == pytest.approx(tokens / profile.measured.rounds[0])
-    # every component takes four times its floor, and what moves bytes has no FLOPs at all
+    # Every component takes four times its floor, and components that only move bytes have no
+    # FLOPs.
     assert 0 < profile.mfu < 1 / TIMES

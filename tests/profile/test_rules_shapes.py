@@ -53,5 +53,5 @@ def test_padding_of_few_rows(same, expert_dtype, is_float8):
     )
     finding = titled(findings_of(made_up(config)), "padding")
     assert finding.flags == ("--train.micro_batch_size=4",)
-    # an expert has 4 rows; 8 more on average fill them up to a multiple of 16
+    # An expert has 4 rows; on average, 8 more rows fill them up to a multiple of 16.
     assert finding.evidence.endswith("about 200.0% more rows") == is_float8

@@ -1,4 +1,4 @@
-"""Tests of a model whose steps are timed: the text it trains on, and that it trains."""
+"""Tests of a model whose steps are timed: which text it trains on, and that it learns."""
 
 from dataclasses import replace
 

@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def ticking(monkeypatch):
-    """A clock that is one second further each time it is read."""
+    """A clock that advances by one second each time it is read."""
     seconds = iter(range(1000))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
 

@@ -1,4 +1,4 @@
-"""Tests of the parts of a step that are tried alone."""
+"""Tests of the parts of a step that are timed alone."""
 
 from collections.abc import Callable
 from dataclasses import replace

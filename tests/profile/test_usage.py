@@ -1,4 +1,4 @@
-"""Tests of what a step uses of a GPU apart from time."""
+"""Tests of the memory and the host waits of a step on a GPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tests that a finding's change is made and measured."""
+"""Tests that a finding's change is applied and measured."""
 
 from dataclasses import replace
 

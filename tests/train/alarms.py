@@ -1,4 +1,4 @@
-"""Made-up alarms, and configurations with some of the rules only."""
+"""Made-up alarms, and configurations with only some of the rules."""
 
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ def dead(expert: int, *counts: int, layer: int = 0) -> Alarm:
 
 
 def observing(observe: ObserveConfig | None = None, **rules: Rule) -> ObserveConfig:
-    """Return a configuration with these rules, and every other rule off."""
+    """Return a configuration with only these rules; every other rule is off."""
     observe = observe or ObserveConfig()
     off: dict[str, Any] = {
         name: replace(rule, action="off") for name, rule in observe.rules().items()

@@ -1,4 +1,4 @@
-"""A made-up checkpoint with every kind of tensor, and what reading a damaged one says."""
+"""A made-up checkpoint with every kind of tensor, and the error that a damaged one causes."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ STATE = {
 
 
 def some_tensors() -> checkpoint.Groups:
-    """Return tied, transposed, sliced, empty, integer and not finite tensors in three groups."""
+    """Return tied, transposed, sliced, empty, integer and non-finite tensors in three groups."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 3, generator=generator)
     model = {
@@ -54,7 +54,7 @@ def some_tensors() -> checkpoint.Groups:
 
 
 def is_same(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors are the same bit by bit: NaN equals NaN, and -0 is not 0."""
+    """Return whether two tensors have the same bits, so that NaN equals NaN, and -0 is not 0."""
     first, second = first.detach().contiguous(), second.detach().contiguous()
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
@@ -76,7 +76,7 @@ def are_same(first: checkpoint.Groups, second: checkpoint.Groups) -> bool:
 
 
 def refusal_of(folder: Path) -> str:
-    """Return the one line with which the checkpoint in the folder is refused."""
+    """Return the one-line error with which the checkpoint in the folder is refused."""
     with pytest.raises(CheckpointError) as refusal:
         checkpoint.load(folder)
     line = str(refusal.value)

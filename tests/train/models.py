@@ -1,4 +1,4 @@
-"""A small model that has every kind of parameter, and steps of its optimizers."""
+"""A small model that has every kind of parameter, and a function that trains it."""
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ def small_model(tie_embeddings: bool = False) -> Transformer:
 
 
 def take_steps(model: Transformer, optimizers: list[torch.optim.Optimizer], steps: range) -> None:
-    """Train the model on two random sequences per step, which the number of the step seeds."""
+    """Train the model on two random sequences per step, with the step's number as the seed."""
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         tokens_BL = torch.randint(VOCABULARY, (2, 20), generator=generator)

@@ -1,4 +1,4 @@
-"""What the tests of whole runs have in common."""
+"""Functions that several tests of whole runs use."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from moebius.train.state import TrainState
 
 
 def silent(line: str) -> None:
-    """Take a line of a run's summary and print nothing."""
+    """Ignore a line of a run's summary."""
 
 
 def with_train(config: Config, **changes: Any) -> Config:
@@ -45,7 +45,7 @@ def newest_tensors(session: Session) -> dict[str, Tensor]:
 
 
 def before_step(step: int, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    """Let every run call `change` with its model right before it makes step `step`."""
+    """Make every run call `change` with its model right before step `step`."""
     train_step = loop.train_step
 
     def interfered(state: TrainState, *arguments: Any) -> Any:

@@ -34,7 +34,7 @@ def config_of(optimizer: Any = "adamw", **changes: Any) -> Config:
 
 
 def tokens_of(config: Config, seed: int = 0) -> Tensor:
-    """Return a batch of random tokens, always the same for a seed."""
+    """Return a batch of random tokens, which is always the same for a seed."""
     shape = (TRAIN.batch_size, TRAIN.seq_len + (4 if config.model.use_mtp else 1))
     return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
 
@@ -48,6 +48,6 @@ def trained(config: Config, steps: int = 2) -> TrainState:
 
 
 def changed_names(before: dict[str, Tensor], model: Transformer) -> list[str]:
-    """Return the names of the tensors of a model that are no longer as they were."""
+    """Return the names of the tensors of a model that have changed."""
     after = model_tensors(model)
     return [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]

@@ -1,4 +1,4 @@
-"""What is done about an alarm: to the balance loss and the router, layer by layer."""
+"""The effect of alarms' actions on the balance loss and the router, layer by layer."""
 
 from dataclasses import replace
 from typing import Any
@@ -54,7 +54,7 @@ def test_a_balance_loss_of_zero_is_raised_and_relaxed_again():
     assert aux_coefficients(state) == [pytest.approx(0.01), 0.0]
     carry_out(alarm_of("raise_aux", over=True), state)
     assert aux_coefficients(state) == [0.0, 0.0]
-    # the alarm of another rule is over, too: there is nothing left to relax
+    # The alarm of another rule is also over, but there is nothing left to relax.
     carry_out(alarm_of("raise_aux", over=True), state)
     assert state.aux_levels == [0, 0]
 
@@ -138,12 +138,12 @@ def test_nudges_move_the_choice_to_idle_experts_and_stay_in_bounds():
         return tuple(round(count) for count in counts_E.tolist())
 
     assert counts() == (TOKENS, 0, 0, 0)
-    # each nudge is 0.15: the busy expert loses 0.1, and the others gain 0.05
+    # The busy expert loses 0.1 and the others gain 0.05, so each nudge moves them 0.15 closer.
     for _ in range(6):
         carry_out(alarm_of("nudge_bias", layer=1, counts=counts()), state)
     torch.testing.assert_close(router.bias_E, torch.zeros(E), atol=1e-6, rtol=0)
     assert min(counts()) > 0
-    # counts that never change push the biases to where they overrule every probability
+    # Counts that never change push the biases until they outweigh every probability.
     for _ in range(40):
         carry_out(alarm_of("nudge_bias", layer=1, counts=(0, 0, 0, TOKENS)), state)
     assert router.bias_E.abs().max() <= 1 and router.bias_E[3] == -1
@@ -158,7 +158,7 @@ def test_layers_without_experts_and_the_mtp_layer_are_told_apart():
     config = config_of(**DENSE_BETWEEN)
     state = TrainState.new(seeded(0, config.model), config)
     assert state.aux_levels == [0, 0, 0]
-    # the MTP layer's figures come last
+    # The MTP layer's figures come last.
     names = {1: "layers.1.moe", 3: "layers.3.moe", 4: "mtp.moe"}
     for index, (layer, name) in enumerate(names.items()):
         before = copied(model_tensors(state.model))

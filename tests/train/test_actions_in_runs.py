@@ -1,4 +1,4 @@
-"""Alarms and what is done about them in whole runs."""
+"""Alarms and their actions in whole runs."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ TOKENS = 4 * 32
 
 
 def watched(config: Config, steps: int, **rules: Rule) -> Config:
-    """Return the configuration of a run with these rules only, without evaluations."""
+    """Return the configuration of a run with only these rules, without evaluations."""
     observe = replace(observing(config.observe, **rules), tensorboard=False)
     return with_train(replace(config, observe=observe), steps=steps, eval_every=0)
 
@@ -80,7 +80,7 @@ def test_a_stop_saves_the_state_first(small, capsys):
     assert "; state saved\n" in capsys.readouterr().out
     newest = checkpoint_store.latest(session.run.checkpoints, silent)
     assert newest.name == "step-00000003"
-    # the saved state goes on, and the alarm with it
+    # The saved state continues, and so does the alarm.
     resumed = resume(config, session.run, silent)
     with pytest.raises(NumericError, match="step 6: alarm"):
         train(resumed)
@@ -88,7 +88,7 @@ def test_a_stop_saves_the_state_first(small, capsys):
 
 
 def test_an_interruption_at_an_evaluation_changes_no_alarm(small, monkeypatch):
-    """A step that is evaluated is looked at though it is not logged, interrupted or not."""
+    """Alarms check an evaluated step even if it is not due for logging, interrupted or not."""
     config = watched(small, 12, cv=Rule(threshold=0, patience=0, action="raise_aux"))
     config = with_train(config, log_every=4, eval_every=5)
     whole = new_session(config, name="whole")

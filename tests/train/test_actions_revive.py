@@ -19,7 +19,7 @@ from tests.train.states import changed_names, config_of, tokens_of, trained
 
 
 def answers_to(alarms: list[Alarm], state: TrainState) -> list[str]:
-    """Answer the alarms and return what is recorded as done about each of them."""
+    """Answer the alarms, and return the recorded action for each of them."""
     done: list[str] = []
     log: Any = type("Log", (), {"event": lambda self, alarm, text: done.append(text)})()
     nothing: Any = None
@@ -81,7 +81,7 @@ def test_the_same_alarm_revives_the_same_expert():
     weights = []
     for seed, step in ((0, 10), (1, 10), (2, 11)):
         state = trained(config_of())
-        torch.manual_seed(seed)  # wherever the run's own generator is
+        torch.manual_seed(seed)  # the state of the run's own generator must not matter
         carry_out(replace(dead(3, 20, 4, 40, 0), step=step), state)
         weights.append(routed_layers(state.model)[0].experts.w_up_EDF[3])
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
@@ -98,7 +98,7 @@ def test_an_expert_can_be_revived_before_the_first_step_of_the_optimizer():
 
 
 def nearest_to(expert: int, model: Transformer, before_EDF: Tensor) -> int:
-    """Return the expert whose weights were, before, the closest to what this one's are now."""
+    """Return the expert whose earlier weights are the closest to this expert's weights now."""
     now_DF = routed_layers(model)[0].experts.w_up_EDF[expert]
     return int((before_EDF - now_DF).flatten(1).norm(dim=1).argmin())
 
@@ -127,7 +127,7 @@ def test_several_dead_experts_are_copied_from_different_ones(counts, sources):
 
 
 def test_an_expert_that_the_rule_calls_dead_is_not_copied_either():
-    """With a threshold of 5%, experts with up to 1.6% of the tokens are no experts to copy."""
+    """With a threshold of 5%, experts with up to 1.6% of the tokens must not be copied."""
     counts = (960, 10, 14, 16)
     state = trained(config_of())
     before = up_weights(state)

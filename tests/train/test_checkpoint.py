@@ -40,7 +40,7 @@ def test_round_trip_is_exact(tmp_path):
 
 
 def test_a_large_group_is_several_files(tmp_path, monkeypatch):
-    """Each file is within the limit unless a single tensor is larger, and each is verified."""
+    """Each file stays within the limit unless it is a single larger tensor, and is verified."""
     monkeypatch.setattr(checkpoint, "PART_BYTES", 100)
     sizes = (10, 15, 30, 1, 24, 25, 25, 1)  # numbers of floats, of 4 bytes each
     tensors: checkpoint.Groups = {
@@ -130,7 +130,7 @@ def test_any_flipped_byte_is_noticed(folder, name):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("length", [0.0, 0.5, -1])
 def test_a_truncated_file_is_noticed(folder, name, length):
-    """The length is a share of the file or, if negative, counted from its end."""
+    """`length` is a share of the file or, if negative, counted from its end."""
     intact = (folder / name).read_bytes()
     (folder / name).write_bytes(intact[: int(length if length < 0 else length * len(intact))])
     assert name in refusal_of(folder)

@@ -75,7 +75,7 @@ def test_tidying_brings_back_what_was_replaced_and_clears_the_rest_away(tmp_path
     save(tmp_path, 0, 1, 2)
     shutil.copytree(tmp_path / "step-00000000", tmp_path / ".step-00000005.partial")
     shutil.copytree(tmp_path / "step-00000000", tmp_path / ".step-00000000.deleted")
-    # a process was killed between moving this checkpoint aside and putting the new one in place
+    # A process was killed between moving this checkpoint aside and putting the new one in place.
     (tmp_path / "step-00000001").rename(tmp_path / ".step-00000001.replaced")
     shutil.copytree(tmp_path / "step-00000002", tmp_path / ".step-00000002.replaced")
     checkpoint_store.tidy(tmp_path)

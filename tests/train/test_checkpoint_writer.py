@@ -1,4 +1,4 @@
-"""Saving beside training: what is saved is the state at that time, and errors come out."""
+"""Saving during training: the state at that time is saved, and errors are raised later."""
 
 import threading
 from pathlib import Path
@@ -20,13 +20,13 @@ from tests.train.runs import silent
 
 @pytest.fixture
 def state(small: Config) -> TrainState:
-    """The state of a run that has not made a step."""
+    """The state of a run before its first step."""
     return TrainState.new(seeded(0, small.model), small)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The folder of the run's checkpoints, which is not made yet."""
+    """The folder of the run's checkpoints, which does not exist yet."""
     return tmp_path / "checkpoints"
 
 
@@ -35,7 +35,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def save_steps(writer: CheckpointWriter, state: TrainState, steps: range) -> None:
-    """Save the same weights as the states of several steps."""
+    """Save the same weights as checkpoints of several steps."""
     for step in steps:
         state.step = state.batch = step
         writer.save(state)
@@ -149,7 +149,7 @@ def test_a_step_is_saved_once(folder, state):
 
 
 def test_the_same_step_is_saved_again_after_a_roll_back(folder, state):
-    """The step is the same then, but the next batch is not."""
+    """The number of the step is the same as before, but the next batch is not."""
     with CheckpointWriter(folder, keep_last=0, keep_every=0) as writer:
         save_steps(writer, state, range(1))
         state.batch = 3

@@ -1,4 +1,4 @@
-"""The clock of training time, with a time that the test moves."""
+"""The clock of training time, with a fake time that the test advances."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 class Time:
-    """A time in seconds that stands still until it is moved."""
+    """A fake time in seconds, which only changes when a test advances it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -73,7 +73,7 @@ def test_pausing_and_going_on_twice_is_the_same_as_once(time):
 
 
 def test_stopping_waits_for_the_device(time, monkeypatch):
-    """The work that the device still has to do belongs to the steps before."""
+    """The work that is still queued on the device belongs to the earlier steps."""
     devices: list[torch.device] = []
 
     def wait(device: torch.device) -> None:

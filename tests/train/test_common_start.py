@@ -1,4 +1,4 @@
-"""Experts that start equal, share their gradients and part once they are released."""
+"""Experts that start equal, share their gradients, and diverge once they no longer do."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_tied_experts_are_the_first_one():
     model = small_model(use_mtp=True)
     before = copied(dict(model.named_parameters()))
     tie_experts(model)
-    # gate, up and down of two layers and of the MTP layer
+    # There are gate, up and down matrices in two layers and in the MTP layer.
     assert len(expert_weights(model)) == 3 * 3
     for name, parameter in model.named_parameters():
         expected = before[name][:1].expand_as(parameter) if "experts." in name else before[name]

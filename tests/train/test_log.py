@@ -44,11 +44,11 @@ def take_step(session: Session) -> StepResult:
 
 
 def skipped_result(session: Session) -> StepResult:
-    """Make a step and return its result as if its update had been skipped."""
+    """Make a step, and return its result as if its update had been skipped."""
     return take_step(session)._replace(is_skipped=torch.tensor(True))
 
 
-# an alarm and what was done about it
+# alarms and actions
 
 
 @pytest.mark.parametrize("over", [False, True])
@@ -160,7 +160,7 @@ def test_after_a_roll_back_the_metrics_of_later_steps_are_gone_and_events_stay(s
 
 
 def test_evaluations_and_checkpoints_are_not_counted(small, monkeypatch):
-    """A step takes 2 s, an evaluation 100 s, a checkpoint 1000 s and anything else no time."""
+    """A step takes 2 s, an evaluation 100 s, a checkpoint 1000 s, and everything else no time."""
     time = Time()
     monkeypatch.setattr(clock, "time", time)
 
@@ -180,7 +180,7 @@ def test_evaluations_and_checkpoints_are_not_counted(small, monkeypatch):
     assert [line["step"] for line in lines] == [3, 5, 6, 9, 10, 12]
     speeds = [line["tokens_per_second"] for line in lines]
     assert speeds == pytest.approx([TOKENS / 2.0] * len(lines))
-    # the steps' FLOPs differ, as their experts' load does, but not the device's ceiling
+    # The FLOPs of the steps differ, as the load of the experts does; the ceiling does not.
     assert all(line["mfu"] > 0 for line in lines)
 
 

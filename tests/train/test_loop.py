@@ -53,7 +53,7 @@ def metrics_of(session: Session) -> list[dict[str, Any]]:
 
 
 def without_timing(session: Session) -> list[dict[str, Any]]:
-    """Return the metrics that a run's seed decides."""
+    """Return the metrics of a run that depend only on its seed, not on timing."""
     return [
         {name: value for name, value in line.items() if name not in TIMING}
         for line in metrics_of(session)
@@ -71,7 +71,7 @@ def test_the_loss_falls_and_every_figure_is_written(small):
     for line in lines:
         assert line.keys() >= {*FIGURES, *LAYER_FIGURES}
         assert line["tokens"] == line["step"] * TOKENS
-        # top-1: each token counts once in each layer
+        # With top-1 routing, each token counts once in each layer.
         assert [sum(counts) for counts in line["tokens_per_expert"]] == [TOKENS, TOKENS]
         assert all(len(line[name]) == 2 for name in LAYER_FIGURES)
         assert line["not_finite_logits"] == [0, 0]
@@ -124,7 +124,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(small, variation, mon
             train(broken)
     assert interruption.value.exit_code == 128 + signal.SIGTERM
 
-    torch.manual_seed(999)  # the generator of a new process is anywhere
+    torch.manual_seed(999)  # in a new process, the generator's state is arbitrary
     resumed = resume(broken.config, broken.run, silent)
     assert resumed.state.step == 7
     train(resumed)
@@ -134,7 +134,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(small, variation, mon
     assert without_timing(whole) == without_timing(resumed)
     assert whole.run.events_path.read_text() == resumed.run.events_path.read_text()
     if variation == "bias and alarms that act":
-        # every action was taken on both sides of the interruption
+        # Every action was taken both before and after the interruption.
         events = read_lines(whole.run.events_path)
         sides = {(event["action"], event["step"] > 7) for event in events}
         actions = ("raise_aux", "revive", "nudge_bias")
@@ -153,7 +153,7 @@ def test_resuming_uses_the_newest_intact_checkpoint_and_says_what_it_passed_over
     assert resumed.state.step == 10
     assert sum("passed over" in line and "step-00000012" in line for line in lines) == 1
     train(resumed)
-    # the lines of the steps that were trained again are replaced
+    # The lines of the steps that were trained again are replaced.
     assert [line["step"] for line in metrics_of(resumed)] == list(range(1, 13))
 
 
@@ -175,7 +175,7 @@ def break_gradients_of(steps: set[int], session: Session) -> None:
 def test_too_many_broken_updates_end_the_run_with_the_last_checkpoint_unharmed(small):
     session = new_session(small, log_every=100, eval_every=0, max_skipped=3)
     break_gradients_of(set(range(6, 13)), session)
-    # the run notices when it logs or saves, a little late; nothing is lost by that
+    # The run notices when it logs or saves. It is a little late, but nothing is lost.
     match = "step 10: loss or gradient not finite 5 times in a row"
     with pytest.raises(NumericError, match=match) as refusal:
         train(session)
@@ -187,7 +187,7 @@ def test_too_many_broken_updates_end_the_run_with_the_last_checkpoint_unharmed(s
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_exactly_the_broken_updates_are_skipped(small, optimizer, monkeypatch):
-    """The run is the one that never had the batches of the broken steps 3, 4 and 8."""
+    """The run equals one that never had the batches of the broken steps 3, 4 and 8."""
     config = with_train(
         replace(small, model=replace(small.model, router_bias_rate=0.01)),
         optimizer=optimizer,
@@ -226,7 +226,7 @@ def test_weights_that_are_not_finite_are_never_saved(small):
 
 
 def test_accumulation_is_one_large_batch(small):
-    # without the balance loss, which is computed over each micro-batch by itself
+    # There is no balance loss, because it is computed for each micro-batch separately.
     config = replace(small, model=replace(small.model, aux_loss_coeff=0.0))
     together = new_session(config, steps=3, name="together")
     apart = new_session(config, steps=3, name="apart", micro_batch_size=1)
@@ -235,7 +235,7 @@ def test_accumulation_is_one_large_batch(small):
     for expected, line in zip(metrics_of(together), metrics_of(apart), strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
-        # no token is counted twice
+        # No token is counted twice.
         assert line["tokens_per_expert"] == expected["tokens_per_expert"]
 
 

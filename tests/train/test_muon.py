@@ -1,4 +1,4 @@
-"""Muon: compared with torch's Muon, with the papers' formulas, and with itself on a GPU."""
+"""Muon, compared with torch's Muon, with the formulas of the papers, and with itself on a GPU."""
 
 import math
 
@@ -12,7 +12,7 @@ E, D, F = 3, 24, 40
 
 
 def parameters(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
-    """Return random parameters, always the same ones."""
+    """Return random parameters, which are the same every time."""
     generator = torch.Generator().manual_seed(0)
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
@@ -22,7 +22,7 @@ def random_tensor(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def take_steps(optimizer: torch.optim.Optimizer, count: int) -> None:
-    """Make steps on gradients that depend only on the order and shapes of the parameters."""
+    """Take steps on gradients that depend only on the order and shapes of the parameters."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
         for group in optimizer.param_groups:
@@ -34,7 +34,7 @@ def take_steps(optimizer: torch.optim.Optimizer, count: int) -> None:
 def reference_muon(
     weight: Tensor, gradients: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95
 ) -> Tensor:
-    """Return a matrix after steps of Muon as the papers write it, in float64."""
+    """Return a matrix after steps of Muon, computed in float64 with the formulas of the papers."""
     weight, buffer = weight.double(), torch.zeros_like(weight, dtype=torch.float64)
     for gradient in (gradient.double() for gradient in gradients):
         buffer = momentum * buffer + (1 - momentum) * gradient
@@ -77,7 +77,7 @@ def test_experts_are_orthogonalized_one_by_one():
     stacked_muon = Muon([stacked], lr=0.02)
     muons = [Muon([matrix], lr=0.02) for matrix in matrices]
     for seed in range(3):
-        # gradients of very different sizes: as one matrix, the largest would drown the others
+        # The gradients have very different sizes; in one matrix, the largest would dominate.
         sizes = torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
         gradient_EDF = random_tensor((E, D, F), seed) * sizes
         stacked.grad = gradient_EDF

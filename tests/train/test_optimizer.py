@@ -57,7 +57,7 @@ def test_every_parameter_has_its_treatment(optimizer):
     }
     assert {name: treatment_of[name] for name in expected} == expected
     num_muon = sum(name == "Muon" for name, _ in treatment_of.values())
-    # two layers with attention, base MLP and experts; the MTP layer has no attention
+    # There are two layers with attention, base MLP and experts. The MTP layer has no attention.
     assert num_muon == (2 * (4 + 3 + 3) + (3 + 3) if optimizer == "muon" else 0)
 
 
@@ -71,7 +71,7 @@ def test_a_tied_embedding_appears_once(optimizer):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizers_record_counts_the_moments_that_it_keeps(name):
-    """The record is what memory estimates are made from; the optimizer itself is built here."""
+    """Memory estimates use the record. This compares it with the state of a real optimizer."""
     model = small_model()
     optimizers = build_optimizers(model, TrainConfig(optimizer=name))
     for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""The optimizers' state as named tensors: complete, loaded bit by bit, refused if it differs."""
+"""The optimizers' state as named tensors: it is complete, exact, and refused if it differs."""
 
 import pytest
 import torch

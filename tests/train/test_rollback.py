@@ -1,4 +1,4 @@
-"""A loss spike: the run goes back to before it, on without its batches, and not for ever."""
+"""A run returns to before a loss spike, continues without its batches, and gives up eventually."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,8 @@ from tests.train.runs import silent, train, with_train
 
 STEPS = 30
 SPOILED = 17
-"""The batch that is noise. Its step is the next one, and the checkpoint before is of step 15."""
+"""Index of the batch that is replaced with noise. It is that of step 18; the last checkpoint
+before it is that of step 15."""
 
 
 def watching(small: Config, **changes: Any) -> Config:
@@ -31,7 +32,7 @@ def watching(small: Config, **changes: Any) -> Config:
 
 
 def spoil(session: Session, batches: set[int]) -> list[int]:
-    """Replace these batches by noise. Returns a list that all batches are noted in when read."""
+    """Replace these batches with noise. Return a list that records every batch that is read."""
     read_batch, batches_read = session.feed.batches.at, []
 
     def at(batch: int, *rank: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def test_nothing_that_exists_is_written_into(kind, tmp_path: Path):
     match = r"train.name='mine': .*mine exists; choose another --train.name, or `moebius resume"
     with pytest.raises(ConfigError, match=match):
         RunDirectory.plan(config, "tiny")
-    # it may also appear between planning a run's directory and creating it
+    # It may also appear between planning a run's directory and creating it.
     with pytest.raises(ConfigError, match="exists"):
         RunDirectory(place).create(config, BYTES)
     assert kind == "file" or not list(place.iterdir())

@@ -17,14 +17,14 @@ def test_warmup_is_linear_and_its_first_step_already_moves():
 
 
 def test_cosine_by_hand():
-    # two steps of warm-up, then 0, 1/4, 1/2, 3/4 and 1 of half a cosine between 1 and 0.2
+    # There are two steps of warm-up, then 0, 1/4, 1/2, 3/4 and 1 of half a cosine from 1 to 0.2.
     half = 0.5**0.5
     expected = [0.5, 1, 1, 0.2 + 0.4 * (1 + half), 0.6, 0.2 + 0.4 * (1 - half), 0.2]
     assert rates(steps=7, warmup_steps=2, min_lr_fraction=0.2) == pytest.approx(expected)
 
 
 def test_wsd_by_hand():
-    # two steps of warm-up, a stable part, and the last 4 of 10 steps fall to 0.2
+    # There are two steps of warm-up and a stable part, and the last 4 of 10 steps fall to 0.2.
     expected = [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
     assert rates(
         steps=10, warmup_steps=2, schedule="wsd", decay_fraction=0.4, min_lr_fraction=0.2

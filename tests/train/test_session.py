@@ -1,4 +1,4 @@
-"""A session, new or resumed: what training needs, in one value."""
+"""A session, new or resumed, has everything that training needs."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The first signal is noted; a second one, or a step without an end, ends the process."""
+"""The first signal is recorded; a second one, or a step that never ends, ends the process."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ with StopSignals(grace_seconds={grace}) as stop:
 
 
 def run_alone(first: int, then: str, grace: float = 20.0) -> subprocess.CompletedProcess[str]:
-    """Let a process of its own get a signal and then run a line of code; return how it ended."""
+    """Send a signal to a separate process, which then runs a line of code; return its result."""
     code = SCRIPT.format(first=int(first), then=then, grace=grace)
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60

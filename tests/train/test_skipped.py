@@ -15,7 +15,7 @@ TRAIN = TrainConfig(batch_size=4, max_skipped=2)
 
 
 def state_at(step: int, batch: int | None = None, skipped: int = 0) -> TrainState:
-    """Return a state without a model; the next batch is the step's own unless it is given."""
+    """Return a state without a model. By default, the index of the next batch is the step."""
     nothing: Any = None
     batch = step if batch is None else batch
     return TrainState(nothing, [], nothing, [], step=step, batch=batch, skipped=skipped)
@@ -30,7 +30,7 @@ def note_steps(steps: SkippedSteps, state: TrainState, *is_skipped: bool) -> Non
 
 
 def settled(steps: SkippedSteps) -> list[SkippedStep]:
-    """Return what is reported of the steps since the last call."""
+    """Return what is reported about the steps since the last call."""
     events: list[SkippedStep] = []
     steps.settle(events.append)
     return events
@@ -61,7 +61,7 @@ def test_steps_in_a_row_are_counted_across_reports_and_end_with_a_good_one():
 
 
 def test_noting_a_step_does_not_ask_the_device():
-    """A tensor without values would be an error if it were read."""
+    """Reading the tensor would raise an error, because it is on the meta device."""
     state = state_at(step=1)
     SkippedSteps(TRAIN, state).note(torch.empty((), dtype=torch.bool, device="meta"))
 

@@ -1,4 +1,4 @@
-"""The resumable state: saving, loading and going on as if nothing had happened."""
+"""The resumable state: saving it, loading it, and continuing as if nothing had happened."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def new_state(config: Config, seed: int = 0, corpus: str = "a text") -> TrainSta
 
 
 def take_steps(state: TrainState, config: Config, count: int) -> None:
-    """Train on random tokens of torch's global generator, as dropout uses it, too."""
+    """Train on random tokens from torch's global generator, which dropout uses, too."""
     for _ in range(count):
         tokens_BL = torch.randint(V, (TRAIN.batch_size, TRAIN.seq_len + 1))
         train_step(state, tokens_BL, None, config.train)
@@ -46,7 +46,7 @@ def test_a_loaded_state_goes_on_bit_identically(tmp_path, optimizer):
     folder = checkpoint.save(tmp_path / "step-00000002", *state.captured())
     take_steps(state, config, 2)
 
-    torch.manual_seed(6)  # the generator of a new process is anywhere
+    torch.manual_seed(6)  # in a new process, the generator's state is arbitrary
     loaded = new_state(config, seed=1)
     loaded.load(folder)
     assert (loaded.step, loaded.batch, loaded.tokens) == (2, 2, 2 * TOKENS)

@@ -1,7 +1,7 @@
-"""A run of an earlier version of Moebius is still read, and goes on as it would have.
+"""A run of an earlier version of Moebius can still be read, and continues as it would have then.
 
 old_run/ was written by Moebius at commit e1f3c95: 12 steps of a model with one layer, two experts
-and tied embeddings, trained by Muon, of which the checkpoint of step 8 was kept.
+and tied embeddings, trained with Muon. Its checkpoint of step 8 was kept.
 """
 
 import json
@@ -24,7 +24,7 @@ LOSSES = [5.602400779724121, 5.547183513641357, 5.575447082519531]
 
 
 def tokens_of(step: int) -> torch.Tensor:
-    """Return a batch that no random generator is needed for."""
+    """Return a batch that does not depend on a random generator."""
     return (torch.arange(B * (S + 1)) * (31 + step) % V).reshape(B, S + 1)
 
 
@@ -64,5 +64,5 @@ def test_its_newest_checkpoint_goes_on_with_the_same_losses():
         for step in range(len(LOSSES))
     ]
     assert losses[0] == pytest.approx(LOSSES[0], rel=1e-6)
-    # the state of the optimizers is in these, and so are the rounding errors of the updates
+    # These depend on the state of the optimizers, and on the rounding errors of the updates.
     assert losses[1:] == pytest.approx(LOSSES[1:], rel=1e-5)

@@ -1,4 +1,4 @@
-"""One optimizer step by hand: its sums, norms, biases and the balance of a whole batch."""
+"""One optimizer step by hand: its sums, norms and biases, and balancing over a whole batch."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ VARIANTS = {
 def config_of(
     micro_batches: int = 1, train: dict[str, Any] | None = None, **changes: Any
 ) -> Config:
-    """Return the configuration of a model with two routed layers and a batch in equal parts."""
+    """Return a configuration with two routed layers and a batch in equal micro-batches."""
     shape: dict[str, Any] = {
         "vocab_size": V,
         "dim": 32,
@@ -51,7 +51,7 @@ def config_of(
 
 
 def tokens_of(config: Config) -> Tensor:
-    """Return a batch of random tokens, always the same ones."""
+    """Return a batch of random tokens, which is the same every time."""
     length = S + (4 if config.model.use_mtp else 1)
     return torch.randint(V, (B, length), generator=torch.Generator().manual_seed(1))
 
@@ -82,7 +82,7 @@ def test_micro_batches_add_up_to_the_batch(variant, scope):
         for count in (1, 2, 4)
     )
     for stats, passes in zip(whole.stats, (1, 1, 3), strict=False):
-        # the MTP layer is passed three times; no token is counted twice
+        # Tokens pass through the MTP layer three times. No token is counted twice.
         assert stats.tokens == passes * B * S
         assert stats.chosen_PE.shape == stats.probability_PE.shape == (1, E)
         if variant != "sigmoid with MTP":
@@ -175,7 +175,7 @@ def test_each_micro_batch_is_balanced_over_those_up_to_it(monkeypatch):
     seen: list[Tensor] = []
 
     class NotedCounts(CountsSoFar):
-        """Counts that are noted down whenever a micro-batch is balanced over them."""
+        """Counts that are recorded whenever a micro-batch is balanced over them."""
 
         def __call__(self, counts_X: Tensor) -> Tensor:
             seen.append(super().__call__(counts_X))
@@ -188,7 +188,7 @@ def test_each_micro_batch_is_balanced_over_those_up_to_it(monkeypatch):
     assert [counts[E] for counts in seen] == [S, 2 * S, 3 * S, 4 * S]
     counts = [torch.cat([stats.chosen_PE[0], stats.tokens[None]]) for stats in result.stats]
     assert torch.equal(seen[-1], torch.cat(counts))
-    # each micro-batch's loss by hand, from its own probabilities and the load so far
+    # Compute each micro-batch's loss from its own probabilities and the load so far.
     losses = []
     for counts_X, micro_BL in zip(seen, tokens_of(config).chunk(4), strict=True):
         stats = untrained.loss(micro_BL).stats
@@ -217,7 +217,7 @@ def test_a_last_micro_batch_is_balanced_as_its_part_of_one_large_batch():
     counts = CountsSoFar()
     first_alone = balance_gradient(model, first_BL, Balancing([1.0], counts))
     last = balance_gradient(model, last_BL, Balancing([1.0], counts))
-    # what the first part's gradient would be if the load of the whole batch were known by then
+    # This would be the first part's gradient if the load of the whole batch were already known.
     stats = model.loss(tokens_BL).stats[0]
     counts_X = torch.cat([stats.chosen_PE.sum(dim=0), stats.tokens[None]])
     first = balance_gradient(model, first_BL, Balancing([1.0], lambda _: counts_X))
@@ -234,9 +234,9 @@ def test_the_scope_is_the_configured_one():
             losses[scope, count] = result.balance_loss_M
     torch.testing.assert_close(losses["sequence", 1], losses["sequence", 4])
     torch.testing.assert_close(losses["micro_batch", 1], losses["global_batch", 1])
-    # a micro-batch is one sequence
+    # A micro-batch is one sequence.
     torch.testing.assert_close(losses["micro_batch", 4], losses["sequence", 4])
-    # the fewer tokens are balanced by themselves, the further their load is from even
+    # The fewer tokens are balanced separately, the further their load is from even.
     assert (losses["sequence", 1] > losses["global_batch", 4]).all()
     assert (losses["global_batch", 4] > losses["global_batch", 1]).all()
 

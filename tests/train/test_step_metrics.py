@@ -1,4 +1,4 @@
-"""A step's metrics by hand, from a result that no model has computed."""
+"""A step's metrics, calculated by hand from a made-up result."""
 
 import math
 from dataclasses import replace
@@ -62,7 +62,7 @@ def stats_of(taken: list[float], tokens: float) -> LayerStats:
 
 
 def result_of(stats: list[LayerStats], **changes: Any) -> StepResult:
-    """Return a step's result; the M-th layer's figures are M + 1 times those of the first."""
+    """Return a step's result. The figures of layer i, from 0, are i + 1 times those of layer 0."""
     numbers = torch.arange(1.0, len(stats) + 1)
     values: dict[str, Any] = {
         "loss": torch.tensor(3.5),
@@ -129,7 +129,7 @@ def test_mfu_counts_the_experts_that_tokens_really_had():
     )
     flops = training_flops_per_token(CONFIG.model, S, [1.0, 0.0, 0.7, 1.5])
     assert measured(CONFIG, result).mfu == pytest.approx(100.0 * flops / 1e6)
-    # by hand: 2 FLOPs per weight and token, three times, for what the fuller result has more
+    # The fuller result has more expert rows, each of 3 passes * 2 FLOPs per weight and token.
     first_width, last_width = CONFIG.model.expert_widths[0], CONFIG.model.expert_widths[-1]
     weights_of_last = 3 * CONFIG.model.dim * last_width
     more = 3 * 2 * weights_of_last * ((1.0 - 0.7) + (3.0 - 1.5))

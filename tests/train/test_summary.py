@@ -75,7 +75,7 @@ compile          off (a CPU: nothing gained)
 
 @pytest.fixture(autouse=True)
 def same_device_everywhere(monkeypatch) -> None:
-    """Take the machine's own name out of the lines."""
+    """Remove the machine's own name from the lines."""
     monkeypatch.setattr(module, "describe", lambda device: "a CPU")
 
 
