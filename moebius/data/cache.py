@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from moebius.config import DataConfig
-from moebius.data.paths import expanded
+from moebius.config.paths import expanded
 from moebius.data.shards import FORMAT_VERSION, file_sha256
 from moebius.data.sources import source_files, weighted_sources
 from moebius.data.tokenizer import tokenizer_file

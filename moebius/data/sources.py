@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moebius.config import DataConfig
-from moebius.data.paths import expanded
+from moebius.config.paths import expanded
 from moebius.data.remote import download, is_remote
 from moebius.data.rows import (
     LINE_SUFFIXES,

@@ -14,8 +14,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from moebius.config import DataConfig
+from moebius.config.paths import expanded
 from moebius.data.messages import one_line
-from moebius.data.paths import expanded
 from moebius.data.sample import sample
 from moebius.data.words import WordCache, by_words, splits_by_words
 from moebius.errors import ConfigError, DataError, StorageError

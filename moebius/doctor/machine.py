@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from moebius.config import Config
+from moebius.config.paths import expanded
 from moebius.cost.units import gigabytes
 from moebius.data.workers import cores
 
@@ -152,8 +153,7 @@ def _quota() -> float:
 
 def _free(folder: str) -> int:
     """Return the free bytes of the disk on which a folder is, or would be created."""
-    # Path.expanduser would raise RuntimeError for the home of a user that does not exist.
-    path = Path(os.path.expanduser(folder)).absolute()  # noqa: PTH111
+    path = expanded(folder).absolute()
     existing = next(place for place in (path, *path.parents) if place.is_dir())
     return shutil.disk_usage(existing).free
 

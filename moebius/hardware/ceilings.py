@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from moebius.config.paths import expanded
 from moebius.hardware.device import describe
 from moebius.hardware.precision import dtype_name
 from moebius.hardware.rates import copy_ceiling, matmul_ceiling
@@ -30,8 +31,7 @@ def ceilings(device: torch.device, dtype: torch.dtype, file: str = KEPT_IN) -> C
     They are read from the file or, if it does not have them, measured in about two seconds and
     stored there. A file that cannot be read or written is ignored.
     """
-    # Path.expanduser would raise a RuntimeError for the home of an unknown user.
-    path = Path(os.path.expanduser(file))  # noqa: PTH111
+    path = expanded(file)
     key = f"{describe(device)}, {dtype_name(dtype)}, torch {torch.__version__}"
     try:
         kept = json.loads(path.read_text())
