@@ -10,7 +10,9 @@ from moebius.errors import MoebiusError
 def run(options: Namespace) -> None:
     """Measure the variants, train them if asked to, and print a comparison."""
     from moebius.config.files import read_config
+    from moebius.parallel.process import Process
 
+    Process.from_environment()
     config = read_config(options.config, options.settings)
     from moebius.ablate.ablation import AblateOptions
     from moebius.ablate.json_text import as_json

@@ -11,7 +11,9 @@ def run(options: Namespace) -> None:
     from moebius.config import Config
     from moebius.config.files import override
     from moebius.config.flags import parse_flags
+    from moebius.parallel.process import Process
 
+    Process.from_environment()
     config = override(Config(), parse_flags(options.settings))
     from moebius.doctor.examine import as_json, examine
     from moebius.hardware.device import choose_device

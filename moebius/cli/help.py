@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from textwrap import fill, indent, wrap
 
-from moebius.cli.command import CONFIG, Command
+from moebius.cli.command import CONFIG, RUN, Command
 from moebius.cli.parse import WIDTH, option_parser
 from moebius.cli.registry import commands
 
@@ -77,10 +77,14 @@ def _settings(command: Command, words: Sequence[str]) -> str:
     from moebius.config.help import settings_help
 
     name = words[0] if words and not words[0].startswith("-") else ""
+    config, whose = Config(), "the defaults"
     if CONFIG in command.arguments:
         name = name or CONFIG.default or ""
-    config = named_config(name) if name else Config()
-    whose = f"those of {name}" if name else "the defaults"
+        config, whose = named_config(name), f"those of {name}"
+    elif RUN in command.arguments and name:
+        from moebius.train.run_directory import RunDirectory
+
+        config, whose = RunDirectory.open(name).config(), f"those of {name}"
     heading = f"settings, each given as --section.key value (the values shown are {whose}):"
     return f"{heading}\n\n{settings_help(config, command.settings)}"
 

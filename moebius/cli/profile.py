@@ -11,7 +11,9 @@ from moebius.errors import ConfigError, StorageError
 def run(options: Namespace) -> None:
     """Measure a step, print its components and findings, and verify findings on request."""
     from moebius.config.files import read_config
+    from moebius.parallel.process import Process
 
+    Process.from_environment()
     config = read_config(options.config, options.settings)
     _check(options)
     from moebius.hardware.device import choose_device

@@ -18,6 +18,8 @@ from moebius.config.suggestions import nearest, suggestion
 from moebius.config.tree import Config
 from moebius.errors import ConfigError
 
+LONGEST_CHAIN = 100  # of files, each the base of the one before
+
 Report = Callable[[str], None]
 """Called with one line about a file, without the program's name."""
 
@@ -64,16 +66,23 @@ def to_toml(config: Config) -> str:
 
 def _from_source(source: str, seen: tuple[Path, ...], report: Report) -> Config:
     path = Path(source)
-    if path.suffix != ".toml":
+    if not _is_toml(source):
         return preset(source)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: its base leads back to itself")
+    if len(seen) > LONGEST_CHAIN:
+        raise ConfigError(f"{path}: more than {LONGEST_CHAIN} files lead here by their bases")
     values = _read_toml(path)
     base = values.pop("base", None)
     seen = (*seen, path.resolve())
     config = Config() if base is None else _from_base(base, path, seen, report)
     values = without_removed(values, lambda line: report(f"{path}: {line}"))
     return override(config, values, origin=f"{path}: ")
+
+
+def _is_toml(source: str) -> bool:
+    """Return whether the text names a file rather than a preset."""
+    return Path(source).suffix.lower() == ".toml"
 
 
 def _read_toml(path: Path) -> Values:
@@ -95,7 +104,7 @@ def _from_base(base: Any, path: Path, seen: tuple[Path, ...], report: Report) ->
         raise ConfigError(
             f"{path}: base={shown(base)}: must be the name of a preset or a TOML file"
         )
-    if base.endswith(".toml"):
+    if _is_toml(base):
         return _from_source(str(path.parent / base), seen, report)
     with _naming(f"{path}: base: "):
         return preset(base)

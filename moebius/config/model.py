@@ -39,7 +39,7 @@ class ModelConfig:
     """Number of rows of the embedding and of the LM head (V)."""
     dim: PositiveInt = 896
     """Width of the residual stream (D)."""
-    num_layers: PositiveInt = 24
+    num_layers: Annotated[int, between(1, 10_000)] = 24
     """Number of transformer blocks."""
 
     num_heads: PositiveInt = 28

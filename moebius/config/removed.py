@@ -20,11 +20,14 @@ class Removed(NamedTuple):
     """Dotted name of the setting that took its place; empty if the old value is ignored."""
     convert: Callable[[Any], Any] = lambda value: value
     """Convert the old setting's value to the successor's."""
+    unchanged: tuple[Any, ...] = ()
+    """Values that a file may have had without a difference to what is done now."""
 
 
 REMOVED: dict[str, Removed] = {
     "model.capacity_drop": Removed(
-        "a full expert drops the tokens that come last, so that no token depends on later ones"
+        "a full expert drops the tokens that come last, so that no token depends on later ones",
+        unchanged=("last",),
     ),
 }
 """The removed settings by dotted name."""
@@ -34,9 +37,9 @@ def explanation(name: str) -> str:
     """Return why the setting of a dotted name was removed, or "" if it never existed."""
     if name not in REMOVED:
         return ""
-    reason, successor, _ = REMOVED[name]
-    instead = f"; use {successor}" if successor else ""
-    return f"{name} is no longer a setting ({reason}){instead}"
+    removed = REMOVED[name]
+    instead = f"; use {removed.successor}" if removed.successor else ""
+    return f"{name} is no longer a setting ({removed.reason}){instead}"
 
 
 def without_removed(values: dict[str, Any], report: Callable[[str], None]) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def without_removed(values: dict[str, Any], report: Callable[[str], None]) -> di
     the successor's own value counts.
     """
     kept = copy.deepcopy(values)
-    for name, (reason, successor, convert) in REMOVED.items():
+    for name, (reason, successor, convert, unchanged) in REMOVED.items():
         path, _, key = name.rpartition(".")
         table = _table(kept, path)
         if key not in table:
@@ -54,7 +57,9 @@ def without_removed(values: dict[str, Any], report: Callable[[str], None]) -> di
         old_value = table.pop(key)
         text = f"{name} is no longer a setting ({reason})"
         if not successor:
-            report(f"{text}; ignored")
+            differs = bool(unchanged) and old_value not in unchanged
+            effect = f"; {shown(old_value)} is ignored, so training differs" if differs else ""
+            report(f"{text}{effect or '; ignored'}")
             continue
         new_value = convert(old_value)
         report(f"{text}; read as {successor}={shown(new_value)}")

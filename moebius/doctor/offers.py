@@ -87,8 +87,7 @@ def _runs(backends: Backends, kind: str, name: str) -> bool:
 
 def _reason(backends: Backends, kind: str) -> str:
     """Return which backend of a kind runs, and why, in words."""
-    start = f"{kind}: "
-    return next(line.removeprefix(start) for line in backends.reasons if line.startswith(start))
+    return backends.reasons[list(FIELDS).index(kind)].partition(": ")[2]
 
 
 def _names(kind: str) -> list[str]:

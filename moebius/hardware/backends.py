@@ -70,7 +70,7 @@ def choose_backends(
         experts, experts_reason = _choose_experts(parallel, device, dtype, dim)
     attention, attention_reason = _choose_attention(parallel, device, document_masking)
     reasons = (
-        f"experts: {experts} ({experts_reason})",
+        f"expert backend: {experts} ({experts_reason})",
         f"attention: {ATTENTION[attention].description} ({attention_reason})",
     )
     return Backends(experts, attention, reasons, parallel.loss_chunks)

@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from moebius.kernels.activation import Between, activate_backward, keep_scale
+from moebius.kernels.activation_backward import activation_backward
 from moebius.kernels.hopper import down_backward as by_hand
 from moebius.kernels.launch import cdiv, launch
 from moebius.kernels.order import Order
-from moebius.kernels.passes import activation_backward
 from moebius.kernels.rows import sum_gate_gradients
 from moebius.kernels.tiles import (
     Tile,

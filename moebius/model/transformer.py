@@ -175,11 +175,6 @@ def lookahead(config: ModelConfig) -> int:
     return max(MTP_OFFSETS) if config.use_mtp else 1
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters; tied parameters count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def seeded(seed: int, config: ModelConfig, backends: Backends | None = None) -> Transformer:
     """Return a new model whose initial weights depend only on the seed."""
     torch.manual_seed(seed)

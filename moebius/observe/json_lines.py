@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from moebius.errors import StorageError
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sink import Event
+from moebius.observe.sink import REWOUND_TO, Event
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
@@ -17,7 +17,11 @@ class JsonLines:
     """The sink that every run has: two files of JSON lines in its directory."""
 
     def open(self, run: Path, step: int) -> None:
-        """Open both files for appending, without the lines of steps after `step`."""
+        """Open both files for appending, without the lines of steps after `step`.
+
+        A roll-back to `step` or before stays, with the events that led to it, because it says why
+        batches were left out.
+        """
         self._metrics = _opened_after(run / METRICS, step)
         try:
             self._events = _opened_after(run / EVENTS, step)
@@ -60,11 +64,18 @@ def _opened_after(path: Path, step: int) -> TextIO:
     try:
         lines = read_lines(path) if path.exists() else []
         aside = path.with_suffix(".jsonl.partial")
-        aside.write_text("".join(_text(line) for line in lines if line["step"] <= step))
+        aside.write_text("".join(_text(line) for line in _until(step, lines)))
         aside.replace(path)
         return path.open("a", buffering=1)
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from None
+
+
+def _until(step: int, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines that belong to the history of a run that is at `step`."""
+    rewound = [n for n, line in enumerate(lines) if line.get(REWOUND_TO, math.inf) <= step]
+    settled = rewound[-1] + 1 if rewound else 0
+    return lines[:settled] + [line for line in lines[settled:] if line["step"] <= step]
 
 
 def _append(file: TextIO, line: dict[str, Any]) -> None:

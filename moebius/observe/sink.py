@@ -11,12 +11,17 @@ from typing import Any, Protocol
 
 from moebius.observe.metrics import StepMetrics
 
+REWOUND_TO = "rewound_to"  # key of an event after which the run went on at an earlier step
+
 
 class Event(Protocol):
     """Something that happened in a step: an alarm, or an update that was skipped."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the event as an object of events.jsonl, with at least `event` and `step`."""
+        """Return the event as an object of events.jsonl, with at least `event` and `step`.
+
+        `rewound_to` is the step at which the run went on, if that is not `step`.
+        """
         ...
 
     def __str__(self) -> str:

@@ -33,8 +33,7 @@ class TensorBoard:
             self._writer = EventFileWriter(str(self.folder))
         except OSError as error:
             raise StorageError(f"{self.folder}: {error.strerror}") from None
-        if step:
-            self.rewind(step)
+        self.rewind(step)  # at step 0, too: a killed run may have written before its checkpoint
 
     def write(self, metrics: StepMetrics, wall_time: float | None = None) -> None:
         """Write a logged step. wall_time is in seconds since 1970; None is now."""

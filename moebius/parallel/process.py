@@ -32,19 +32,24 @@ class Process:
         """Return the process that a launcher such as torchrun describes in the environment.
 
         Raises ConfigError if it describes more than one process, which is not supported yet, or
-        describes one with something other than numbers.
+        a process that cannot exist.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if "RANK" not in environment:  # WORLD_SIZE alone may stand for something else
             return cls()
+        defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        given = {name: environment.get(name) or default for name, default in defaults.items()}
+        variables = " ".join(f"{name}={value}" for name, value in given.items())
         try:
-            rank, world_size, local_rank = (int(environment.get(name) or 0) for name in names)
-            process = cls(rank, max(1, world_size), local_rank)
+            process = cls(*map(int, given.values()))
         except ValueError:
-            variables = " ".join(f"{name}={environment.get(name)!r}" for name in names)
             raise ConfigError(
                 f"the environment has {variables}: whole numbers are needed"
             ) from None
+        if not (0 <= process.rank < process.world_size > process.local_rank >= 0):
+            raise ConfigError(
+                f"the environment has {variables}: RANK and LOCAL_RANK must be from 0 to "
+                "WORLD_SIZE - 1; unset the three, or start with torchrun"
+            )
         if process.world_size > 1:
             process._leave_the_word_to_the_first()
             raise ConfigError(

@@ -9,7 +9,7 @@ from moebius.hardware.rates import matmul_ceiling
 from moebius.observe.alarms import Alarm
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.registry import sinks_for
-from moebius.observe.sink import Sinks
+from moebius.observe.sink import REWOUND_TO, Sinks
 from moebius.observe.terminal import Terminal
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.clock import Clock
@@ -28,10 +28,13 @@ class AnsweredAlarm:
     alarm: Alarm
     done: str
     """The action that was taken, in words; empty for an alarm that only warns."""
+    rewound_to: int | None = None
+    """The step that the run was rolled back to."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as an object for events.jsonl."""
-        return self.alarm.to_json() | {"done": self.done}
+        rewound = {} if self.rewound_to is None else {REWOUND_TO: self.rewound_to}
+        return self.alarm.to_json() | {"done": self.done} | rewound
 
     def __str__(self) -> str:
         return f"{self.alarm}; {self.done}" if self.done else str(self.alarm)
@@ -83,9 +86,9 @@ class StepLog:
         self.sinks.write(metrics)
         return metrics
 
-    def event(self, alarm: Alarm, done: str) -> None:
+    def event(self, alarm: Alarm, done: str, rewound_to: int | None = None) -> None:
         """Write an alarm, and the action that was taken, to every sink."""
-        self.sinks.event(AnsweredAlarm(alarm, done))
+        self.sinks.event(AnsweredAlarm(alarm, done, rewound_to))
 
     def settle(self) -> None:
         """Report the steps that were skipped since the last call. Waits for the device.

@@ -37,4 +37,6 @@ def roll_back(
     state.batch, state.rollbacks = batch, rollbacks + 1
     checkpoint_store.discard_after(writer.checkpoints, state.step)
     log.rewind()
-    log.event(alarm, f"rolled back to step {state.step}, leaving out {num_skipped} batches")
+    done = f"rolled back to step {state.step}, leaving out {num_skipped} batches"
+    log.event(alarm, done, rewound_to=state.step)
+    writer.save(state)  # so that a resumed run leaves out the same batches, too

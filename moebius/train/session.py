@@ -47,9 +47,9 @@ def start(
 
     source is the preset or file that the configuration came from; an unnamed run is named after
     it. say takes the lines of the summary. The run's directory is created last, so that a run that
-    cannot begin leaves no directory.
+    cannot begin leaves no directory. Without `process`, the environment says which one this is.
     """
-    process = process or Process()
+    process = process or Process.from_environment()
     device = choose_device(config.train.device)
     run = RunDirectory.plan(config, source)
     corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
@@ -69,10 +69,10 @@ def resume(
 ) -> Session:
     """Return the session of a run that continues from its newest intact checkpoint.
 
-    A run that was stopped before its first checkpoint starts over. Raises ConfigError if the run's
-    text has changed.
+    A run that was stopped before its first checkpoint starts over. say and process are those of
+    `start`. Raises ConfigError if the run's text has changed.
     """
-    process = process or Process()
+    process = process or Process.from_environment()
     device = choose_device(config.train.device)
     if process.writes:
         tidy(run.checkpoints)

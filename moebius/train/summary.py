@@ -108,9 +108,9 @@ def _rotary(model: ModelConfig) -> str:
 
 def _schedule(config: Config) -> str:
     train = config.train
-    tokens = train.batch_size * train.seq_len
+    tokens, parts = train.batch_size * train.seq_len, train.accumulation_steps
     return (
         f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} = {tokens:,} tokens"
-        f" ({train.accumulation_steps} micro-batches), {train.optimizer} at {train.lr:g}, "
+        f" ({parts} micro-batch{'es' if parts > 1 else ''}), {train.optimizer} at {train.lr:g}, "
         f"{train.schedule}"
     )

@@ -68,6 +68,22 @@ def test_a_base_that_leads_back_to_itself_is_refused(tmp_path: Path):
     assert "leads back to itself" in refusal(itself)
 
 
+def test_a_long_chain_of_bases_is_refused_in_one_line(tmp_path: Path):
+    for number in range(1500):
+        written(tmp_path / f"{number}.toml", f'base = "{number + 1}.toml"\n')
+    written(tmp_path / "1500.toml", "")
+    assert refusal(str(tmp_path / "0.toml")).endswith(
+        "more than 100 files lead here by their bases"
+    )
+    assert read_config(str(tmp_path / "1401.toml"), []) == Config()
+
+
+def test_the_ending_of_a_file_may_be_upper_case(tmp_path: Path):
+    written(tmp_path / "base.TOML", "[train]\nsteps = 3\n")
+    path = written(tmp_path / "own.Toml", 'base = "base.TOML"\n')
+    assert read_config(path, []).train.steps == 3
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_reads_back_from_its_toml_as_itself(name, tmp_path: Path):
     text = to_toml(preset(name))

@@ -12,7 +12,8 @@ from moebius.config.files import read_config
 from moebius.config.presets import PRESETS, dense_twin, preset
 from moebius.cost import counts as cost
 from moebius.errors import ConfigError
-from moebius.model.transformer import Transformer, count_parameters
+from moebius.model.transformer import Transformer
+from tests.model.tiny import count_parameters
 
 LARGE = [name for name in PRESETS if name != "tiny"]
 OVERRIDES = [{"num_layers": 12, "num_experts": count} for count in (4, 5, 6)]

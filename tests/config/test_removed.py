@@ -74,6 +74,15 @@ def settings_of_alarms(old: dict[str, Any]) -> list[str]:
     return [name for name, value in old["observe"].items() if isinstance(value, dict)]
 
 
+@pytest.mark.parametrize(
+    ("value", "end"),
+    [("last", "; ignored"), ("lowest_gate", "; 'lowest_gate' is ignored, so training differs")],
+)
+def test_the_note_says_whether_a_removed_value_changes_training(value, end, tmp_path):
+    config, (note,) = read(f'[model]\ncapacity_drop = "{value}"\n', tmp_path / "own.toml")
+    assert config == Config() and note.endswith(f"later ones){end}")
+
+
 def test_a_removed_setting_is_ignored_and_named(examples, tmp_path):
     config, notes = read("[train]\nverbose = true\nsteps = 3\n", tmp_path / "own.toml")
     assert config == override(Config(), {"train": {"steps": 3}})

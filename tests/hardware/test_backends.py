@@ -49,7 +49,7 @@ def test_experts(asked, device, dtype, expected, reason):
     backends = choose_backends(parallel, device, dtype)
     assert backends.experts == expected
     assert backends.expert_record is EXPERT_BACKENDS[expected]
-    check_reason(backends.reasons[0], f"experts: {expected}", reason)
+    check_reason(backends.reasons[0], f"expert backend: {expected}", reason)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_triton_runs_or_its_obstacle_is_named(
     backends = choose_backends(parallel, "cuda", torch.bfloat16, dim=dim)
     assert backends.experts == expected
     assert backends.expert_record.is_fused == (expected == "triton")
-    check_reason(backends.reasons[0], f"experts: {expected}", reason)
+    check_reason(backends.reasons[0], f"expert backend: {expected}", reason)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_float8_leaves_the_experts_one_backend(gpu, device, capability, asked, r
     parallel = ParallelConfig(expert_backend=asked)
     backends = choose_backends(parallel, device, torch.bfloat16, expert_dtype="float8")
     assert backends.experts == "float8"
-    check_reason(backends.reasons[0], "experts: float8", reason)
+    check_reason(backends.reasons[0], "expert backend: float8", reason)
 
 
 @pytest.mark.parametrize(

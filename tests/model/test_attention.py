@@ -142,32 +142,6 @@ def test_under_autocast_the_products_are_bfloat16(attend, qk_norm):
     assert (out_BSD - expected_BSD).norm() < 0.02 * expected_BSD.norm()
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("length", [200, 256, 100])
-@pytest.mark.parametrize("has_documents", [False, True])
-def test_flex_is_expanded(dtype, length, has_documents):
-    from moebius.model.flex import attend_flex, block_mask
-
-    document_BS = None
-    if has_documents:
-        ends = torch.rand(B, length, generator=torch.Generator().manual_seed(0)) < 0.03
-        document_BS = ends.cumsum(dim=1).cuda()
-        assert document_BS.max() > 1
-    q_BNSH, k_BGSH, v_BGSH = qkv(length, dtype, "cuda", head_dim=32)
-    upstream_BNSH = torch.randn_like(q_BNSH)
-    mask = None if document_BS is None else dense_mask(document_BS)
-    expanded = attend_expanded(q_BNSH, k_BGSH, v_BGSH, mask)
-    flex = attend_flex(q_BNSH, k_BGSH, v_BGSH, block_mask(document_BS))
-    allowed = 2e-2 if dtype == torch.bfloat16 else 1e-4
-    inputs = (q_BNSH, k_BGSH, v_BGSH)
-    ours, expected = (gradients(out, inputs, upstream_BNSH) for out in (flex, expanded))
-    for values, expected_values in zip((flex, *ours), (expanded, *expected), strict=True):
-        assert values.dtype == dtype
-        difference = (values - expected_values).float().norm()
-        assert difference < allowed * expected_values.float().norm()
-
-
 def qkv(
     length: int, dtype: torch.dtype, device: str, head_dim: int = H
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from moebius.config import ModelConfig
-from moebius.model.transformer import Transformer, count_parameters
+from moebius.model.transformer import Transformer
 from tests.config.founding import MAXIMUM_SPEED, STABILITY
-from tests.model.tiny import D, E, G, H, N, V, tiny
+from tests.model.tiny import D, E, G, H, N, V, count_parameters, tiny
 
 ATTENTION = D * N * H + 2 * D * G * H + N * H * D  # query, key and value, output
 BLOCK = 2 * D + ATTENTION  # with its two norms

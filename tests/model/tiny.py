@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moebius.config import ModelConfig
 from moebius.model.transformer import Transformer, lookahead, seeded
@@ -61,3 +61,8 @@ def waiting_is_an_error() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters; tied parameters count once."""
+    return sum(parameter.numel() for parameter in model.parameters())

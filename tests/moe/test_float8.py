@@ -198,4 +198,4 @@ def test_the_choice_is_announced(monkeypatch, device, capability, asked, reason)
     backends = choose_backends(
         ParallelConfig(expert_backend=asked), device, torch.bfloat16, expert_dtype="float8"
     )
-    assert backends.experts == "float8" and backends.reasons[0] == f"experts: {reason}"
+    assert backends.experts == "float8" and backends.reasons[0] == f"expert backend: {reason}"

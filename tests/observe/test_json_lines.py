@@ -8,6 +8,7 @@ import pytest
 
 from moebius.errors import StorageError
 from moebius.observe.json_lines import EVENTS, METRICS, JsonLines, read_lines, read_metrics
+from moebius.observe.sink import REWOUND_TO
 from tests.observe.made_up import Happening, metrics_of
 
 
@@ -53,6 +54,17 @@ def test_a_roll_back_drops_metrics_and_keeps_events(tmp_path: Path):
     sink.close()
     assert steps(tmp_path / METRICS) == [1, 2, 3]
     assert steps(tmp_path / EVENTS) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"),
+    [(9, [1, 5, 6, 4, 9]), (5, [1, 5, 6, 4]), (3, [1, 5, 6]), (2, [1])],
+)
+def test_a_resumed_run_keeps_the_roll_backs_that_it_builds_on(step, kept, tmp_path: Path):
+    events = [{"step": 1}, {"step": 5}, {"step": 6, REWOUND_TO: 3}, {"step": 4}, {"step": 9}]
+    (tmp_path / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in events))
+    opened(tmp_path, step).close()
+    assert steps(tmp_path / EVENTS) == kept
 
 
 def test_a_new_run_starts_with_empty_files(tmp_path: Path):

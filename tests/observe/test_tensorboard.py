@@ -80,6 +80,13 @@ def test_resuming_takes_away_what_is_not_written_again(tmp_path: Path):
     assert [step for step, _ in read(tmp_path)["loss"]] == [1, 2, 3, 4]
 
 
+def test_starting_over_shows_one_history(tmp_path: Path):
+    """A run that was killed before its first checkpoint starts again at step 0."""
+    write(tmp_path, range(1, 8), grad_norm=1.0)
+    write(tmp_path, range(1, 4), grad_norm=2.0)
+    assert read(tmp_path)["grad_norm"] == [(step, 2.0) for step in (1, 2, 3)]
+
+
 def test_a_roll_back_leaves_one_history(tmp_path: Path):
     board = TensorBoard()
     board.open(tmp_path, 0)

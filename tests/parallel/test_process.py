@@ -45,8 +45,44 @@ def test_the_other_processes_let_the_first_say_what_is_wrong(monkeypatch):
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
 def test_a_variable_that_is_no_number_is_named(name):
     environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | {name: "zero"}
-    with pytest.raises(ConfigError, match=f"{name}='zero'.*whole numbers"):
+    with pytest.raises(ConfigError, match=f"{name}=zero.*whole numbers"):
         Process.from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "1", "WORLD_SIZE": "1"},
+        {"RANK": "3"},
+        {"RANK": "-1", "WORLD_SIZE": "1"},
+        {"RANK": "-1", "WORLD_SIZE": "4"},
+        {"RANK": "0", "WORLD_SIZE": "0"},
+        {"RANK": "0", "WORLD_SIZE": "-2"},
+        {"RANK": "4", "WORLD_SIZE": "4"},
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"},
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1"},
+    ],
+)
+def test_a_process_that_cannot_exist_is_refused(variables):
+    with pytest.raises(ConfigError, match=f"RANK={variables['RANK']} .*must be from 0") as refusal:
+        Process.from_environment(variables)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("command", ["train", "resume", "profile", "ablate", "doctor"])
+def test_every_command_that_trains_asks_which_process_it_is(command):
+    """Two profiles on one GPU would spoil each other's figures, as two runs would."""
+    done = subprocess.run(
+        [sys.executable, "-m", "moebius", command, *["nosuch"] * (command == "resume")],
+        env=os.environ | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("moebius: 2 processes were started")
+    assert done.stderr.count("\n") == 1
 
 
 def test_only_the_first_process_writes():

@@ -37,4 +37,4 @@ def test_steps_train_the_model(small):
     assert steps.run(2) > 0
     assert steps.state.step == steps.state.batch == 5
     assert not torch.equal(steps.state.model.lm_head.weight, before)
-    assert steps.choices[0].startswith("experts: ")
+    assert steps.choices[0].startswith("expert backend: ")

@@ -69,30 +69,6 @@ def test_a_tied_embedding_appears_once(optimizer):
     assert "lm_head.weight" not in treatment_of
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizers_record_counts_the_moments_that_it_keeps(name):
-    """Memory estimates use the record. This compares it with the state of a real optimizer."""
-    model = small_model()
-    optimizers = build_optimizers(model, TrainConfig(optimizer=name))
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    for optimizer in optimizers:
-        optimizer.step()
-    num_moments = {
-        parameter_name: sum(
-            value.shape == parameter.shape
-            for optimizer in optimizers
-            for value in optimizer.state.get(parameter, {}).values()
-        )
-        for parameter_name, parameter in model.named_parameters()
-    }
-    record = OPTIMIZERS[name]
-    assert num_moments["embedding.weight"] == record.moments
-    assert num_moments["norm.weight"] == record.moments
-    assert num_moments["layers.0.attention.query.weight"] == record.hidden_moments
-    assert num_moments["layers.1.moe.experts.w_up_EDF"] == record.hidden_moments
-
-
 def test_a_model_of_hidden_matrices_alone_needs_no_adamw():
     optimizers = build_optimizers(nn.Linear(5, 7, bias=False), TrainConfig(optimizer="muon"))
     assert [type(optimizer) for optimizer in optimizers] == [Muon]

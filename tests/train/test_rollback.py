@@ -95,6 +95,34 @@ def test_a_run_that_stops_after_a_rollback_goes_on_with_the_same_batches(small):
     assert all(torch.equal(expected[name], weights[name]) for name in expected)
 
 
+def test_a_run_that_is_killed_right_after_a_rollback_does_not_read_the_spoiled_batches(small):
+    killed = start(watching(small, checkpoint_every=5), "small", silent)
+    batches_read = spoil(killed, {SPOILED})
+    die_at(SPOILED + 2, killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(killed)
+    assert batches_read == list(range(SPOILED + 2))
+    resumed = resume(killed.config, killed.run, silent)
+    assert (resumed.state.step, resumed.state.batch, resumed.state.rollbacks) == (15, 18, 1)
+    batches_read = spoil(resumed, {SPOILED})
+    train(resumed)
+    assert batches_read == list(range(18, STEPS + 3))
+    (event,) = spikes(resumed)
+    assert event["done"] == "rolled back to step 15, leaving out 3 batches"
+
+
+def die_at(last: int, session: Session) -> None:
+    """Make reading a batch end the run as a signal would."""
+    read_batch = session.feed.batches.at
+
+    def at(batch: int, *rank: int) -> np.ndarray:
+        if batch == last:
+            raise KeyboardInterrupt
+        return read_batch(batch, *rank)
+
+    session.feed.batches.at = at  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_rollbacks_are_bounded(small):
     session = start(watching(small, max_rollbacks=2), "small", silent)
     spoil(session, set(range(SPOILED, 60)))

@@ -27,9 +27,9 @@ experts          softmax_topk top-3; number x width by layer: 12x128 (4 layers);
 balance          loss 0.1 over the micro-batch; alarms warn, but router_logits stop
 rotary           48 of 64 dimensions in 2 of 2 query heads
 data             the size of the corpus
-schedule         400 steps of 8 x 256 = 2,048 tokens (1 micro-batches), adamw at 0.006, cosine
+schedule         400 steps of 8 x 256 = 2,048 tokens (1 micro-batch), adamw at 0.006, cosine
 device           a CPU, float32
-experts          a backend (its reason)
+expert backend   a backend (its reason)
 compile          off (a CPU: nothing gained)
 """
 
@@ -50,7 +50,7 @@ data             the size of the corpus
 schedule         20,000 steps of 64 x 2048 = 131,072 tokens (8 micro-batches), \
 adamw at 0.0006, cosine
 device           a CPU, bfloat16
-experts          a backend (its reason)
+expert backend   a backend (its reason)
 compile          off (a CPU: nothing gained)
 """
 
@@ -68,7 +68,7 @@ data             the size of the corpus
 schedule         20,000 steps of 64 x 2048 = 131,072 tokens (8 micro-batches), \
 adamw at 0.0006, cosine
 device           a CPU, bfloat16
-experts          a backend (its reason)
+expert backend   a backend (its reason)
 compile          off (a CPU: nothing gained)
 """
 
@@ -82,7 +82,7 @@ def same_device_everywhere(monkeypatch) -> None:
 def lines_of(config: Config) -> list[str]:
     """Return the summary of a run whose corpus and choices are made up."""
     corpus: Any = SimpleNamespace(summary=lambda: "the size of the corpus")
-    choices = ["experts: a backend (its reason)", "compile: off (a CPU: nothing gained)"]
+    choices = ["expert backend: a backend (its reason)", "compile: off (a CPU: nothing gained)"]
     return summary(config, corpus, CPU, backends_for(config, CPU), choices)
 
 
