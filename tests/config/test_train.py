@@ -1,12 +1,8 @@
 """Which values the settings of training refuse."""
 
-from typing import get_args
-
 import pytest
 
 from moebius.config import TrainConfig
-from moebius.config.fields import annotations
-from moebius.config.optimizers import OPTIMIZERS
 from tests.config.refusals import Refusal, assert_refused
 
 REFUSED: list[Refusal] = [
@@ -73,10 +69,6 @@ def test_devices(device):
 
 def test_the_largest_seed_is_that_of_64_bits():
     assert TrainConfig(seed=2**63 - 1).seed == 2**63 - 1
-
-
-def test_every_optimizer_can_be_chosen():
-    assert set(get_args(annotations(TrainConfig)["optimizer"])) == set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize(("batch", "micro", "steps"), [(12, 0, 1), (12, 12, 1), (12, 3, 4)])

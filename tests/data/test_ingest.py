@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from moebius.config import DataConfig
-from moebius.data import workers as workers_module
 from moebius.data.ingest import Ingested, ingest
 from moebius.data.record import RECORD_FILE
 from moebius.data.sources import Document
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
-from moebius.errors import StorageError
 
 
 def some_documents(count: int = 400) -> list[Document]:
@@ -130,21 +128,6 @@ def test_a_long_document_in_pieces_is_one_document(
     assert whole == pieces
     assert sum(split.documents for split in pieces.splits.values()) == 2
     assert contents(tmp_path / "whole") == contents(tmp_path / "pieces")
-
-
-def test_a_worker_that_is_killed_is_one_line(tmp_path, tokenizer, small_batches, monkeypatch):
-    original = workers_module._Worker._start
-
-    def start(self):
-        process = original(self)
-        process.kill()
-        return process
-
-    monkeypatch.setattr(workers_module._Worker, "_start", start)
-    with pytest.raises(
-        StorageError, match=r"a tokenizing process ended with exit code -9.*lower --data\.workers"
-    ):
-        fill(tmp_path / "killed", tokenizer, some_documents(), 2)
 
 
 KILLED = """

@@ -1,4 +1,4 @@
-"""Tokens are read back as written, also across the borders of shards, and damage is noticed."""
+"""Shards are written without truncating anything, and a bad meta.json is named."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moebius.data.shards import META, Meta, ShardWriter, token_dtype
-from moebius.data.stream import MappedShard, TokenStream, open_split, verify
+from moebius.data.stream import open_split
 from moebius.errors import DataError
 
 END = 0
@@ -41,28 +41,6 @@ def some_documents(highest: int = 999) -> list[list[int]]:
     return [generator.integers(1, highest + 1, size).tolist() for size in (3, 0, 20, 1, 6)]
 
 
-def test_every_slice_across_every_border_is_read_back(tmp_path):
-    expected = write(tmp_path, some_documents())
-    stream = open_split(tmp_path, "train")
-    assert len(list(tmp_path.glob("train-*.bin"))) == 5
-    assert (len(stream), stream.num_documents, stream.num_bytes) == (35, 5, 300)
-    for start in range(36):
-        for stop in range(start, 36):
-            tokens = stream.read(start, stop)
-            assert tokens.dtype == np.int64
-            assert tokens.tolist() == expected[start:stop].tolist()
-    for start, stop in ((-1, 3), (0, 36), (5, 4)):
-        with pytest.raises(IndexError):
-            stream.read(start, stop)
-    verify(tmp_path)
-
-
-def test_there_are_as_many_separators_as_documents(tmp_path):
-    write(tmp_path, some_documents())
-    stream = open_split(tmp_path, "train")
-    assert (stream.read(0, len(stream)) == END).sum() == stream.num_documents
-
-
 @pytest.mark.parametrize(
     ("vocab_size", "dtype", "width"), [(65_536, "uint16", 2), (65_537, "uint32", 4)]
 )
@@ -88,70 +66,6 @@ def test_a_separator_inside_a_document_is_refused(tmp_path):
         pytest.raises(DataError, match="end-of-text id 0"),
     ):
         writer.append(np.array([5, END, 7]), 3)
-
-
-def test_an_empty_split_is_a_stream_of_nothing(tmp_path):
-    write(tmp_path, [])
-    assert len(open_split(tmp_path, "train")) == 0
-    assert open_split(tmp_path, "train").read(0, 0).tolist() == []
-
-
-def test_a_file_of_the_wrong_length_is_named(tmp_path):
-    write(tmp_path, some_documents())
-    shard = tmp_path / "train-00002.bin"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"train-00002\.bin: 13 bytes, but 14 were written"):
-        open_split(tmp_path, "train")
-    shard.unlink()
-    with pytest.raises(DataError, match=r"train-00002\.bin: 0 bytes"):
-        open_split(tmp_path, "train")
-    with pytest.raises(DataError, match=r"train-00002\.bin: 0 bytes"):
-        verify(tmp_path)
-
-
-@pytest.mark.parametrize("at_once", [0, 2**30])
-def test_a_flipped_byte_is_named_before_its_block_is_used(tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr("moebius.data.stream.CHECKED_AT_ONCE", at_once)
-    write(tmp_path, [list(range(1, 1000))] * 100, shard_tokens=80_000)
-    shard = tmp_path / "train-00000.bin"
-    data = bytearray(shard.read_bytes())
-    data[70_000] ^= 1
-    shard.write_bytes(data)
-    message = (
-        r"train-00000\.bin: damaged between bytes 65536 and 131072, where the checksum differs; "
-        r"delete .* to prepare it again"
-    )
-    if at_once:
-        with pytest.raises(DataError, match=message):
-            open_split(tmp_path, "train")
-    else:
-        stream = open_split(tmp_path, "train")
-        assert stream.read(0, 32_768)[1] == 1
-        assert stream.read(80_000, 90_000).size == 10_000
-        for _ in range(2):
-            with pytest.raises(DataError, match=message):
-                stream.read(32_000, 33_000)
-    with pytest.raises(DataError, match=message) as caught:
-        verify(tmp_path)
-    assert caught.value.exit_code == 3
-
-
-def test_damaged_checksums_and_a_damaged_tokenizer_are_named(tmp_path):
-    write(tmp_path, some_documents())
-    (tmp_path / "train-00003.crc").write_bytes(b"\0\0\0\0")
-    for read in (lambda: open_split(tmp_path, "train"), lambda: verify(tmp_path)):
-        with pytest.raises(DataError, match=r"train-00003\.crc: damaged"):
-            read()
-    (tmp_path / "tokenizer.json").write_bytes(b" ")
-    with pytest.raises(DataError, match=r"tokenizer\.json: damaged"):
-        verify(tmp_path)
-
-
-def test_an_id_outside_the_vocabulary_is_named(tmp_path):
-    shard = MappedShard(tmp_path / "train-00000.bin", np.array([1, 2, 65_535], dtype="<u2"))
-    message = r"train-00000\.bin: token 2 has id 65535, outside the vocabulary of 1000"
-    with pytest.raises(DataError, match=message):
-        TokenStream([shard], 1000, 1, 3).read(1, 3)
 
 
 def test_a_writer_continues_where_another_was_synced(tmp_path):

@@ -101,41 +101,6 @@ def by_gpt2_words() -> Tokenizer:
     return Tokenizer(inner, "by_gpt2_words")
 
 
-def test_only_our_own_words_are_cached(tmp_path):
-    assert tokenizer()._words is not None
-    assert tokenizer("bytes")._words is not None
-    assert by_gpt2_words()._words is None
-    contents = json.loads(tokenizer().to_json())
-    for change in (
-        {"normalizer": {"type": "Lowercase"}},
-        {"model": contents["model"] | {"dropout": 0.5}},
-    ):
-        (tmp_path / "tokenizer.json").write_text(json.dumps(contents | change))
-        assert Tokenizer.load(tmp_path / "tokenizer.json")._words is None
-
-
-@pytest.mark.parametrize("limit", [0, 3, 2**18])
-def test_words_from_the_cache_have_the_ids_of_the_library(monkeypatch, limit):
-    """The texts repeat words, even after the cache has been emptied."""
-    monkeypatch.setattr("moebius.data.words.CACHED_WORDS", limit)
-    monkeypatch.setattr("moebius.data.words.LONGEST_CACHED", 5)
-    cached = tokenizer()
-    generator = random.Random(1)
-    texts = [random_text(generator) for _ in range(300)]
-    texts += [
-        "it's '' 'll ''ll 's's",
-        "a \u3000 b\u00a0c\x1c d \u2028\n",
-        "12 345\t6 \n\n  x",
-        "\x85 \x1f",
-        *SENTENCES,
-        *SENTENCES,
-    ]
-    for first in range(0, len(texts), 50):
-        batch = texts[first : first + 50]
-        ids_of_texts = [ids.tolist() for ids in cached.encode_batch(batch)]
-        assert ids_of_texts == [cached.encode(text) for text in batch]
-
-
 @pytest.mark.parametrize("new_tokenizer", [tokenizer, by_gpt2_words])
 def test_pieces_of_a_long_text_have_its_ids(monkeypatch, new_tokenizer):
     monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 500)

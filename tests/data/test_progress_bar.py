@@ -1,0 +1,74 @@
+"""The bar counts bytes of text on stderr, with a total where it is known."""
+
+import json
+
+import pytest
+
+from moebius.data.progress_bar import progress_bar
+from moebius.errors import DataError
+from tests.data.corpora import configure
+
+
+@pytest.fixture(autouse=True)
+def on_a_terminal(monkeypatch):
+    """Make the bar draw as on a wide terminal, though stderr is captured."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_bytes_of_files_have_a_total(source, capsys):
+    other = source.with_name("b.txt")
+    other.write_text("é" * 500)
+    total = source.stat().st_size + 1000
+    with progress_bar(configure(source.parent)) as advance:
+        advance(1000)
+        advance(total - 1000)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "tokenizing" in err and f"{total / 1000:.1f}/{total / 1000:.1f} kB" in err
+
+
+@pytest.mark.parametrize("kind", ["rows.parquet", "rows.PARQUET", "hub"])
+def test_text_of_unknown_length_has_no_total(tmp_path, kind, capsys):
+    source = tmp_path / "source" / kind
+    source.parent.mkdir()
+    source.write_bytes(b"compressed")
+    (tmp_path / "source" / "plain.txt").write_text("text")
+    config = configure(source, source="hf:someone/something" if kind == "hub" else str(source))
+    with progress_bar(config) as advance:
+        advance(700)
+        advance(77)
+    assert "777/? bytes" in capsys.readouterr().err
+
+
+def test_one_compressed_file_in_a_folder_makes_the_total_unknown(source, capsys):
+    source.with_name("rows.parquet").write_bytes(b"compressed")
+    with progress_bar(configure(source.parent)) as advance:
+        advance(777)
+    assert "777/? bytes" in capsys.readouterr().err
+
+
+def test_an_error_inside_ends_the_bar(source, capsys):
+    with pytest.raises(KeyError), progress_bar(configure(source)):
+        raise KeyError
+    assert "\x1b[?25h" in capsys.readouterr().err  # the cursor is shown again
+
+
+def test_a_source_that_does_not_exist_shows_no_bar(tmp_path, capsys):
+    with (
+        pytest.raises(DataError, match="no such file"),
+        progress_bar(configure(tmp_path / "source" / "gone.txt")),
+    ):
+        raise AssertionError
+    assert capsys.readouterr().err == ""
+
+
+def test_where_stderr_is_no_terminal_nothing_is_drawn_over(source, monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    source.write_text(json.dumps({"text": "some text"}))
+    with progress_bar(configure(source)) as advance:
+        advance(9)
+    assert "\x1b" not in capsys.readouterr().err
