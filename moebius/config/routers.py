@@ -27,10 +27,11 @@ class RouterRecord:
         return num_experts if self.chooses_by_threshold else min(num_experts, top_k)
 
     def expected_experts(self, num_experts: int, top_k: int, threshold: float) -> float:
-        """Return how many experts a token has on average before the router has learned anything.
+        """Return how many experts a token is assumed to have on average.
 
-        An untrained router's sigmoid probabilities lie close to one half: with a threshold below
-        that a token has all experts, with a higher one about half of them.
+        A router with a threshold decides that by learning. An untrained one's probabilities lie
+        close to one half: with a threshold below that a token has all experts, with 0.5 half of
+        them. A higher threshold leaves almost none at first; half of them are assumed there too.
         """
         most = float(self.most_experts(num_experts, top_k))
         return most / 2 if self.chooses_by_threshold and threshold >= 0.5 else most
