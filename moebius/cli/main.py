@@ -55,7 +55,8 @@ def _run(words: list[str]) -> None:
     elif first in ("help", *HELP_FLAGS):
         from moebius.cli.help import command_help, overview
 
-        print(command_help(command_named(rest[0]), rest[1:]) if rest else overview())
+        topics = [word for word in rest if word not in ("help", *HELP_FLAGS)]
+        print(command_help(command_named(topics[0]), topics[1:]) if topics else overview())
     elif any(flag in rest for flag in HELP_FLAGS):
         from moebius.cli.help import command_help
 

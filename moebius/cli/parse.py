@@ -55,6 +55,8 @@ class _Parser(ArgumentParser):
     """An ArgumentParser that raises ConfigError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ").replace("invalid int value", "not an integer")
+        message = message.replace("invalid float value", "not a number")
         raise ConfigError(f"{message}; `{self.prog} --help` lists the options")
 
 
@@ -62,16 +64,18 @@ def _check_rest(
     command: Command, parser: ArgumentParser, rest: Sequence[str], missing: Sequence[Argument]
 ) -> None:
     """Raise ConfigError for a word that is neither a setting nor the value of a setting."""
-    previous = ""
+    previous, is_value = "", False
     for word in rest:
-        if word.startswith("-") and not _is_negative_number(word):
+        is_flag = word.startswith("-") and not _is_negative_number(word)
+        if is_flag:
             _check_flag(command, parser, word, rest)
         elif not previous.startswith("-") or "=" in previous:
             first = f"{missing[0].metavar} must come first; " if missing else ""
+            several = "several values are separated by commas, A,B; " if is_value else ""
             raise ConfigError(
-                f"{word!r} was not expected here; {first}usage: `{command.usage_line}`"
+                f"{word!r} was not expected here; {first}{several}usage: `{command.usage_line}`"
             )
-        previous = word
+        previous, is_value = word, not is_flag
 
 
 def _check_flag(command: Command, parser: ArgumentParser, flag: str, rest: Sequence[str]) -> None:

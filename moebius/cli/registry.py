@@ -4,6 +4,8 @@ import difflib
 from importlib import import_module
 
 from moebius.cli.command import Command
+from moebius.config.presets import PRESETS
+from moebius.config.suggestions import SIMILAR
 from moebius.errors import ConfigError
 
 MODULES = (  # in the order of `moebius --help`
@@ -37,6 +39,8 @@ def command_named(name: str) -> Command:
         raise ConfigError(
             f"{name!r}: a command comes first, as in `moebius train`; `moebius help` lists them"
         )
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if name in PRESETS or name.lower().endswith(".toml"):
+        raise ConfigError(f"{name!r}: a command comes first, as in `moebius train {name}`")
+    close = difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR)
     hint = f"did you mean `moebius {close[0]}`? " if close else ""
     raise ConfigError(f"unknown command {name!r}; {hint}`moebius help` lists the commands")

@@ -183,6 +183,8 @@ def _value_hint(name: str, value: Any, annotation: Any) -> str:
     choices = [choice for member in members(annotation) for choice in _choices(member)]
     if suggested := value_suggestion(name, value):
         return f"; did you mean {suggested}?"
+    if members(annotation) == (str,) and isinstance(value, list | tuple):
+        return "; several are one text with commas between them, such as 'a,b'"
     return nearest(value, choices) if isinstance(value, str) else ""
 
 

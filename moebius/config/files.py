@@ -67,6 +67,15 @@ def to_toml(config: Config) -> str:
 def _from_source(source: str, seen: tuple[Path, ...], report: Report) -> Config:
     path = Path(source)
     if not _is_toml(source):
+        if (path / "config.toml").is_file():
+            raise ConfigError(
+                f"{source}: the directory of a run; `moebius resume {source}` continues it, and "
+                f"{path / 'config.toml'} is its configuration"
+            )
+        if "=" in source:
+            raise ConfigError(
+                f"{source!r}: not understood; settings are given as --section.key value"
+            )
         return preset(source)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: its base leads back to itself")
@@ -125,7 +134,7 @@ def _replaced(section: Any, values: Values, path: str) -> Any:
     for key, value in values.items():
         name = f"{path}.{key}" if path else key
         if key not in own:
-            raise ConfigError(_unknown_setting(name, value, list(own)))
+            raise ConfigError(_unknown_setting(name, value))
         if is_dataclass(own[key]):
             if not isinstance(value, dict):
                 raise ConfigError(f"{name}={shown(value)}: must be a table of settings, [{name}]")
@@ -134,16 +143,16 @@ def _replaced(section: Any, values: Values, path: str) -> Any:
     return replace(section, **changed)
 
 
-def _unknown_setting(name: str, value: Any, neighbors: list[str]) -> str:
-    """Return the error for an unknown setting; `neighbors` are the settings of its section."""
+def _unknown_setting(name: str, value: Any) -> str:
+    """Return the error for an unknown setting, which may be a table of settings."""
     if removed := explanation(name):
         return removed
-    path, _, key = name.rpartition(".")
-    hint = (
-        suggestion(name, value, list(settings(Config)), _written)
-        or nearest(key, neighbors)
-        or f"; `moebius train --help` lists the settings of {path}"
-    )
+    names = list(settings(Config))
+    inner = value.items() if isinstance(value, dict) else [("", value)]
+    paths = ((f"{name}.{key}".rstrip("."), item) for key, item in inner)
+    hints = (suggestion(path, item, names, _written) for path, item in paths)
+    section = name.rpartition(".")[0]
+    hint = next(filter(None, hints), f"; `moebius train --help` lists the settings of {section}")
     return f"{name}: no such setting{hint}"
 
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from moebius.config.fields import members, settings
 from moebius.config.removed import explanation
-from moebius.config.suggestions import nearest, suggestion
+from moebius.config.suggestions import suggestion
 from moebius.config.tree import Config
 from moebius.errors import ConfigError
 
-LISTS = ("data.source", "data.weights")
+LISTS = ("data.source", "data.weights", "model.num_experts")
 """Settings that may not be given twice, because the user may have meant a list."""
 
 Values = dict[str, Any]
@@ -85,10 +85,10 @@ def _unknown(flag: str, name: str, path: str, text: str) -> str:
         return f"--{removed}"
     names = list(_settings())
     path = path.lstrip("_")  # the dash of a flag like -x, replaced above
-    hint = suggestion(path, text, names, _written) or (
-        nearest(path, names).replace("mean ", "mean --")
-    )
+    hint = suggestion(path, text, names, _written)
     if flag.startswith("--") and "." in path:
+        section = path.partition(".")[0]
+        hint = hint or f"; `moebius train --help` lists the settings of {section}"
         return f"--{name}: no such setting{hint}"
     if hint and "did you mean" not in hint:
         return f"{flag!r}: not understood{hint}"

@@ -153,8 +153,8 @@ class ModelConfig:
         count = list(self.num_experts) if isinstance(self.num_experts, tuple) else self.num_experts
         if isinstance(self.num_experts, tuple) and len(self.num_experts) != self.num_layers:
             raise ConfigError(
-                f"model.num_experts={count}: {len(self.num_experts)} numbers for "
-                f"{self.num_layers} layers; give one number, or one per layer"
+                f"model.num_experts={count}: must be one number, or one for each of the "
+                f"{self.num_layers} layers, not {len(self.num_experts)}"
             )
         if self.base_expansion == 0 and 0 in self.experts_per_layer:
             raise ConfigError(

@@ -33,7 +33,8 @@ SYNONYMS: dict[str, Synonym] = {
     # the architecture
     **_table(
         {
-            "model.dim": "hidden_size n_embd d_model embed_dim embedding_dim model_dim",
+            "model.dim": "hidden_size hidden_dim n_embd n_embed d_model embed_dim embedding_dim "
+            "model_dim",
             "model.num_layers": "num_hidden_layers n_layers n_layer depth num_blocks",
             "model.num_heads": "num_attention_heads n_heads n_head",
             "model.num_kv_heads": "num_key_value_heads n_kv_heads n_kv_head num_query_groups",
@@ -47,7 +48,7 @@ SYNONYMS: dict[str, Synonym] = {
             "model.tie_embeddings": "tie_word_embeddings tie_weights weight_tying",
             "model.num_experts": "n_experts num_local_experts n_routed_experts moe_num_experts",
             "model.router_top_k": "num_experts_per_tok num_experts_per_token top_k topk "
-            "moe_router_topk moe_top_k n_experts_per_token num_selected_experts",
+            "moe_router_topk moe_top_k moe_topk moe_k n_experts_per_token num_selected_experts",
             "model.router_score": "score_func scoring_func score_function "
             "moe_router_score_function",
             "model.renormalize_gates": "norm_topk_prob route_norm normalize_expert_weights",
@@ -55,10 +56,10 @@ SYNONYMS: dict[str, Synonym] = {
             "model.capacity_factor": "expert_capacity_factor moe_expert_capacity_factor",
             "model.router_jitter": "router_jitter_noise moe_input_jitter_eps moe_jitter_eps",
             "model.expert_dropout": "moe_dropout expert_dropout_rate",
-            "model.aux_loss_coeff": "aux_loss_coef router_aux_loss_coef aux_loss_weight "
+            "model.aux_loss_coeff": "aux_loss aux_loss_coef router_aux_loss_coef aux_loss_weight "
             "load_balancing_loss_weight moe_aux_loss_coeff "
             "moe_loss_weight aux_loss_alpha",
-            "model.router_z_loss_coeff": "router_z_loss z_loss_coeff z_loss_coef "
+            "model.router_z_loss_coeff": "router_z_loss z_loss z_loss_coeff z_loss_coef "
             "router_z_loss_coef moe_z_loss_coeff z_loss_weight",
             "model.router_bias_rate": "moe_router_bias_update_rate bias_update_speed "
             "bias_update_rate router_bias_update_rate load_balance_coeff",
@@ -111,11 +112,11 @@ SYNONYMS: dict[str, Synonym] = {
         {
             "train.steps": "max_steps num_steps max_iters train_iters total_steps num_iterations "
             "training_steps num_train_steps max_train_steps n_steps",
-            "train.batch_size": "global_batch_size total_batch_size train_batch_size gbs",
+            "train.batch_size": "global_batch_size train_batch_size batch gbs",
             "train.micro_batch_size": "per_device_train_batch_size device_batch_size micro_batch "
             "local_batch_size train_micro_batch_size_per_gpu microbatch_size mbs",
             "train.seq_len": "seq_length sequence_length context_length block_size max_seq_len "
-            "max_seq_length max_length context_size max_position_embeddings",
+            "max_seq_length max_length context_size n_ctx max_position_embeddings",
             "train.seed": "random_seed manual_seed",
             "train.optimizer": "optim optimizer_type optimizer_name",
             "train.lr": "learning_rate max_lr peak_lr base_lr",
@@ -136,14 +137,18 @@ SYNONYMS: dict[str, Synonym] = {
             "checkpoint_interval",
             "train.keep_last": "save_total_limit keep_latest_k keep_last_n",
             "train.log_every": "log_interval logging_steps log_freq log_every_n_steps",
-            "train.out": "output_dir save_dir out_dir checkpoint_dir logdir log_dir",
-            "train.name": "run_name exp_name experiment_name wandb_run_name",
+            "train.out": "output_dir output save_dir save_path out_dir checkpoint_dir logdir "
+            "log_dir",
+            "train.name": "model_name run_name exp_name experiment_name wandb_run_name",
             "train.device": "device_type accelerator",
             "train.dtype": "precision mixed_precision torch_dtype param_dtype",
         }
     ),
     **_table(
-        {"train.steps": "epochs num_epochs num_train_epochs max_tokens train_tokens total_tokens"},
+        {
+            "train.steps": "epochs num_epochs num_train_epochs epoch max_tokens train_tokens "
+            "total_tokens"
+        },
         "a number of steps, each of batch_size * seq_len tokens",
     ),
     **_table(
@@ -153,8 +158,11 @@ SYNONYMS: dict[str, Synonym] = {
         },
         "train.batch_size divided by the number of accumulation steps",
     ),
+    **_table({"train.batch_size": "total_batch_size batch_size_tokens"}, "in sequences"),
     **_table({"train.warmup_steps": "warmup_ratio lr_warmup_fraction"}, "a number of steps"),
-    **_table({"train.min_lr_fraction": "min_lr"}, "the last rate divided by train.lr"),
+    **_table(
+        {"train.min_lr_fraction": "min_lr lr_min end_lr"}, "the last rate divided by train.lr"
+    ),
     **_table({"train.eval_tokens": "eval_iters eval_batches limit_val_batches"}, "in tokens"),
     **_table({"train.dtype": "fp16 float16 half"}, "bfloat16 or float32; there is no float16"),
     "bf16": Synonym(("train.dtype",), value="bfloat16"),
@@ -184,8 +192,46 @@ SYNONYMS: dict[str, Synonym] = {
         Synonym((), "CONFIG, a preset or a TOML file, comes first, without a flag"),
     ),
     **dict.fromkeys(
-        ("resume", "resume_from", "resume_from_checkpoint", "load_checkpoint", "init_from"),
+        (
+            "resume",
+            "resume_from",
+            "resume_path",
+            "resume_from_checkpoint",
+            "load",
+            "load_checkpoint",
+            "init_from",
+        ),
         Synonym((), "`moebius resume RUN` continues a run"),
+    ),
+    **dict.fromkeys(
+        ("report_to", "use_wandb", "wandb", "wandb_project", "wandb_log", "enable_wandb"),
+        Synonym((), "figures go to metrics.jsonl and TensorBoard"),
+    ),
+    **dict.fromkeys(
+        (
+            "gpus",
+            "num_gpus",
+            "n_gpus",
+            "nproc_per_node",
+            "num_nodes",
+            "fsdp",
+            "deepspeed",
+            "tp",
+            "pp",
+            "ep",
+            "tensor_parallel",
+            "tensor_parallel_size",
+            "tensor_parallel_degree",
+            "tensor_model_parallel_size",
+            "pipeline_parallel_degree",
+            "pipeline_model_parallel_size",
+            "expert_parallel",
+            "expert_parallel_size",
+            "expert_parallel_degree",
+            "expert_model_parallel_size",
+            "data_parallel_shard_degree",
+        ),
+        Synonym((), "Moebius trains on one GPU; `moebius plan --gpus N` estimates what more take"),
     ),
 }
 
@@ -201,8 +247,6 @@ VALUES: dict[str, dict[str, str]] = {
     "train.schedule": {
         "warmup_stable_decay": "wsd",
         "trapezoidal": "wsd",
-        "linear": "wsd",
-        "constant": "wsd",
     },
     "train.device": {"gpu": "cuda", "nvidia": "cuda", "gpu:0": "cuda:0"},
     "train.dtype": {

@@ -38,7 +38,7 @@ class Process:
             return cls()
         defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         given = {name: environment.get(name) or default for name, default in defaults.items()}
-        variables = " ".join(f"{name}={value}" for name, value in given.items())
+        variables = " ".join(f"{name}={given[name]}" for name in defaults if name in environment)
         try:
             process = cls(*map(int, given.values()))
         except ValueError:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from moebius.config import Config
+from moebius.config import Config, ModelConfig
 from moebius.cost.device import Device
 from moebius.cost.layouts import FILLED, Layout, Planned, layouts, planned
 from moebius.cost.units import gigabytes
@@ -45,14 +45,10 @@ def plan(config: Config, device: Device, gpus: int, imbalance: float = 1.0) -> P
     """
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: must be at least 1")
-    if not 1 <= imbalance < math.inf:
-        raise ConfigError(
-            f"--imbalance {imbalance:g}: must be a number of at least 1; it is the load of the "
-            "busiest expert over an even load"
-        )
+    _check_imbalance(config.model, imbalance)
     asked_batch_size = config.train.batch_size
+    config = replace(config, train=replace(config.train, micro_batch_size=0))  # layouts choose it
     config = _with_batch_size(config, math.ceil(asked_batch_size / gpus) * gpus)
-    config = replace(config, train=replace(config.train, micro_batch_size=0))
     candidates = [planned(config, device, layout, imbalance) for layout in layouts(config, gpus)]
     fitting = [candidate for candidate in candidates if candidate.fits]
     if not fitting:
@@ -69,6 +65,18 @@ def plan(config: Config, device: Device, gpus: int, imbalance: float = 1.0) -> P
         largest_sequences=_largest_sequences(config, device, best.layout, imbalance),
         asked_batch_size=asked_batch_size,
     )
+
+
+def _check_imbalance(model: ModelConfig, imbalance: float) -> None:
+    """Raise ConfigError for a load that no expert can have."""
+    counts = [count for count in model.experts_per_layer if count]
+    highest = max((count / model.experts_per_token(count) for count in counts), default=math.inf)
+    if not 1 <= imbalance < math.inf or imbalance > highest:
+        limit = f"from 1 to {highest:g}" if highest < math.inf else "of at least 1"
+        raise ConfigError(
+            f"--imbalance {imbalance:g}: must be a number {limit}; it is the load of the busiest "
+            "expert over an even load, and no expert has more than every token"
+        )
 
 
 def _with_batch_size(config: Config, batch_size: int) -> Config:

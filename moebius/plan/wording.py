@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import NamedTuple
 
+from moebius.config.routers import ROUTERS
 from moebius.cost.counts import active_parameters, expected_experts_per_token, parameters
 from moebius.cost.layouts import Layout, Planned
 from moebius.cost.units import gigabytes, gigabytes_by_name, short
@@ -78,7 +79,9 @@ def _parameters(plan: Plan) -> str:
     model = plan.config.model
     total = sum(parameters(model).values())
     active = active_parameters(model, expected_experts_per_token(model))
-    return f"{short(total)}, {short(active)} active per token"
+    by_threshold = ROUTERS[model.router_type].chooses_by_threshold
+    expected = " (expected)" if by_threshold and any(model.experts_per_layer) else ""
+    return f"{short(total)}, {short(active)} active per token{expected}"
 
 
 def _batch(plan: Plan) -> str:

@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_apart_from_the_text(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["x", "--max-tokens", "many"], "--max-tokens: invalid int value: 'many'"),
+        (["x", "--max-tokens", "many"], "--max-tokens: not an integer: 'many'"),
         (["x", "--max-token", "3"], "--max-token: unknown option; did you mean --max-tokens?"),
         (["x", "--temperature", "-1"], "--temperature -1.0: must be a finite number, at least 0"),
         (["x", "--temperature", "nan"], "--temperature nan"),

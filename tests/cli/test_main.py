@@ -77,6 +77,8 @@ def test_the_version(moebius):
         (["help", "profil"], "did you mean `moebius profile`?"),
         (["profil", "--help"], "did you mean `moebius profile`?"),
         (["xyz"], "unknown command 'xyz'; `moebius help` lists the commands"),
+        (["standard"], "'standard': a command comes first, as in `moebius train standard`"),
+        (["my.toml", "--help"], "as in `moebius train my.toml`"),
         (["--train.steps", "5", "train"], "'--train.steps': a command comes first"),
     ],
 )

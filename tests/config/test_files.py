@@ -78,6 +78,12 @@ def test_a_long_chain_of_bases_is_refused_in_one_line(tmp_path: Path):
     assert read_config(str(tmp_path / "1401.toml"), []) == Config()
 
 
+def test_the_directory_of_a_run_is_not_mistaken_for_a_preset(tmp_path: Path):
+    written(tmp_path / "config.toml", to_toml(Config()))
+    error = refusal(str(tmp_path))
+    assert f"`moebius resume {tmp_path}`" in error and f"{tmp_path / 'config.toml'} is" in error
+
+
 def test_the_ending_of_a_file_may_be_upper_case(tmp_path: Path):
     written(tmp_path / "base.TOML", "[train]\nsteps = 3\n")
     path = written(tmp_path / "own.Toml", 'base = "base.TOML"\n')
@@ -141,7 +147,7 @@ SECTIONS = "model, data, train, parallel, observe"
             "[modell]\ndim = 3",
             f"unknown section 'modell': must be one of {SECTIONS}; did you mean model?",
         ),
-        ("[model]\ndmi = 3", "model.dmi: no such setting; did you mean dim?"),
+        ("[model]\ndmi = 3", "model.dmi: no such setting; did you mean model.dim?"),
         (
             "[model]\nzzzzzz = 3",
             "model.zzzzzz: no such setting; `moebius train --help` lists the settings of model",
@@ -168,7 +174,7 @@ SECTIONS = "model, data, train, parallel, observe"
         ),
         (
             "[model]\nnum_experts = [4, 8]",
-            "model.num_experts=[4, 8]: 2 numbers for 24 layers; give one number, or one per layer",
+            "model.num_experts=[4, 8]: must be one number, or one for each of the",
         ),
         (
             "[model]\nvocab_size = 300\n[data]\nvocab_size = 400",
@@ -180,7 +186,10 @@ SECTIONS = "model, data, train, parallel, observe"
             "[[observe.cv]]\nwindow = 3",
             "observe.cv=[{'window': 3}]: must be a table of settings, [observe.cv]",
         ),
-        ("[observe.cv]\nwindo = 3", "observe.cv.windo: no such setting; did you mean window?"),
+        (
+            "[observe.cv]\nwindo = 3",
+            "observe.cv.windo: no such setting; did you mean observe.cv.window?",
+        ),
         (
             "[observe.cv]\nzzz = 3",
             "observe.cv.zzz: no such setting; `moebius train --help` lists the settings of "
@@ -188,7 +197,7 @@ SECTIONS = "model, data, train, parallel, observe"
         ),
         (
             "[observe.dead_experts]\nwindow = 3",
-            "observe.dead_experts: no such setting; did you mean dead_expert?",
+            "observe.dead_experts: no such setting; did you mean observe.dead_expert.window?",
         ),
         ('[observe.cv]\nwindow = "3"', "observe.cv.window='3': must be an integer"),
         ("[observe.cv]\nwindow = 0", "observe.cv.window=0: must be at least 1"),

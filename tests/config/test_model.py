@@ -81,7 +81,11 @@ REFUSED: list[Refusal] = [
     ({"dim": 900}, "model.num_heads=28", "one of none; change num_kv_heads too"),
     ({"head_dim": 31}, "model.head_dim=31", "must be even"),
     ({"dim": 84}, "model.head_dim=3", "must be even"),
-    ({"num_experts": [4, 4]}, "model.num_experts=[4, 4]", "2 numbers for 24 layers"),
+    (
+        {"num_experts": [4, 4]},
+        "model.num_experts=[4, 4]",
+        "or one for each of the 24 layers, not 2",
+    ),
     (
         {"num_experts": 0},
         "model.num_experts=0",

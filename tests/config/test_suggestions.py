@@ -45,7 +45,6 @@ SYNONYMS = {
     "train_iters": "train.steps",
     "total_steps": "train.steps",
     "global_batch_size": "train.batch_size",
-    "total_batch_size": "train.batch_size",
     "per_device_train_batch_size": "train.micro_batch_size",
     "device_batch_size": "train.micro_batch_size",
     "micro_batch": "train.micro_batch_size",
@@ -102,6 +101,10 @@ WITH_REMARK = {
     "(a hidden width divided by model.dim)?",
     "ffn_hidden_size": "--model.moe_min_expansion and --model.moe_max_expansion (a hidden",
     "moe_intermediate_size": "--model.moe_min_expansion and --model.moe_max_expansion (a hidden",
+    "total_batch_size": "did you mean --train.batch_size (in sequences)?",
+    "report_to": "; figures go to metrics.jsonl and TensorBoard",
+    "tensor_model_parallel_size": "Moebius trains on one GPU",
+    "lr_min": "did you mean --train.min_lr_fraction (the last rate divided by train.lr)?",
     "betas": "did you mean --train.beta1 and --train.beta2?",
     "moe_layer_freq": "did you mean --model.num_experts (one number per layer, 0 for a dense",
     "fp16": "did you mean --train.dtype (bfloat16 or float32; there is no float16)?",
@@ -134,6 +137,33 @@ def test_another_trainers_name_leads_to_the_setting(name, setting, tmp_path):
     hint = f"did you mean {setting}?"
     assert file_error(f"{name} = 3", tmp_path / "own.toml").endswith(hint)
     assert file_error(f"[optim]\n{name} = 3", tmp_path / "own.toml").endswith(hint)
+
+
+@pytest.mark.parametrize(
+    "name", ["router", "tokens", "momentum", "mlp_ratio", "expert_size", "model.name_or_path"]
+)
+def test_what_is_not_like_any_setting_leads_to_none(name):
+    assert "did you mean" not in flag_error(f"--{name}", "3")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("[train]\nlearning-rate = 4", "did you mean train.lr?"),
+        ("[train]\nLR = 4", "did you mean train.lr?"),
+        ("[train]\nmoe-topk = 4", "did you mean model.router_top_k?"),
+        ("[model.moe]\nnum_experts = 4", "did you mean model.num_experts?"),
+        ("[train.sub.sub]\nlr = 4", "`moebius train --help` lists the settings of train"),
+        ('[data]\nsource = ["a", "b"]', "with commas between them, such as 'a,b'"),
+    ],
+)
+def test_a_file_may_write_a_name_in_its_own_way(text, hint, tmp_path):
+    assert file_error(text, tmp_path / "own.toml").endswith(hint)
+
+
+def test_a_switch_that_is_off_does_not_suggest_what_it_would_turn_on():
+    assert flag_error("--bf16", "false").endswith("did you mean --train.dtype?")
+    assert flag_error("--bf16", "true").endswith("did you mean --train.dtype bfloat16?")
 
 
 @pytest.mark.parametrize(("name", "setting"), SYNONYMS.items())

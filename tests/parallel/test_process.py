@@ -64,7 +64,7 @@ def test_a_variable_that_is_no_number_is_named(name):
     ],
 )
 def test_a_process_that_cannot_exist_is_refused(variables):
-    with pytest.raises(ConfigError, match=f"RANK={variables['RANK']} .*must be from 0") as refusal:
+    with pytest.raises(ConfigError, match=f"RANK={variables['RANK']}.* must be from") as refusal:
         Process.from_environment(variables)
     assert "\n" not in str(refusal.value)
 

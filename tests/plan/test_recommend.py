@@ -95,6 +95,12 @@ def test_a_batch_that_does_not_divide_is_enlarged():
     assert result.config.train.batch_size == 96 and result.asked_batch_size == 64
 
 
+@pytest.mark.parametrize("gpus", [3, 5, 6, 7, 100])
+def test_an_enlarged_batch_need_not_fit_the_configured_micro_batches(gpus):
+    result = plan_of("standard", gpus=gpus)
+    assert result.config.train.batch_size % gpus == 0 < result.best.tokens_per_second
+
+
 def test_a_trillion_parameters_are_planned_in_no_time():
     flags = (
         "--model.num_experts=512",
@@ -110,7 +116,9 @@ def test_a_trillion_parameters_are_planned_in_no_time():
     ("gpus", "imbalance", "says"),
     [
         (0, 1.0, "--gpus 0: must be at least 1"),
-        (1, 0.5, "--imbalance 0.5: must be a number of at least 1"),
+        (1, 0.5, "--imbalance 0.5: must be a number from 1 to 4;"),
+        (1, 4.01, "--imbalance 4.01: must be a number from 1 to 4;"),
+        (1, 20.0, "--imbalance 20: must be a number from 1 to 4;"),
         (1, float("nan"), "--imbalance nan"),
         (1, float("inf"), "--imbalance inf"),
     ],
