@@ -53,7 +53,7 @@ def test_a_run_and_options():
         (["train", "--train.steps", "5", "tiny"], "'tiny' was not expected here; CONFIG must"),
         (["train", "--train.steps=5", "tiny"], "'tiny' was not expected here; CONFIG must"),
         (["train", "tiny", "stray"], "'stray' was not expected here; usage: `moebius train"),
-        (["train", "tiny", "--train.steps", "5", "6"], "'6' was not expected here; several values are"),
+        (["train", "tiny", "--train.steps", "5", "6"], "'6' was not expected here; several"),
         (["train", "tiny", "--data.source", "a", "b"], "several values are separated by commas"),
         (["plan", "--gpus", "many"], "--gpus: not an integer: 'many'; `moebius plan --help`"),
         (["profile", "--seconds", "x"], "--seconds: not a number: 'x'"),

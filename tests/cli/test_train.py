@@ -134,7 +134,10 @@ def test_more_than_one_process_is_refused_before_anything_is_done(monkeypatch, t
             "model.num_kv_heads=3: must divide num_heads (4)",
         ),
         ({"model__num_heads": 5}, "model.num_heads=5: must divide dim (32)"),
-        ({"model__num_experts": "4,4,8"}, "model.num_experts=[4, 4, 8]: 3 numbers for 2 layers"),
+        (
+            {"model__num_experts": "4,4,8"},
+            "model.num_experts=[4, 4, 8]: must be one number, or one for each of the 2 layers",
+        ),
         (
             {"model__vocab_size": 256},
             "model.vocab_size=256: the tokenizer has 257 ids; set --model.vocab_size 257",
