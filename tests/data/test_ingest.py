@@ -14,6 +14,7 @@ from moebius.data.record import RECORD_FILE
 from moebius.data.sources import Document
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
 from moebius.errors import StorageError
+from tests.data.corpora import names_in
 
 
 def some_documents(count: int = 400) -> list[Document]:
@@ -197,4 +198,4 @@ def test_a_preparation_killed_at_any_time_ends_with_the_same_bytes(tmp_path):
     assert process is not None and process.returncode == 0
     assert kills > 0
     assert contents(Path(folder)) == contents(Path(whole))
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [Path(folder).name]
+    assert names_in(tmp_path / "killed") == [Path(folder).name]

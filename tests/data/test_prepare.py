@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,17 +50,48 @@ def test_equal_documents_are_in_the_same_split(source):
     assert corpus.train.num_documents + corpus.val.num_documents == 20
 
 
-@pytest.mark.parametrize("val_fraction", [1e-9, 1 - 1e-9])
-def test_a_split_that_would_be_empty_gets_one_document(source, val_fraction):
-    corpus = prepare(configure(source, val_fraction=val_fraction), 257)
-    few, many = sorted((corpus.train, corpus.val), key=len)
-    assert (few.num_documents, many.num_documents) == (1, 199)
-    ordered = sorted(
-        (f"document {n} é " * 5 for n in range(200)), key=lambda text: document_hash(text.encode())
-    )
-    assert texts(corpus, few) == [ordered[0] if few is corpus.val else ordered[-1]]
-    assert (few is corpus.val) == (val_fraction < 0.5)
+def by_hash(texts: Iterable[str]) -> list[str]:
+    return sorted(texts, key=lambda text: document_hash(text.encode()))
+
+
+def test_if_nothing_would_be_trained_on_one_document_is(source):
+    corpus = prepare(configure(source, val_fraction=1 - 1e-9), 257)
+    ordered = by_hash(f"document {n} é " * 5 for n in range(200))
+    assert texts(corpus, corpus.train) == [ordered[-1]]
+    assert corpus.val.num_documents == 199
     verify(corpus.folder)
+
+
+@pytest.mark.parametrize(
+    ("num_documents", "val_fraction", "held_out"),
+    [(200, 1e-9, 16), (200, 0.01, 16), (100, 0.01, 10), (40, 1e-9, 4), (9, 1e-9, 1), (2, 0.01, 1)],
+)
+def test_a_small_source_holds_out_16_documents_or_a_tenth_those_with_the_lowest_hashes(
+    source, num_documents, val_fraction, held_out
+):
+    everything = [f"document {n} é " * 5 for n in range(num_documents)]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in everything))
+    corpus = prepare(configure(source, val_fraction=val_fraction), 257)
+    assert by_hash(texts(corpus, corpus.val)) == by_hash(everything)[:held_out]
+    assert corpus.train.num_documents == num_documents - held_out
+    assert "WARNING: val_loss rests on" in " ".join(corpus.notes)
+    verify(corpus.folder)
+
+
+def test_a_source_that_holds_out_enough_documents_is_split_by_the_fraction_alone(source):
+    everything = [f"document {n} é " * 5 for n in range(200)]
+    corpus = prepare(configure(source, val_fraction=0.15), 257)
+    held_out = [text for text in everything if document_hash(text.encode()) < 0.15]
+    assert len(held_out) > 16
+    assert texts(corpus, corpus.val) == held_out
+
+
+def test_the_warning_about_a_rough_loss_ends_with_enough_held_out_text(source):
+    text = "a word and another " * 1000
+    source.write_text("".join(json.dumps({"text": f"{n} {text}"}) + "\n" for n in range(30)))
+    corpus = prepare(configure(source, val_fraction=0.3), 257)
+    assert len(corpus.val) > 10_000
+    assert "WARNING" not in " ".join(corpus.notes)
 
 
 def test_one_document_is_not_enough(source):
@@ -119,12 +151,11 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_an_error(source):
 def test_documents_left_out_are_reported_and_counted(source):
     with source.open("a") as file:
         file.write("nonsense\n{}\n")
-    reported: list[str] = []
-    corpus = prepare(configure(source, errors="skip"), 257, report=reported.append)
-    assert corpus.skipped == 2
-    assert reported[1].startswith("left out 2 documents that could not be read; the first: ")
-    assert "rows.jsonl:201: column 1" in reported[1]
-    assert prepare(configure(source, errors="skip"), 257).skipped == 2
+    for _ in range(2):  # prepared now, then found in the cache
+        corpus = prepare(configure(source, errors="skip"), 257)
+        assert corpus.skipped == 2
+        assert corpus.notes[1].startswith("left out 2 documents that could not be read; the first")
+        assert "rows.jsonl:201: column 1" in corpus.notes[1]
     with pytest.raises(DataError, match=r"rows\.jsonl:201"):
         prepare(configure(source), 257)
 

@@ -65,7 +65,7 @@ def test_a_corpus_of_urls_and_files(bucket, tmp_path):
 
 
 def test_a_copy_that_is_damaged_is_named(bucket, tmp_path):
-    (file,) = download("memory://bucket/b.txt", tmp_path)
+    (file,) = download("memory://bucket/b.txt", tmp_path).values()
     file.write_text("longer")
     with pytest.raises(DataError, match=r"000000-b\.txt: 6 bytes, but 1 were downloaded; delete "):
         download("memory://bucket/b.txt", tmp_path)
@@ -94,7 +94,8 @@ def test_remote_names_cannot_point_outside_the_cache(bucket, tmp_path, monkeypat
         type(bucket), "open", lambda self, path, mode: (tmp_path / "remote.txt").open(mode)
     )
     (tmp_path / "remote.txt").write_text("x")
-    files = download("memory://bucket/*", tmp_path / "cache")
+    files = download("memory://bucket/*", tmp_path / "cache").values()
+    assert files
     assert all(file.resolve().is_relative_to(tmp_path / "cache") for file in files)
 
 

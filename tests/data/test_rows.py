@@ -7,12 +7,13 @@ import pyarrow.parquet
 import pytest
 
 from moebius.config import DataConfig
-from moebius.data.sources import Document, Skipped, documents
+from moebius.data.sources import Document, documents
+from moebius.data.tally import Tally
 from moebius.errors import DataError
 
 
-def read(source: object, skipped: Skipped | None = None, **settings) -> list[Document]:
-    return list(documents(DataConfig(source=str(source), **settings), skipped))
+def read(source: object, tally: Tally | None = None, **settings) -> list[Document]:
+    return list(documents(DataConfig(source=str(source), **settings), tally))
 
 
 def refusal(source: object, **settings) -> str:
@@ -79,7 +80,7 @@ def test_long_cells_are_read_few_at_a_time(tmp_path, monkeypatch):
         use_dictionary=False,
     )
     expected = read(file)
-    monkeypatch.setattr("moebius.data.rows.PARQUET_BYTES", 100_000)
+    monkeypatch.setattr("moebius.data.tables.PARQUET_BYTES", 100_000)
     batch_sizes = []
 
     def iter_batches(self, batch_size, columns):
@@ -108,10 +109,10 @@ def test_hugging_face_on_a_local_folder_of_json_lines(tmp_path, offline):
 
 def test_hugging_face_on_a_local_folder_of_parquet(tmp_path, offline):
     write(tmp_path / "a.parquet", {"body": ["one", None, "two"]})
-    skipped = Skipped()
-    rows = read(f"hf:{tmp_path}", skipped, text_field="body", errors="skip")
+    tally = Tally()
+    rows = read(f"hf:{tmp_path}", tally, text_field="body", errors="skip")
     assert [document.text for document in rows] == ["one", "two"]
-    assert skipped.first == f"hf:{tmp_path}: row 2: field 'body' is null, not text"
+    assert tally.first == f"hf:{tmp_path}: row 2: field 'body' is null, not text"
     assert "no field 'text' (set --data.text_field to one of: body)" in refusal(f"hf:{tmp_path}")
 
 
@@ -127,8 +128,8 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", no_network)
     monkeypatch.setattr("datasets.load_dataset", None)
     assert (
-        refusal("hf:a/b")
-        == "data.source='hf:a/b': ConnectionError: https://huggingface.co/a/b no network"
+        refusal("hf:a/b") == "data.source='hf:a/b': the Hugging Face hub could not be reached "
+        "(ConnectionError: https://huggingface.co/a/b no network)"
     )
 
 
