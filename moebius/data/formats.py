@@ -93,7 +93,9 @@ class Format(NamedTuple):
     compressions: tuple[str, ...] = ()
     """The compressions around the contents, the outermost first."""
     reason: str = ""
-    """Why the file is passed over, in words that can follow a number of files."""
+    """What the file is or why else it is passed over, in a few words."""
+    is_damaged: bool = False
+    """Whether the file is passed over because it is damaged, which is an error."""
 
     @property
     def label(self) -> str:
@@ -138,18 +140,19 @@ def identify(path: Path, name: str, as_text: bool = False) -> Format:
             if not is_damage(error):
                 raise
             head = b""  # the damage is reported when the contents are read
-            break
         compression = _compression(head)
         if not compression:
             break
         compressions += (compression,)
         if suffixes and COMPRESSIONS.get(suffixes[-1]) == compression:
             suffixes.pop()
-    if not head and not compressions:
-        return Format("", reason="empty")
     suffix = suffixes[-1] if suffixes else ""
     if suffix in COMPRESSIONS:
-        return Format("", reason=f"named {suffix}, but not compressed with it")
+        compression = COMPRESSIONS[suffix]
+        reason = f"damaged or incomplete, it does not begin as {compression} does"
+        return Format("", reason=reason, is_damaged=True)
+    if not head and not compressions:
+        return Format("", reason="empty")
     kind, reason = _kind(head, suffix, as_text)
     return Format(kind, compressions, reason)
 

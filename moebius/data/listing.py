@@ -15,9 +15,9 @@ from typing import NamedTuple
 from moebius.data.tally import HIDDEN, READ_ELSEWHERE, Tally
 from moebius.errors import StorageError
 
-BROKEN = "broken links"
+BROKEN = "broken link"
 NO_FILE = "neither a file nor a folder"
-NOT_ENTERED = "in folders that this glob does not enter (** enters them)"
+NOT_ENTERED = "in a folder that this glob does not enter (** does)"
 
 FolderKey = tuple[int, int]
 """Device and number of a folder, which tell whether two paths lead to the same one."""
@@ -54,9 +54,12 @@ def glob_files(pattern: str, tally: Tally) -> list[Path]:
         matches = [Path(match) for match in sorted(glob.glob(pattern))]  # noqa: PTH207
         entries = [Entry(path, path.as_posix(), _reason(path)) for path in matches]
         files = _listed(_once(entry for entry in entries if not entry.path.is_dir()), tally)
-        for folder in matches:
-            if folder.is_dir() and (inside := folder_files(folder, Tally())):
-                tally.pass_over(NOT_ENTERED, str(inside[0]), len(inside))
+        folders = [folder for folder in matches if folder.is_dir()]
+        inside = [file for folder in folders for file in folder_files(folder, Tally())]
+        others = {os.path.realpath(file) for file in inside}
+        others -= {os.path.realpath(file) for file in files}
+        if others:
+            tally.pass_over(NOT_ENTERED, str(inside[0]), len(others))
         return files
     start = parts.index("**")
     hidden = any(part.startswith(".") for part in parts[start:])

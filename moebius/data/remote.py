@@ -190,13 +190,17 @@ def _translate_errors(source: str, request: Callable[[], Answer]) -> Answer:
     """
     try:
         return request()
-    except FileNotFoundError:
-        raise DataError(f"data.source={source!r}: no such file, folder or glob") from None
     except Exception as error:
-        what = f"{type(error).__name__}: {one_line(error)}"
+        cause = error.__cause__ or error  # fsspec calls any failure of HTTP a FileNotFoundError
+        what = f"{type(cause).__name__}: {one_line(cause)}"
         if is_unreachable(error):
             host = source.partition("://")[2].partition("/")[0]
             raise DataError(
                 f"data.source={source!r}: {host} could not be reached ({what})"
+            ) from None
+        if isinstance(error, FileNotFoundError):
+            why = "" if cause is error else f" ({what})"
+            raise DataError(
+                f"data.source={source!r}: no such file, folder or glob{why}"
             ) from None
         raise StorageError(f"data.source={source!r}: {what}") from None

@@ -98,6 +98,8 @@ def csv_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str
                 ),
                 (",", max(headers, key=len)),
             )
+            if half := SURROGATE.search(first):
+                return refuse(f"{file.name}:1: not UTF-8 (0x{ord(half[0]) - 0xDC00:02x})")
             if field not in names:
                 return refuse(f"{file.name}: {no_field(field, names)}")
             csv.field_size_limit(LONGEST_ROW)

@@ -5,6 +5,7 @@ the splits, which are folders.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class SavedSets:
     """
 
     def __init__(self, root: str, copies: Mapping[str, Path] | None = None):
-        self._root = root.rstrip("/")
+        self._root = _full(root).rstrip("/") if copies is None else root.rstrip("/")
         self._copies = copies
         self._contents: dict[str, dict[str, Any]] = {}
 
@@ -37,7 +38,7 @@ class SavedSets:
         and the source contains the whole data set, because the other splits are made for tests.
         Raises DataError if a listed file is missing.
         """
-        folder, _, last = name.rpartition("/")
+        folder, _, last = (_full(name) if self._copies is None else name).rpartition("/")
         parent, _, split = folder.rpartition("/")
         files = self._files_of(folder)
         if last == SPLITS and self._splits_of(folder):
@@ -83,3 +84,7 @@ class SavedSets:
                 values = {}
             self._contents[name] = values if isinstance(values, dict) else {}
         return self._contents[name]
+
+
+def _full(path: str) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps ..)

@@ -13,6 +13,7 @@ from moebius.config.paths import expanded
 from moebius.data.formats import ARROW, CSV, JSON, JSON_LINES, PARQUET, SourceFile, identify
 from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_rows, local_data_set
 from moebius.data.listing import fixed_part, folder_files, glob_files
+from moebius.data.messages import printable
 from moebius.data.remote import download, is_remote
 from moebius.data.rows import csv_rows, json_lines, json_objects
 from moebius.data.saved_sets import SavedSets
@@ -126,11 +127,13 @@ def inventory(config: DataConfig, tally: Tally | None = None) -> list[SourceFile
             format_ = identify(path, name, as_text)
             if format_.kind:
                 files.append(SourceFile(path, name, format_))
+            elif format_.is_damaged:
+                _refuse(f"{name}: {format_.reason}", config, tally, "")
             elif config.source != STDLIB:
                 tally.pass_over(format_.reason, name)
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror or error}") from None
-    if not files and len(named) == 1:
+    if not files and len(named) == 1 and tally.passed_over:
         raise DataError(f"data.source={config.source!r}: no text to read: {tally.reasons()}")
     return files
 
@@ -231,6 +234,7 @@ def _read(
 
 def _refuse(reason: str, config: DataConfig, tally: Tally, kind: str) -> None:
     """Raise DataError for a document that cannot be read, or count it."""
+    reason = printable(reason)
     if config.errors == "skip":
         return tally.add(reason)
     remedies = "fix it, or leave out such documents with --data.errors skip"

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moebius.data.messages import printable
+
 HIDDEN = "hidden"
 METADATA = "metadata of a saved data set"
-READ_ELSEWHERE = "links to a folder that is read anyway or contains the source"
+READ_ELSEWHERE = "link to a folder that is read anyway or that contains the source"
 EXPECTED = (HIDDEN, METADATA, READ_ELSEWHERE)
 """Reasons for which a file is passed over in every healthy source, so that they are no warning."""
 
@@ -98,7 +100,8 @@ class Tally:
     def reasons(self) -> str:
         """Return how many files were passed over for each reason, with the first one's name."""
         return "; ".join(
-            f"{files.count:,} {why} ({'the first: ' if files.count > 1 else ''}{files.first})"
+            f"{why}: {_number(files.count, 'file')}, {'such as ' * (files.count > 1)}"
+            f"{printable(files.first)}"
             for why, files in sorted(self.passed_over.items())
         )
 
