@@ -23,11 +23,11 @@ def expanded(path: str) -> Path:
 def _has_home() -> bool:
     """Return whether the user has a home folder, which is not the working directory or /."""
     home = os.path.expanduser("~")  # noqa: PTH111
-    return os.path.isabs(home) and home != "/"
+    return Path(home).is_absolute() and home != "/"
 
 
 @functools.cache  # so that the line is printed once per process
 def _substitute_for_home() -> Path:
     folder = Path(tempfile.gettempdir(), f"home-of-user-{os.getuid()}")
-    print(f"moebius: there is no home folder (HOME is not set); ~ is {folder}", file=sys.stderr)
+    print(f"moebius: there is no home folder (HOME names none); ~ is {folder}", file=sys.stderr)
     return folder

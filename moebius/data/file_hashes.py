@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 RECORDS = ".hashes"
 """Folder of the cache with the hashes of the files of each source."""
@@ -35,8 +36,10 @@ def content_hashes(files: Sequence[Path], cache: Path, source: str) -> list[str]
     now = time.time_ns()
 
     def content_hash(file: Path, state: State) -> str:
-        remembered = known.get(str(file.absolute()), [])
-        return str(remembered[-1]) if remembered[:-1] == state else _sha256(file)
+        remembered = known.get(str(file.absolute()))
+        if isinstance(remembered, list) and remembered[:-1] == state:
+            return str(remembered[-1])
+        return _sha256(file)
 
     # hashlib works outside of Python's global lock, so threads use all cores.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
@@ -62,7 +65,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _read(record: Path) -> dict[str, list[int | str]]:
+def _read(record: Path) -> dict[str, Any]:
     try:
         values = json.loads(record.read_bytes())
     except (OSError, ValueError):

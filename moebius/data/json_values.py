@@ -87,11 +87,11 @@ class _Reader:
                 if end < len(self._text) - NEAR_END or self._is_complete:
                     self.position = end
                     return value
-            # Doubled, so that parsing a long value again and again takes time in proportion.
-            if not self._read(max(READ_BYTES, len(self._text) - self.position)):
-                self._is_complete = True
-            elif len(self._text) > self._longest:
+            length = len(self._text) - self.position
+            if length > self._longest:
                 raise NotJson(self.problem(f"a value of more than {self._longest:,} characters"))
+            # Doubled, so that parsing a long value again and again takes time in proportion.
+            self._read(max(READ_BYTES, length))
 
     def end_at_bracket(self) -> None:
         """Check that nothing follows the array's last bracket."""

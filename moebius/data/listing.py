@@ -51,7 +51,7 @@ def glob_files(pattern: str, tally: Tally) -> list[Path]:
     parts = Path(pattern).parts
     if "**" not in parts:
         # glob.glob, because Path.glob takes no absolute pattern.
-        matches = [Path(match) for match in sorted(glob.glob(pattern))]  # noqa: PTH207
+        matches = sorted(map(Path, glob.glob(pattern)))  # noqa: PTH207
         entries = [Entry(path, path.as_posix(), _reason(path)) for path in matches]
         files = _listed(_once(entry for entry in entries if not entry.path.is_dir()), tally)
         folders = [folder for folder in matches if folder.is_dir()]

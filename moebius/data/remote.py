@@ -200,7 +200,5 @@ def _translate_errors(source: str, request: Callable[[], Answer]) -> Answer:
             ) from None
         if isinstance(error, FileNotFoundError):
             why = "" if cause is error else f" ({what})"
-            raise DataError(
-                f"data.source={source!r}: no such file, folder or glob{why}"
-            ) from None
+            raise DataError(f"data.source={source!r}: no such file, folder or glob{why}") from None
         raise StorageError(f"data.source={source!r}: {what}") from None

@@ -36,5 +36,5 @@ def test_without_a_home_folder_the_tilde_is_a_named_folder_and_no_folder_called_
     for _ in range(2):
         assert expanded("~/.cache/moebius") == folder / ".cache/moebius"
     assert capsys.readouterr().err == (
-        f"moebius: there is no home folder (HOME is not set); ~ is {folder}\n"
+        f"moebius: there is no home folder (HOME names none); ~ is {folder}\n"
     )
