@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from moebius.config import DataConfig
 from moebius.data import prepare, verify
@@ -301,6 +302,76 @@ def test_a_prepared_source_is_reused_in_another_mixture(source, monkeypatch):
     monkeypatch.setattr(prepare_module, "ingest", None)
     assert prepare(replace(config, weights=(0, 1, 4)), 257).folders == folders[1:]
     assert prepare(configure(source), 257).folders == folders[:1]
+
+
+def test_what_was_read_and_passed_over_is_said_now_and_when_it_is_found_in_the_cache(source):
+    (source.parent / "picture.png").write_bytes(b"\x89PNG\0")
+    (source.parent / "broken").symlink_to("nowhere")
+    config = configure(source, source=str(source.parent))
+    first = prepare(config, 257)
+    assert first.notes[0].startswith("read 1 file of JSON lines (200 documents, ")
+    assert first.notes[1] == (
+        "WARNING: most files were passed over: an image: 1 file, "
+        f"{source.parent}/picture.png; broken link: 1 file, {source.parent}/broken"
+    )
+    assert prepare(config, 257).notes == first.notes
+
+
+def test_each_source_of_a_mixture_says_what_was_read(source):
+    notes = prepare(configure_mixture(source), 257).notes
+    for name, count in (("rows", 200), ("b", 300), ("c", 100)):
+        start = f"{source.with_name(name)}.jsonl: read 1 file of JSON lines ({count} documents, "
+        assert any(note.startswith(start) for note in notes)
+
+
+def test_a_tokenizer_that_loses_text_is_found_out_wherever_it_is(source, tmp_path, monkeypatch):
+    """A tokenizer of whole words, to which one word in the middle of the text is unknown."""
+    words = {"<|endoftext|>": 0, "[UNK]": 1, "document": 2, "é": 3}
+    words |= {str(n): 4 + n for n in range(200) if n != 123}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.add_special_tokens(["<|endoftext|>"])
+    inner.save(str(tmp_path / "words.json"))
+    source.write_text("".join(f'{{"text": "document {n} é"}}\n' for n in range(200)))
+    monkeypatch.setattr("moebius.data.ingest.BATCH_CHARACTERS", 100)
+    config = configure(source, tokenizer=str(tmp_path / "words.json"))
+    for num_workers in (1, 2):
+        config = replace(config, workers=num_workers, cache=str(tmp_path / f"c{num_workers}"))
+        for _ in range(2):
+            corpus = prepare(config, 300)
+            assert corpus.lossy == "'document 123 é' becomes 'document [UNK] é'"
+            assert f"WARNING: the tokenizer loses text: {corpus.lossy}" in corpus.notes
+    source.write_text(source.read_text().replace("123", "122"))
+    assert prepare(config, 300).lossy == ""
+
+
+def test_the_changed_count_of_held_out_bytes_is_refused(source):
+    corpus = prepare(configure(source), 257)
+    meta = corpus.folder / "meta.json"
+    values = json.loads(meta.read_text())
+    values["splits"]["val"]["bytes"] *= 2
+    meta.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"meta\.json: not readable .*its checksum differs"):
+        prepare(configure(source), 257)
+
+
+def test_a_missing_tokenizer_in_a_prepared_folder_is_called_missing(source):
+    corpus = prepare(configure(source), 257)
+    (corpus.folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"tokenizer\.json: missing; delete "):
+        prepare(configure(source), 257)
+
+
+def test_a_comma_in_the_name_of_a_file(source):
+    comma = source.with_name("a,b.jsonl")
+    comma.write_bytes(source.read_bytes())
+    other = source.with_name("c.jsonl")
+    other.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert prepare(configure(source, source=str(comma)), 257).train.num_documents > 100
+    with pytest.raises(DataError, match=r"for the file '.*a,b\.jsonl', write \? in place of its"):
+        prepare(configure(source, source=f"{other}, {comma}"), 257)
+    listed = f"{other}, {comma.with_name('a?b.jsonl')}"
+    assert len(prepare(configure(source, source=listed), 257).folders) == 2
 
 
 @pytest.mark.parametrize("bad", ["{source},{source}", "{source},", ","])
