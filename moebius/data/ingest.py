@@ -18,9 +18,9 @@ from moebius.data.workers import encode_batches
 
 RECORD_INTERVAL_BYTES = 2**28
 """Bytes of text between two records, which one core tokenizes in about a minute."""
-LOWEST_HASHES = 17
-"""How many of the lowest hashes are remembered: one more than the documents that a small source
-holds out."""
+LOWEST_HASHES = 160
+"""How many of the lowest hashes are remembered. A source with fewer different documents is small,
+and holds out a larger share of them."""
 BATCH_CHARACTERS = 2**20
 """Number of characters that a worker gets at once."""
 

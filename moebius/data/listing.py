@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
     path: Path
     relative: str
-    """The path below the folder where the walk began, with slashes."""
+    """The path below the folder where the walk began, with slashes. Entries are sorted by it."""
     reason: str
     """Why it is not read, or "" if it is a file."""
 
@@ -65,13 +65,19 @@ def glob_files(pattern: str, tally: Tally) -> list[Path]:
     hidden = any(part.startswith(".") for part in parts[start:])
     bases = glob.glob(str(Path(*parts[:start]))) if start else ["."]  # noqa: PTH207
     entries = [
-        entry._replace(path=Path(entry.relative)) if not start else entry
+        _named_in_full(entry, is_relative=not start)
         for base in sorted(bases)
         if Path(base).is_dir()
         for entry in _walk(Path(base), with_hidden=hidden)
         if _matches(tuple(entry.relative.split("/")), parts[start:])
     ]
     return _listed(_once(entries), tally)
+
+
+def _named_in_full(entry: Entry, is_relative: bool) -> Entry:
+    """Return the entry with its whole path for sorting, without ./ at its beginning."""
+    path = Path(entry.relative) if is_relative else entry.path
+    return entry._replace(path=path, relative=path.as_posix())
 
 
 def fixed_part(pattern: str) -> str:

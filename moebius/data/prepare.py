@@ -1,6 +1,8 @@
 """Prepare a corpus: tokenize its sources into the cache once, and open the result."""
 
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -23,7 +25,7 @@ from moebius.data.messages import printable
 from moebius.data.progress_bar import progress_bar
 from moebius.data.record import RECORD_FILE
 from moebius.data.sample import sample
-from moebius.data.shards import TOKENIZER, Meta, file_sha256, token_dtype
+from moebius.data.shards import META, TOKENIZER, Meta, file_sha256, token_dtype
 from moebius.data.sources import Document, documents, weighted_sources
 from moebius.data.stream import TokenStream, open_split
 from moebius.data.tally import Tally, joined_lines
@@ -34,10 +36,9 @@ from moebius.errors import ConfigError, DataError, StorageError
 Report = Callable[[str], None]
 """Function that gets lines to show to the user."""
 
-FEWEST_HELD_OUT = 16
-"""Documents that a source holds out at least, unless that is more than `MOST_HELD_OUT` of them."""
-MOST_HELD_OUT = 1 / 10
-"""Largest share of its documents that a source holds out to reach `FEWEST_HELD_OUT`."""
+FEWEST_HELD_OUT = 1 / 10
+"""Share of its different documents that a source with up to `LOWEST_HASHES` of them holds out at
+least, if that is a document. A larger source holds out as many as one of that size: 16."""
 FEW_HELD_OUT_TOKENS = 10_000
 """Held-out tokens below which the user is warned. Losses of single tokens vary by about 3 nats, so
 the mean over 10,000 of them is uncertain by at least 0.03."""
@@ -58,10 +59,10 @@ def prepare(
     predict the first token of a document, and also its end, which is the next document's
     separator. Whether a document is held out depends only on its own hash, so equal documents are
     in the same split, in all sources, and the split is the same on any machine. The only exception
-    is a source so small that fewer than `FEWEST_HELD_OUT` documents would be held out, or none
-    would be trained on: it holds out more of its documents, those with the lowest hashes, whatever
-    other sources do with an equal document. Each source has its own folder, which any mixture of
-    sources with the same tokenizer can use.
+    is a source so small that fewer than 16 documents (or a tenth of them) would be held out, or
+    none would be trained on: it holds out more of its documents, those with the lowest hashes, or
+    trains on the one with the highest hash, whatever other sources do with an equal document. Each
+    source has its own folder, which any mixture of sources with the same tokenizer can use.
 
     Raises DataError, StorageError and ConfigError.
     """
@@ -69,6 +70,7 @@ def prepare(
     cache = cache_folder(config)
     sources = weighted_sources(config)
     try:
+        _check_cache(cache)
         key = tokenizer_key(config, vocab_size)
         tokenizer = _tokenizer(config, vocab_size, cache, f"tokenizer-{key}", report)
         _check_size(tokenizer, vocab_size)
@@ -84,6 +86,16 @@ def prepare(
             "set --data.cache to a folder that can be written"
         ) from None
     return _open(config, tokenizer, folders, list(sources.values()))
+
+
+def _check_cache(cache: Path) -> None:
+    """Raise OSError if nothing can be written to the cache, before any text is read.
+
+    A folder that holds prepared text need not be writable.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    if not os.access(cache, os.W_OK) and not any(cache.glob(f"*/{META}")):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(cache))
 
 
 def is_prepared(config: DataConfig, vocab_size: int) -> bool:
@@ -276,9 +288,7 @@ def _better_fraction(fraction: float, ingested: Ingested) -> float:
     """
     if fraction > ingested.highest_hash:  # train only on the document with the highest hash
         return ingested.highest_hash
-    num_documents = sum(split.documents for split in ingested.splits.values())
-    fewest = min(FEWEST_HELD_OUT, max(1, int(num_documents * MOST_HELD_OUT)))
-    fewest = min(fewest, len(ingested.lowest_hashes) - 1)
+    fewest = max(1, int(len(ingested.lowest_hashes) * FEWEST_HELD_OUT))
     return max(fraction, ingested.lowest_hashes[fewest])
 
 

@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
-from moebius.data.formats import ARROW, CSV, JSON, JSON_LINES, PARQUET, SourceFile, identify
+from moebius.data.formats import (
+    ARROW,
+    CSV,
+    JSON,
+    JSON_LINES,
+    PARQUET,
+    Format,
+    SourceFile,
+    identify,
+)
 from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_rows, local_data_set
 from moebius.data.listing import fixed_part, folder_files, glob_files
 from moebius.data.messages import printable
@@ -90,7 +99,7 @@ def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[Docume
         def refuse(reason: str) -> None:
             _refuse(reason, config, tally, "")
 
-        amount = tally.read.setdefault("a data set on the hub", Amount(files=1))
+        amount = tally.read.setdefault(config.source, Amount())
         texts = hub_rows(config.source, config.text_field, refuse)
         yield from _counted(texts, amount)
         return
@@ -121,6 +130,9 @@ def inventory(config: DataConfig, tally: Tally | None = None) -> list[SourceFile
         files: list[SourceFile] = []
         as_text = config.format == "text" or config.source == STDLIB
         for name, path in named.items():
+            if on_hub(config):  # `datasets` decides what the file is
+                files.append(SourceFile(path, name, Format("")))
+                continue
             if reason := saved_sets.reason(name):
                 tally.pass_over(reason, name)
                 continue

@@ -18,6 +18,7 @@ class Amount:
     """What was read of one kind of file."""
 
     files: int = 0
+    """Number of files; 0 for a dataset on the Hugging Face hub."""
     documents: int = 0
     bytes: int = 0
     """Bytes of UTF-8 text in the documents."""
@@ -41,7 +42,7 @@ class Tally:
     first: str = ""
     """Why the first such document could not be read; empty if there is none."""
     read: dict[str, Amount] = field(default_factory=dict)
-    """What was read, by kind of file."""
+    """What was read, by kind of file, or by the name of a dataset on the Hugging Face hub."""
     passed_over: dict[str, PassedOver] = field(default_factory=dict)
     """The files that were not read, by reason."""
 
@@ -81,7 +82,7 @@ class Tally:
     def lines(self) -> list[str]:
         """Return what was read and what was passed over, as lines for the user."""
         read = "; ".join(
-            f"{_number(amount.files, 'file')} of {kind} ({_number(amount.documents, 'document')}, "
+            f"{_what(kind, amount)} ({_number(amount.documents, 'document')}, "
             f"{_size(amount.bytes)})"
             for kind, amount in sorted(self.read.items())
         )
@@ -114,6 +115,10 @@ def joined_lines(names: Iterable[str], tallies: Iterable[Tally]) -> list[str]:
         for name, tally in pairs
         for line in tally.lines()
     ]
+
+
+def _what(kind: str, amount: Amount) -> str:
+    return f"{_number(amount.files, 'file')} of {kind}" if amount.files else kind
 
 
 def _number(count: int, noun: str) -> str:

@@ -263,6 +263,9 @@ def tokenizer_file(config: DataConfig) -> Path:
 
 
 def _hub_hint(path: str) -> str:
+    """Return what a path that is no tokenizer file may have meant, as the end of an error."""
+    if Path(path, "tokenizer.json").is_file():
+        return f"; did you mean {path}/tokenizer.json?"
     is_name = HUB_NAME.fullmatch(path) and not path.endswith(".json")
     return f"; did you mean hf:{path}?" if is_name else ""
 

@@ -82,7 +82,7 @@ def test_a_dataset_that_was_saved_to_disk_may_be_named_as_a_dataset(tmp_path, of
     assert [document.text for document in read(f"hf:{tmp_path}/saved")] == ["one", "two"]
 
 
-def test_a_name_without_hf_is_recognized():
+def test_a_name_without_hf_is_recognized(tmp_path):
     for name in ("wikitext", "HuggingFaceFW/fineweb-edu"):
         assert refusal(name).endswith(
             f"no such file, folder or glob; did you mean hf:{name}, "
@@ -92,6 +92,10 @@ def test_a_name_without_hf_is_recognized():
         assert "hf:" not in refusal(name)
     with pytest.raises(DataError, match=r"or hf:NAME; did you mean hf:gpt2\?$"):
         Tokenizer.load(Path("gpt2"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match=r"did you mean .*/model/tokenizer\.json\?$"):
+        Tokenizer.load(tmp_path / "model")
     with pytest.raises(DataError, match=r"or hf:NAME$"):
         Tokenizer.load(Path("my/tokenizer.json"))
 

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,12 @@ from moebius.data import json_values as module
 from moebius.data.json_values import NotJson, json_values
 
 
-def values(data: bytes, longest: int = 10_000) -> list:
-    return list(json_values(io.BufferedReader(io.BytesIO(data)), longest))  # type: ignore[arg-type]
+def opened(data: bytes) -> Any:
+    return io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
+
+
+def values(data: bytes) -> list:
+    return list(json_values(opened(data), 10_000))
 
 
 def random_value(generator: random.Random, depth: int = 0):
@@ -59,7 +64,7 @@ def test_values_are_those_of_json_loads(monkeypatch, read_bytes, indent):
 def test_the_place_of_the_first_error_is_named(data, num_good, expected):
     good = []
     with pytest.raises(NotJson) as caught:
-        good.extend(json_values(io.BufferedReader(io.BytesIO(data)), 10_000))  # type: ignore
+        good.extend(json_values(opened(data), 10_000))
     assert expected in str(caught.value)
     assert len(good) == num_good
 

@@ -62,6 +62,9 @@ def test_a_glob_over_folders_follows_links_like_a_folder(root):
     assert glob_files(f"{root}/**/**/*.txt", Tally()) == files
     assert glob_files(f"{root}/**/deep/*", Tally()) == [root / "a/deep/y.txt"]
     assert glob_files(f"{root.parent}/*/**/y.txt", Tally()) == [root / "a/deep/y.txt"]
+    over_two_folders = glob_files(f"{root.parent}/[or]*/**/*.txt", Tally())
+    assert over_two_folders == sorted(over_two_folders, key=Path.as_posix)
+    assert len(over_two_folders) == 6
 
 
 def test_a_glob_that_goes_through_links_reads_each_file_once(root):

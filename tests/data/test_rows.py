@@ -11,9 +11,8 @@ from moebius.errors import DataError
 
 
 def read(file: Path, tally: Tally | None = None, **settings) -> list[tuple[str, str]]:
-    return [
-        tuple(document) for document in documents(DataConfig(source=str(file), **settings), tally)
-    ]
+    found = documents(DataConfig(source=str(file), **settings), tally)
+    return [(document.text, document.origin) for document in found]
 
 
 def refusal(file: Path, **settings) -> str:
