@@ -146,7 +146,7 @@ def inventory(config: DataConfig, tally: Tally | None = None) -> list[SourceFile
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror or error}") from None
     if not files and len(named) == 1 and tally.passed_over:
-        raise DataError(f"data.source={config.source!r}: no text to read: {tally.reasons()}")
+        raise DataError(f"data.source={config.source!r}: no text in it: {tally.reasons()}")
     return files
 
 

@@ -141,7 +141,7 @@ def test_an_archive_inside_a_compression_is_an_archive(tmp_path):
         archive.add(tmp_path / "member.txt")
     for name in ("a.tar.gz", "a.tgz", "a"):
         (tmp_path / name).write_bytes(packed.getvalue())
-        assert "no text to read: a tar archive" in refusal(tmp_path / name)
+        assert "no text in it: a tar archive" in refusal(tmp_path / name)
 
 
 def test_a_file_that_is_only_named_as_if_it_were_compressed_is_an_error(tmp_path):
