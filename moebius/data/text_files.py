@@ -25,7 +25,7 @@ It either raises an error, or it returns and the document is left out."""
 
 
 def text_pieces(
-    file: SourceFile, refuse: Refuse, is_whole_source: bool
+    file: SourceFile, refuse: Refuse, is_whole_source: bool, keeps_mark: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Yield the text and the origin (file and byte offset) of each document in a text file.
 
@@ -35,7 +35,8 @@ def text_pieces(
     bounded memory. The cuts depend only on the file's contents without their compression, so they
     are the same on any machine.
 
-    A document that is not UTF-8 is reported to `refuse` with the offset. Raises OSError.
+    A byte order mark at the start is left out unless `keeps_mark`. A document that is not UTF-8 is
+    reported to `refuse` with the offset. Raises OSError.
     """
     offset = 0
     try:
@@ -49,7 +50,7 @@ def text_pieces(
             for piece in pieces:
                 text = decode(piece, file.name, offset, refuse)
                 if text is not None:
-                    text = text if offset else text.removeprefix(MARK)
+                    text = text if offset or keeps_mark else text.removeprefix(MARK)
                     yield text, f"{file.name}: byte {offset}" if offset else file.name
                 offset += len(piece)
     except Exception as error:
