@@ -7,7 +7,7 @@ from moebius.cli.command import CONFIG, SECTIONS, Command
 
 
 def run(options: Namespace) -> None:
-    """Prepare the data, and print its size and its location."""
+    """Prepare the data, and print what was read, its size and its location."""
     from moebius.config.files import read_config
 
     config = read_config(options.config, options.settings)
@@ -16,7 +16,8 @@ def run(options: Namespace) -> None:
     corpus = prepare(
         config.data, config.model.vocab_size, report=print, progress=sys.stderr.isatty()
     )
-    print(f"{corpus.summary()}\n{corpus.folder}")
+    for line in (*corpus.notes, corpus.summary(), corpus.folder):
+        print(line)
 
 
 COMMAND = Command(

@@ -23,24 +23,29 @@ class DataConfig:
     """The text that is trained on, and how it becomes tokens."""
 
     source: FilledText = "python-stdlib"
-    """Where the text is: a file, folder, glob or URL (plain text, .jsonl, .parquet),
-    `hf:NAME[:SUBSET]` for a Hugging Face dataset, or `python-stdlib`. Several are separated by
-    commas."""
+    """Where the text is: a file, folder, glob or URL (plain text, JSON lines, JSON, CSV, Parquet
+    or Arrow, compressed or not), `hf:NAME[:SUBSET]` for a Hugging Face dataset, or
+    `python-stdlib`. Several are separated by commas."""
+    format: Literal["auto", "text"] = "auto"
+    """`auto`: what a file is is decided by its name and its first bytes. `text`: JSON and CSV are
+    read as plain text, as in a folder of source code."""
     weights: Annotated[float | tuple[float, ...], at_least(0)] = 1.0
     """Each source's share of the training sequences; they need not sum to 1. One number means
     equal shares."""
     text_field: FilledText = "text"
-    """Name of the field or column that holds the text in JSON lines, Parquet and Hugging Face
-    data."""
+    """Name of the field or column that holds the text in JSON, CSV, Parquet, Arrow and Hugging
+    Face data."""
     errors: Literal["stop", "skip"] = "stop"
     """What to do about a document that cannot be read: stop and name its place, or skip and count
     it."""
     tokenizer: FilledText = "bpe"
-    """`bpe` (byte-level, trained on the source), `bytes`, or the path of a tokenizer.json."""
+    """`bpe` (byte-level, trained on the source), `bytes`, the path of a tokenizer.json, or
+    `hf:NAME` for the one of a model on the Hugging Face hub."""
     vocab_size: NonNegativeInt = 0
     """Number of tokens that the BPE learns. 0 means model.vocab_size."""
     val_fraction: Annotated[float, inside(0, 1)] = 0.01
-    """Share of the documents that is held out for evaluation. A hash of each document decides."""
+    """Share of the documents that is held out for evaluation. A hash of each document decides. A
+    source holds out at least 16 of its documents, or a tenth if it has fewer than 160."""
     document_masking: bool = True
     """Keep attention within a document where several are packed into one sequence."""
     cache: FilledText = "~/.cache/moebius"

@@ -1,12 +1,33 @@
 """Expand paths that users write."""
 
+import functools
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 
 def expanded(path: str) -> Path:
     """Return the path with a leading `~` or `~user` replaced by that user's home folder.
 
-    The name of an unknown user stays as it is, where Path.expanduser would raise RuntimeError.
+    Without a home folder, as in some containers, `~` is a folder of this user below the system's
+    folder for temporary files, and one line on stderr says so. The name of an unknown user stays
+    as it is, where Path.expanduser would raise RuntimeError.
     """
+    first, *rest = Path(path).parts or ("",)
+    if first == "~" and not _has_home():
+        return Path(_substitute_for_home(), *rest)
     return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def _has_home() -> bool:
+    """Return whether the user has a home folder, which is not the working directory or /."""
+    home = os.path.expanduser("~")  # noqa: PTH111
+    return Path(home).is_absolute() and home != "/"
+
+
+@functools.cache  # so that the line is printed once per process
+def _substitute_for_home() -> Path:
+    folder = Path(tempfile.gettempdir(), f"home-of-user-{os.getuid()}")
+    print(f"moebius: there is no home folder (HOME names none); ~ is {folder}", file=sys.stderr)
+    return folder

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
+from moebius.data.file_hashes import content_hashes
 from moebius.data.shards import FORMAT_VERSION, file_sha256
-from moebius.data.sources import source_files, weighted_sources
+from moebius.data.sources import inventory, on_hub, weighted_sources
+from moebius.data.tally import Tally
 from moebius.data.tokenizer import tokenizer_file
 from moebius.errors import StorageError
 
@@ -32,17 +34,13 @@ def cache_folder(config: DataConfig) -> Path:
 def source_key(config: DataConfig, tokenizer: str) -> str:
     """Return the name of the folder for the shards of a single source.
 
-    It depends on the settings, on each file's name, size and modification time, and on
-    `tokenizer`, the key of the tokenizer. A dataset on the Hugging Face hub is identified by its
-    name alone, because asking for its revision would need the network at each start.
+    It depends on the settings, on the files' names and contents, and on `tokenizer`, the key of
+    the tokenizer. It does not depend on the folder in which the files are. A dataset on the
+    Hugging Face hub is identified by its name alone, because asking for its revision would need
+    the network at each start.
     """
-    return digest(
-        [
-            _settings(config, "errors", "source", "text_field", "val_fraction"),
-            _file_states(config),
-            tokenizer,
-        ]
-    )
+    settings = _settings(config, "errors", "format", "text_field", "val_fraction")
+    return digest([settings, _contents(config), tokenizer])
 
 
 def tokenizer_key(config: DataConfig, vocab_size: int) -> str:
@@ -56,18 +54,14 @@ def tokenizer_key(config: DataConfig, vocab_size: int) -> str:
         return "bytes"
     if config.tokenizer != "bpe":
         return file_sha256(tokenizer_file(config)) if tokenizer_file(config).is_file() else ""
-    sources = {
-        single.source: (weight, _file_states(single))
-        for single, weight in weighted_sources(config).items()
-    }
-    return digest(
-        [_settings(config, "errors", "text_field"), config.vocab_size or vocab_size, sources]
-    )
+    sources = [(weight, _contents(single)) for single, weight in weighted_sources(config).items()]
+    settings = _settings(config, "errors", "format", "text_field")
+    return digest([settings, config.vocab_size or vocab_size, sources])
 
 
-def digest(identity: object) -> str:
-    """Return a short hash of JSON values and of the version of the shards' format."""
-    return hashlib.sha256(json.dumps([FORMAT_VERSION, identity]).encode()).hexdigest()[:20]
+def digest(identity: object, version: int = FORMAT_VERSION) -> str:
+    """Return a short hash of JSON values and of a version, by default of the shards' format."""
+    return hashlib.sha256(json.dumps([version, identity]).encode()).hexdigest()[:20]
 
 
 def sync(path: Path) -> None:
@@ -94,12 +88,22 @@ def _settings(config: DataConfig, *names: str) -> dict[str, object]:
     return {name: value for name, value in asdict(config).items() if name in names}
 
 
-def _file_states(config: DataConfig) -> list[tuple[str, int, int]]:
-    """Return each file of a source as its path, size in bytes and modification time in ns."""
+def _contents(config: DataConfig) -> list[object]:
+    """Return what the text of a source depends on: its files' names and contents, in order.
+
+    Of the files that are passed over only the number matters, because it is reported.
+    """
+    tally = Tally()
+    files = inventory(config, tally)
+    if not files and on_hub(config):
+        return [config.source]
     try:
-        return [
-            (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-            for file in source_files(config)
-        ]
+        hashes = content_hashes([file.path for file in files], cache_folder(config), config.source)
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror}") from None
+    named = [
+        (Path(file.name).name, file.format, hash_)
+        for file, hash_ in zip(files, hashes, strict=True)
+    ]
+    passed_over = sorted((why, skipped.count) for why, skipped in tally.passed_over.items())
+    return [config.source if on_hub(config) else "", named, passed_over]

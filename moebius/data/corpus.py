@@ -26,6 +26,11 @@ class Corpus:
     """Number of documents that were left out because they could not be read."""
     identity: str
     """Hash of the tokens and the sources' weights. It does not depend on the folders' names."""
+    lossy: str = ""
+    """The first text that the tokenizer does not give back and what it becomes, for a message.
+    Bits per byte mean nothing unless this is empty: the lost text costs nothing to predict."""
+    notes: tuple[str, ...] = ()
+    """Lines about what was read, what was passed over, and why, for the user."""
 
     @property
     def folder(self) -> Path:

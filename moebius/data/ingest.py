@@ -4,6 +4,7 @@ If a process is killed, the next one continues from the last record that the kil
 """
 
 import hashlib
+from bisect import insort
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,9 @@ from moebius.data.workers import encode_batches
 
 RECORD_INTERVAL_BYTES = 2**28
 """Bytes of text between two records, which one core tokenizes in about a minute."""
+LOWEST_HASHES = 160
+"""How many of the lowest hashes are remembered. A source with fewer different documents is small,
+and holds out a larger share of them."""
 BATCH_CHARACTERS = 2**20
 """Number of characters that a worker gets at once."""
 
@@ -26,9 +30,12 @@ class Ingested(NamedTuple):
 
     splits: dict[str, Split]
     """The splits `train` and `val`."""
-    extreme_hashes: set[float]
-    """The two lowest and the highest of the documents' distinct hashes, or all of them if there
-    are fewer than three."""
+    lowest_hashes: list[float]
+    """The lowest of the documents' distinct hashes in order, at most `LOWEST_HASHES` of them."""
+    highest_hash: float
+    """The highest of the documents' hashes, or 0 if there are no documents."""
+    lossy: str = ""
+    """The first text that the tokenizer does not give back, and what it becomes, or ""."""
 
 
 def ingest(
@@ -93,7 +100,7 @@ def _ingest(
 ) -> Ingested:
     """Continue from `record` and update it. Raises _OtherDocuments if the documents changed."""
     _remove_other_files(folder, record)
-    hashes = _ExtremeHashes()
+    hashes = _Hashes()
     _pass_over(documents, record, hashes, advance)
     unrecorded_bytes = 0
     with ExitStack() as stack:
@@ -109,6 +116,9 @@ def _ingest(
         )
         encoded = encode_batches(batches, tokenizer, folder / TOKENIZER, num_workers)
         for ids_of_pieces, batch in encoded:
+            record.lossy = record.lossy or tokenizer.first_loss(
+                [piece.text for piece in batch], ids_of_pieces
+            )
             for ids, piece in zip(ids_of_pieces, batch, strict=True):
                 if piece.begins:
                     if unrecorded_bytes >= RECORD_INTERVAL_BYTES:
@@ -124,7 +134,7 @@ def _ingest(
                 advance(piece.num_bytes)
         splits = {name: writer.finish() for name, writer in writers.items()}
     (folder / RECORD_FILE).unlink(missing_ok=True)
-    return Ingested(splits, hashes.values)
+    return Ingested(splits, hashes.lowest, hashes.highest, record.lossy)
 
 
 def _remove_other_files(folder: Path, record: Record) -> None:
@@ -141,7 +151,7 @@ def _remove_other_files(folder: Path, record: Record) -> None:
 def _pass_over(
     documents: Iterator[Document],
     record: Record,
-    hashes: "_ExtremeHashes",
+    hashes: "_Hashes",
     advance: Callable[[int], None],
 ) -> None:
     """Read the documents that the record counts. Raises _OtherDocuments if they differ."""
@@ -184,12 +194,17 @@ def _hash_and_size(text: str) -> tuple[float, int]:
     return document_hash(data), len(data)
 
 
-class _ExtremeHashes:
-    """The two lowest and the highest of the distinct hashes that were added."""
+class _Hashes:
+    """The lowest of the distinct hashes that were added, in order, and the highest."""
 
     def __init__(self) -> None:
-        self.values: set[float] = set()
+        self.lowest: list[float] = []
+        self.highest = 0.0
 
     def add(self, hash_: float) -> None:
-        ordered = sorted(self.values | {hash_})
-        self.values = {*ordered[:2], *ordered[-1:]}
+        self.highest = max(self.highest, hash_)
+        if len(self.lowest) == LOWEST_HASHES and hash_ >= self.lowest[-1]:
+            return
+        if hash_ not in self.lowest:
+            insort(self.lowest, hash_)
+            del self.lowest[LOWEST_HASHES:]

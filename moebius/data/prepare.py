@@ -1,6 +1,8 @@
 """Prepare a corpus: tokenize its sources into the cache once, and open the result."""
 
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -19,18 +21,30 @@ from moebius.data.cache import (
 from moebius.data.corpus import Corpus
 from moebius.data.ingest import Ingested, ingest
 from moebius.data.lock import exclusive_lock
+from moebius.data.messages import printable
 from moebius.data.progress_bar import progress_bar
 from moebius.data.record import RECORD_FILE
 from moebius.data.sample import sample
-from moebius.data.shards import TOKENIZER, Meta, file_sha256, token_dtype
-from moebius.data.sources import Document, Skipped, documents, weighted_sources
+from moebius.data.shards import META, TOKENIZER, Meta, file_sha256, token_dtype
+from moebius.data.sources import Document, documents, weighted_sources
 from moebius.data.stream import TokenStream, open_split
+from moebius.data.tally import Tally, joined_lines
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
 from moebius.data.workers import cores
 from moebius.errors import ConfigError, DataError, StorageError
 
 Report = Callable[[str], None]
 """Function that gets lines to show to the user."""
+
+FEWEST_HELD_OUT = 1 / 10
+"""Share of its different documents that a source with up to `LOWEST_HASHES` of them holds out at
+least, if that is a document. A larger source holds out as many as one of that size: 16."""
+FEW_HELD_OUT_TOKENS = 10_000
+"""Held-out tokens below which the user is warned. Losses of single tokens vary by about 3 nats, so
+the mean over 10,000 of them is uncertain by at least 0.03."""
+IDENTITY_VERSION = 3
+"""Version in the hash that identifies a corpus. It does not change with the format of the shards,
+because checkpoints contain the hash."""
 
 
 def prepare(
@@ -45,9 +59,10 @@ def prepare(
     predict the first token of a document, and also its end, which is the next document's
     separator. Whether a document is held out depends only on its own hash, so equal documents are
     in the same split, in all sources, and the split is the same on any machine. The only exception
-    is a source so small that one split would get nothing: one of its documents is moved to that
-    split, whatever other sources do with an equal document. Each source has its own folder, which
-    any mixture of sources with the same tokenizer can use.
+    is a source so small that fewer than 16 documents (or a tenth of them) would be held out, or
+    none would be trained on: it holds out more of its documents, those with the lowest hashes, or
+    trains on the one with the highest hash, whatever other sources do with an equal document. Each
+    source has its own folder, which any mixture of sources with the same tokenizer can use.
 
     Raises DataError, StorageError and ConfigError.
     """
@@ -55,6 +70,7 @@ def prepare(
     cache = cache_folder(config)
     sources = weighted_sources(config)
     try:
+        _check_cache(cache)
         key = tokenizer_key(config, vocab_size)
         tokenizer = _tokenizer(config, vocab_size, cache, f"tokenizer-{key}", report)
         _check_size(tokenizer, vocab_size)
@@ -63,13 +79,23 @@ def prepare(
             if not folder.is_dir():
                 with exclusive_lock(cache / f".{folder.name}.lock", report):
                     if not folder.is_dir():
-                        _prepare_source(single, tokenizer, folder, report, progress)
+                        _prepare_source(single, tokenizer, key, folder, report, progress)
     except OSError as error:
         raise StorageError(
             f"{error.filename or cache}: {error.strerror or error}; "
             "set --data.cache to a folder that can be written"
         ) from None
     return _open(config, tokenizer, folders, list(sources.values()))
+
+
+def _check_cache(cache: Path) -> None:
+    """Raise OSError if nothing can be written to the cache, before any text is read.
+
+    A folder that holds prepared text need not be writable.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    if not os.access(cache, os.W_OK) and not any(cache.glob(f"*/{META}")):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(cache))
 
 
 def is_prepared(config: DataConfig, vocab_size: int) -> bool:
@@ -101,19 +127,39 @@ def _open(
         train=train,
         val=val,
         separator=tokenizer.end_of_text if config.document_masking else None,
-        skipped=sum(meta.skipped for meta in metas),
-        identity=digest([checksums, weights]),
+        skipped=sum(meta.tally.count for meta in metas),
+        identity=digest([checksums, weights], IDENTITY_VERSION),
+        lossy=next((meta.lossy for meta in metas if meta.lossy), ""),
+        notes=_notes(config, metas, val),
     )
+
+
+def _notes(config: DataConfig, metas: list[Meta], val: TokenStream) -> tuple[str, ...]:
+    """Return the lines about what was read and what to beware of, for the user."""
+    names = [single.source for single in weighted_sources(config)]
+    lines = joined_lines(names, [meta.tally for meta in metas])
+    if len({meta.held_out_below for meta in metas}) > 1:
+        lines.append(
+            "small sources hold out a larger share of their documents, so a document that is "
+            "also in another source may be trained on there"
+        )
+    if len(val) < FEW_HELD_OUT_TOKENS:
+        lines.append(
+            f"WARNING: val_loss rests on {len(val):,} tokens in {val.num_documents:,} held-out "
+            "documents and is only a rough figure; raise --data.val_fraction or add text"
+        )
+    if lossy := next((meta.lossy for meta in metas if meta.lossy), ""):
+        lines.append(f"WARNING: the tokenizer loses text: {lossy}")
+    return tuple(map(printable, lines))
 
 
 def _checked_meta(folder: Path, tokenizer: Tokenizer) -> Meta:
     """Return the folder's meta.json. Raises DataError if it belongs to another tokenizer."""
     meta = Meta.read(folder)
-    if file_sha256(folder / TOKENIZER) != meta.tokenizer_sha256:
-        raise DataError(
-            f"{folder / TOKENIZER}: not the tokenizer that made the tokens in this folder; "
-            f"delete {folder} to prepare it again"
-        )
+    checksum = file_sha256(folder / TOKENIZER)
+    if checksum != meta.tokenizer_sha256:
+        what = "not the tokenizer that made the tokens in this folder" if checksum else "missing"
+        raise DataError(f"{folder / TOKENIZER}: {what}; delete {folder} to prepare it again")
     if hashlib.sha256(tokenizer.to_json().encode()).hexdigest() != meta.tokenizer_sha256:
         raise DataError(
             f"{folder}: prepared with another tokenizer; delete it to prepare it again"
@@ -166,12 +212,18 @@ def _train_tokenizer(config: DataConfig, vocab_size: int, cache: Path, name: str
 
 
 def _prepare_source(
-    config: DataConfig, tokenizer: Tokenizer, folder: Path, report: Report, progress: bool
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    key: str,
+    folder: Path,
+    report: Report,
+    progress: bool,
 ) -> None:
     """Fill a temporary folder and rename it, so that a folder called `folder` is always complete.
 
     If the process is killed, or stopped with Ctrl-C after it has recorded its progress, the
-    temporary folder stays, and the next preparation continues from it.
+    temporary folder stays, and the next preparation continues from it. `key` is that of the
+    tokenizer. Raises DataError if a file changes while it is read.
     """
     remove_abandoned(folder.parent)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -179,7 +231,12 @@ def _prepare_source(
     report(f"{action} {config.source} (in {folder})")
     try:
         partial.mkdir(exist_ok=True)
-        _fill(partial, config, tokenizer, report, progress)
+        _fill(partial, config, tokenizer, progress)
+        if source_key(config, key) != folder.name:
+            raise DataError(
+                f"data.source={config.source!r}: its files changed while they were read; "
+                "start again when they are complete"
+            )
         for path in (*partial.iterdir(), partial):
             sync(path)
         partial.rename(folder)
@@ -190,53 +247,61 @@ def _prepare_source(
         raise
 
 
-def _fill(
-    folder: Path, config: DataConfig, tokenizer: Tokenizer, report: Report, progress: bool
-) -> None:
+def _fill(folder: Path, config: DataConfig, tokenizer: Tokenizer, progress: bool) -> None:
     """Write the tokenizer, the shards and meta.json of a single source."""
     tokenizer.save(folder / TOKENIZER)
-    skipped, ingested = _ingest(folder, config, tokenizer, config.val_fraction, progress)
-    hashes = ingested.extreme_hashes
-    if len(hashes) < 2:
-        amount = "one document only" if hashes else "no text in it"
-        left_out = (
-            f" ({skipped.count:,} left out; the first: {skipped.first})" if skipped.count else ""
-        )
-        raise DataError(
-            f"data.source={config.source!r}: {amount}{left_out}; at least two different documents "
-            "are needed, one to train on and one to hold out"
-        )
-    if not min(hashes) < config.val_fraction <= max(hashes):
-        # One split got nothing. Move the fraction to the second lowest hash, so that the document
-        # with the lowest hash is held out, or to the highest hash, so that its document is trained
-        # on.
-        fraction = sorted(hashes)[1] if min(hashes) >= config.val_fraction else max(hashes)
-        skipped, ingested = _ingest(folder, config, tokenizer, fraction, progress)
+    fraction = config.val_fraction
+    tally, ingested = _ingest(folder, config, tokenizer, fraction, progress)
+    if len(ingested.lowest_hashes) < 2:
+        raise DataError(_too_few(config, ingested, tally))
+    if (better := _better_fraction(fraction, ingested)) != fraction:
+        fraction = better
+        tally, ingested = _ingest(folder, config, tokenizer, fraction, progress)
     Meta(
         dtype=token_dtype(tokenizer.size).name,
         vocab_size=tokenizer.size,
         end_of_text=tokenizer.end_of_text,
         tokenizer_sha256=file_sha256(folder / TOKENIZER),
-        skipped=skipped.count,
+        tally=tally,
+        held_out_below=fraction,
+        lossy=ingested.lossy,
         splits=ingested.splits,
     ).write(folder)
-    if skipped.count:
-        report(
-            f"left out {skipped.count:,} documents that could not be read; "
-            f"the first: {skipped.first}"
-        )
+
+
+def _too_few(config: DataConfig, ingested: Ingested, tally: Tally) -> str:
+    """Return the message for a source that has less than two different documents."""
+    amount = "one document only" if ingested.lowest_hashes else "no text in it"
+    reasons = [f"{tally.count:,} left out; the first: {tally.first}"] if tally.count else []
+    reasons += [f"passed over: {tally.reasons()}"] if tally.passed_over else []
+    more = f" ({'; '.join(reasons)})" if reasons else ""
+    return (
+        f"data.source={config.source!r}: {amount}{more}; at least two different documents are "
+        "needed, one to train on and one to hold out"
+    )
+
+
+def _better_fraction(fraction: float, ingested: Ingested) -> float:
+    """Return the fraction, or a better one if it holds out too few documents or all of them.
+
+    A document is held out if its hash is below the fraction.
+    """
+    if fraction > ingested.highest_hash:  # train only on the document with the highest hash
+        return ingested.highest_hash
+    fewest = max(1, int(len(ingested.lowest_hashes) * FEWEST_HELD_OUT))
+    return max(fraction, ingested.lowest_hashes[fewest])
 
 
 def _ingest(
     folder: Path, config: DataConfig, tokenizer: Tokenizer, val_fraction: float, progress: bool
-) -> tuple[Skipped, Ingested]:
-    skipped = Skipped()
+) -> tuple[Tally, Ingested]:
+    tally = Tally()
 
     def read_documents() -> Iterator[Document]:
-        skipped.count = 0
-        return documents(config, skipped)
+        tally.clear()
+        return documents(config, tally)
 
     num_workers = config.workers or cores()
     with progress_bar(config) if progress else nullcontext(lambda num_bytes: None) as advance:
         ingested = ingest(folder, read_documents, tokenizer, val_fraction, num_workers, advance)
-    return skipped, ingested
+    return tally, ingested

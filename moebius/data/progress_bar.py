@@ -7,20 +7,20 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from moebius.config import DataConfig
-from moebius.data.rows import PARQUET_SUFFIXES
-from moebius.data.sources import source_files
+from moebius.data.formats import TEXT
+from moebius.data.sources import inventory, on_hub
 
 
 @contextmanager
 def progress_bar(config: DataConfig) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr inside the with block; yield a function that adds bytes of text to it.
 
-    The bar shows no total if the bytes of text are not known beforehand, as for compressed files
-    and datasets on the Hugging Face hub.
+    The bar shows no total if the bytes of text are not known beforehand, as for compressed files,
+    rows with several fields and datasets on the Hugging Face hub.
     """
-    files = source_files(config)
-    is_compressed = any(file.suffix.lower() in PARQUET_SUFFIXES for file in files)
-    total = None if is_compressed or not files else sum(file.stat().st_size for file in files)
+    files = [] if on_hub(config) else inventory(config)
+    is_plain = all(file.format.kind == TEXT and not file.format.compressions for file in files)
+    total = sum(file.path.stat().st_size for file in files) if files and is_plain else None
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,10 +1,10 @@
 """The record of how far a source has been ingested, so that a killed process can be continued."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from moebius.data.sealed import read_sealed, write_sealed
 from moebius.data.shards import Split
 
 RECORD_FILE = "progress.json"
@@ -23,6 +23,8 @@ class Record:
     """Hash of the hashes of these documents, in order."""
     splits: dict[str, Split] = field(default_factory=lambda: {name: Split() for name in SPLITS})
     """The splits as they were when last synced to the disk."""
+    lossy: str = ""
+    """The first text that the tokenizer did not give back, and what it became, or ""."""
 
     @classmethod
     def read(cls, folder: Path, val_fraction: float) -> "Record":
@@ -31,9 +33,9 @@ class Record:
         It is empty if the folder has no readable record, or one for another fraction.
         """
         try:
-            values = json.loads((folder / RECORD_FILE).read_bytes())
-            splits = {name: Split.from_json(values["splits"][name]) for name in SPLITS}
-            record = cls(values["val_fraction"], values["documents"], values["chain"], splits)
+            values = read_sealed(folder / RECORD_FILE)
+            values["splits"] = {name: Split.from_json(values["splits"][name]) for name in SPLITS}
+            record = cls(**values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls(val_fraction)
         return record if record.val_fraction == val_fraction else cls(val_fraction)
@@ -41,7 +43,7 @@ class Record:
     def write(self, folder: Path) -> None:
         """Replace the folder's record with this one, in one step. Raises OSError."""
         partial = folder / f"{RECORD_FILE}.partial"
-        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        write_sealed(partial, asdict(self))
         partial.replace(folder / RECORD_FILE)
 
     def add(self, document_hash: float) -> None:

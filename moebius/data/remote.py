@@ -9,9 +9,9 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from moebius.data.messages import one_line
+from moebius.data.messages import is_unreachable, one_line
 from moebius.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ PACKAGES = {
 }
 """Packages that fsspec needs for each protocol."""
 GLOB_CHARACTERS = set("*[")
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+"""How long a web server may take to answer, and to send more."""
 COPIED_BYTES = 2**22
 """Number of bytes that are copied at a time."""
 
@@ -45,8 +47,8 @@ def is_remote(source: str) -> bool:
     return "://" in source
 
 
-def download(source: str, cache: Path) -> list[Path]:
-    """Return local copies of the file, folder or glob at a URL, sorted by their remote names.
+def download(source: str, cache: Path) -> dict[str, Path]:
+    """Return local copies of the file, folder or glob at a URL, by their sorted remote names.
 
     The first call downloads them. Later calls use the copies without any network traffic, so a run
     can be resumed offline. Changes to the remote files go unnoticed: to download them again,
@@ -60,11 +62,11 @@ def download(source: str, cache: Path) -> list[Path]:
     try:
         if not (folder / FILE_LIST).is_file():
             _download(source, folder)
-        sizes = _listed_sizes(folder)
-        for name, expected in sizes.items():
-            if (size := (folder / name).stat().st_size) != expected:
+        copies = _listed(folder)
+        for copy in copies:
+            if (size := copy.path.stat().st_size) != copy.size:
                 raise DataError(
-                    f"{folder / name}: {size} bytes, but {expected} were downloaded; "
+                    f"{copy.path}: {size} bytes, but {copy.size} were downloaded; "
                     f"delete {folder} to download again"
                 )
     except OSError as error:
@@ -72,15 +74,33 @@ def download(source: str, cache: Path) -> list[Path]:
             f"{error.filename or folder}: {error.strerror or error}; "
             "set --data.cache to a folder that can be written"
         ) from None
-    return [folder / name for name in sizes]
+    return {copy.name: copy.path for copy in copies}
 
 
-def _listed_sizes(folder: Path) -> dict[str, int]:
-    """Return the size in bytes of each file in the folder, from its list."""
+class _Copy(NamedTuple):
+    """A file that was downloaded."""
+
+    path: Path
+    name: str
+    """Its remote name."""
+    size: int
+    """Its size in bytes."""
+
+
+def _listed(folder: Path) -> list[_Copy]:
+    """Return the files in the folder, from its list.
+
+    Lists of earlier versions have sizes without remote names; the numbered names are used then.
+    """
     try:
-        sizes = json.loads((folder / FILE_LIST).read_bytes())
-        return {Path(name).name: int(size) for name, size in sizes.items()}
-    except (ValueError, TypeError, AttributeError):
+        values = json.loads((folder / FILE_LIST).read_bytes())
+        return [
+            _Copy(folder / Path(name).name, str(folder / Path(name).name), value)
+            if isinstance(value, int)
+            else _Copy(folder / Path(name).name, str(value["name"]), int(value["size"]))
+            for name, value in values.items()
+        ]
+    except (ValueError, TypeError, AttributeError, KeyError):
         raise DataError(
             f"{folder / FILE_LIST}: damaged; delete {folder} to download again"
         ) from None
@@ -93,19 +113,19 @@ def _download(source: str, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
     try:
         partial.mkdir()
-        sizes: dict[str, int] = {}
+        listed: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(names):
             copy = partial / f"{number:06d}-{name.rstrip('/').rpartition('/')[2] or 'file'}"
             info = _translate_errors(source, lambda name=name: system.info(name))
             _copy(source, system, name, copy)
-            sizes[copy.name] = copy.stat().st_size
-            announced = info.get("size")
-            if announced is not None and sizes[copy.name] != announced:
+            size, announced = copy.stat().st_size, info.get("size")
+            if announced is not None and size != announced:
                 raise DataError(
-                    f"data.source={source!r}: {name}: {sizes[copy.name]} bytes came, "
+                    f"data.source={source!r}: {name}: {size} bytes came, "
                     f"but {announced} were announced"
                 )
-        (partial / FILE_LIST).write_text(json.dumps(sizes), encoding="utf-8")
+            listed[copy.name] = {"name": name, "size": size}
+        (partial / FILE_LIST).write_text(json.dumps(listed), encoding="utf-8")
         try:
             partial.rename(folder)
         except OSError:
@@ -121,7 +141,7 @@ def _find(source: str) -> "tuple[AbstractFileSystem, list[str]]":
 
     protocol = source.partition("://")[0]
     try:
-        system, path = fsspec.url_to_fs(source)
+        system, path = fsspec.url_to_fs(source, **_options(protocol))
     except ImportError as error:
         package = PACKAGES.get(protocol)
         hint = f"pip install {package}" if package else one_line(error)
@@ -143,6 +163,18 @@ def _find(source: str) -> "tuple[AbstractFileSystem, list[str]]":
     return system, sorted(names)
 
 
+def _options(protocol: str) -> dict[str, Any]:
+    """Return the options of fsspec's file system, with short limits on waiting for a server."""
+    if protocol not in ("http", "https"):
+        return {}
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(
+        total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
+    )
+    return {"client_kwargs": {"timeout": timeout}}
+
+
 def _copy(source: str, system: "AbstractFileSystem", name: str, copy: Path) -> None:
     opened: Any = _translate_errors(source, lambda: system.open(name, "rb"))
     with opened, copy.open("wb") as file:
@@ -153,14 +185,20 @@ def _copy(source: str, system: "AbstractFileSystem", name: str, copy: Path) -> N
 def _translate_errors(source: str, request: Callable[[], Answer]) -> Answer:
     """Return the answer to a request to the remote side, and translate the errors that it raises.
 
-    The libraries raise errors of any kind. This raises DataError if there is no such file, and
-    StorageError for all other errors.
+    The libraries raise errors of any kind. This raises DataError if there is no such file or the
+    server cannot be reached, and StorageError for all other errors.
     """
     try:
         return request()
-    except FileNotFoundError:
-        raise DataError(f"data.source={source!r}: no such file, folder or glob") from None
     except Exception as error:
-        raise StorageError(
-            f"data.source={source!r}: {type(error).__name__}: {one_line(error)}"
-        ) from None
+        cause = error.__cause__ or error  # fsspec calls any failure of HTTP a FileNotFoundError
+        what = f"{type(cause).__name__}: {one_line(cause)}"
+        if is_unreachable(error):
+            host = source.partition("://")[2].partition("/")[0]
+            raise DataError(
+                f"data.source={source!r}: {host} could not be reached ({what})"
+            ) from None
+        if isinstance(error, FileNotFoundError):
+            why = "" if cause is error else f" ({what})"
+            raise DataError(f"data.source={source!r}: no such file, folder or glob{why}") from None
+        raise StorageError(f"data.source={source!r}: {what}") from None

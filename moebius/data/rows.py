@@ -1,134 +1,134 @@
-"""Read documents that are rows of JSON lines, Parquet files and Hugging Face datasets.
+"""Read documents that are rows of text files: JSON lines, JSON arrays and CSV.
 
 Each row has its text in one field.
 """
 
+import csv
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from io import BufferedReader
+from typing import Any
 
+from moebius.data.formats import SourceFile, is_damage
+from moebius.data.json_values import NotJson, json_values
 from moebius.data.messages import one_line
-from moebius.data.text_files import Refuse, decode
-from moebius.errors import DataError
+from moebius.data.text_files import MARK, Refuse, damage, decode
 
-if TYPE_CHECKING:
-    import pyarrow.parquet
-
-LINE_SUFFIXES = {".jsonl", ".ndjson"}
-PARQUET_SUFFIXES = {".parquet"}
-PARQUET_ROWS, PARQUET_BYTES = 256, 2**25
-"""Largest number of rows, and approximate largest number of bytes, of a Parquet file that are in
-memory at once."""
+LONGEST_ROW = 2**28
+"""Most bytes of one row. A longer one is not read, because it might be a file without line ends
+that does not fit into memory."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 SHOWN_FIELDS = 12
 """Number of fields that an error message lists."""
-ANSWER_SECONDS = 4
-"""How long the Hugging Face hub may take to say whether a dataset exists."""
+SEPARATORS = (",", ";", "\t", "|")
 
 
-def json_lines(file: Path, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+def json_lines(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
     """Yield the text and the origin (FILE:LINE) of each line, a JSON object with a text field.
 
     Blank lines are skipped, and a line that cannot be read is reported to `refuse`. Raises
     OSError.
     """
     offset = number = 0
-    with file.open("rb") as lines:
-        while line := lines.readline():
-            number += 1
-            origin = f"{file}:{number}"
-            text = decode(line, str(file), offset, refuse)
-            offset += len(line)
-            if number == 1 and text is not None:
-                # Windows tools begin a file with a byte order mark, which is not part of the row.
-                text = text.removeprefix("\ufeff")
-            if text is None or not text or text.isspace():
-                continue
-            line = b""  # a line may be hundreds of megabytes long: do not keep it in memory twice
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                refuse(f"{origin}: column {error.colno} is not JSON ({error.msg})")
-            # ValueError for a number of thousands of digits, RecursionError for deep nesting.
-            except (ValueError, RecursionError) as error:
-                refuse(f"{origin}: not JSON that can be read ({one_line(error)})")
-            else:
-                del text
-                yield from _row_text(row, field, origin, refuse)
-                del row
+    try:
+        with file.open() as lines:
+            while line := lines.readline(LONGEST_ROW):
+                number += 1
+                origin = f"{file.name}:{number}"
+                start = offset
+                offset += len(line)
+                if len(line) == LONGEST_ROW:
+                    refuse(f"{origin}: a line of more than {LONGEST_ROW:,} bytes")
+                    offset += _skip_line(lines)
+                    continue
+                text = decode(line, file.name, start, refuse)
+                if number == 1 and text is not None:
+                    text = text.removeprefix(MARK)
+                if text is None or not text or text.isspace():
+                    continue
+                line = b""  # the line may be long: do not keep it in memory twice
+                yield from _json_line_text(text, field, origin, refuse)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        refuse(f"{damage(file, error)} after line {number}")
 
 
-def parquet_rows(file: Path, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
-    """Yield the text and the origin (file and row number) of each row, in bounded memory.
+def json_objects(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+    """Yield the text and the origin (file and row number) of each object in a JSON file.
 
-    A row or file that cannot be read is reported to `refuse`. Raises OSError.
+    The file is an array of objects, or has objects one after another. Only one of them at a time
+    is in memory. A row that cannot be read is reported to `refuse`, like the first place that is
+    not JSON, after which nothing can be read. Raises OSError.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if field not in names:
-                return refuse(f"{file}: {_no_field(field, names)}")
-            for batch in table.iter_batches(batch_size=_rows_at_once(table), columns=[field]):
-                for value in batch.column(0):
-                    number += 1
-                    origin = f"{file}: row {number}"
-                    try:
-                        text = value.as_py()
-                    except UnicodeDecodeError as error:  # pyarrow does not check a file's strings
-                        byte = error.object[error.start]
-                        refuse(f"{origin}: byte offset {error.start} is not UTF-8 (0x{byte:02x})")
-                    else:
-                        yield from _row_text({field: text}, field, origin, refuse)
-    except (pyarrow.ArrowException, OSError) as error:
-        # Damage inside the file is one of Arrow's own errors, or an OSError without a number.
-        if isinstance(error, OSError) and error.errno:
+        with file.open() as opened:
+            for row in json_values(opened, LONGEST_ROW):
+                number += 1
+                yield from row_text(row, field, f"{file.name}: row {number}", refuse)
+    except NotJson as error:
+        refuse(f"{file.name}: not readable as JSON after row {number} ({error})")
+    except Exception as error:
+        if not is_damage(error):
             raise
-        refuse(f"{file}: not readable as Parquet after row {number} ({one_line(error)})")
+        refuse(f"{damage(file, error)} after row {number}")
 
 
-def hugging_face_rows(source: str, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
-    """Yield the text and the origin (source and row number) of each row of `hf:NAME[:SUBSET]`.
+def csv_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+    """Yield the text and the origin (FILE:LINE) of each row of a CSV file whose first row names
+    the columns.
 
-    NAME is a dataset on the Hugging Face hub, whose split "train" is streamed, or a local folder.
-    A row that cannot be read is reported to `refuse`. Raises DataError for any error of the
-    library: no such dataset, no network, damaged files.
+    The separator is the one with which the first row names the field: a comma, semicolon, tab or
+    vertical bar. A row that cannot be read, or that has another number of columns than the first
+    one, is reported to `refuse`. Raises OSError.
     """
-    import datasets
-    import huggingface_hub
-
-    name, _, subset = source.removeprefix("hf:").partition(":")
-    if not name:
-        raise DataError(f"data.source={source!r}: must be hf:NAME or hf:NAME:SUBSET")
+    number = 0
     try:
-        if not Path(name).exists() and not huggingface_hub.constants.HF_HUB_OFFLINE:
-            # If there is no network or no such dataset, load_dataset would print retries for half
-            # a minute before it fails.
-            huggingface_hub.HfApi().dataset_info(name, timeout=ANSWER_SECONDS)
-        rows = datasets.load_dataset(name, subset or None, split="train", streaming=True)
-        for number, row in enumerate(rows, start=1):
-            yield from _row_text(row, field, f"{source}: row {number}", refuse)
-    except DataError:
-        raise
-    except Exception as error:  # errors of the library itself and of httpx, fsspec and pyarrow
-        raise DataError(
-            f"data.source={source!r}: {type(error).__name__}: {one_line(error)}"
-        ) from None
+        with file.open() as opened:
+            lines = _csv_lines(opened)
+            first = next(lines, "").removeprefix(MARK)
+            headers = [_header(first, separator) for separator in SEPARATORS]
+            separator, names = next(
+                (
+                    (separator, names)
+                    for separator, names in zip(SEPARATORS, headers, strict=True)
+                    if field in names
+                ),
+                (",", max(headers, key=len)),
+            )
+            if half := SURROGATE.search(first):
+                return refuse(f"{file.name}:1: not UTF-8 (0x{ord(half[0]) - 0xDC00:02x})")
+            if field not in names:
+                return refuse(f"{file.name}: {no_field(field, names)}")
+            csv.field_size_limit(LONGEST_ROW)
+            rows = csv.reader(lines, delimiter=separator, strict=True)
+            while True:
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    refuse(f"{file.name}:{rows.line_num + 1}: not CSV ({error})")
+                    continue
+                number = rows.line_num + 1
+                if row:
+                    yield from _csv_text(row, names, field, f"{file.name}:{number}", refuse)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        refuse(f"{damage(file, error)} after line {number}")
 
 
-def _row_text(row: Any, field: str, origin: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+def row_text(row: Any, field: str, origin: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
     """Yield the text of the row and its origin, or nothing if the row has no valid text."""
     if not isinstance(row, dict):
         return refuse(
             f"{origin}: must be an object with a field {field!r}, not {type(row).__name__}"
         )
     if field not in row:
-        return refuse(f"{origin}: {_no_field(field, list(row))}")
+        return refuse(f"{origin}: {no_field(field, list(row))}")
     text = row[field]
     if not isinstance(text, str):
         kind = "null" if text is None else type(text).__name__
@@ -141,21 +141,60 @@ def _row_text(row: Any, field: str, origin: str, refuse: Refuse) -> Iterator[tup
     yield text, origin
 
 
-def _no_field(field: str, names: list[str]) -> str:
+def no_field(field: str, names: list[str]) -> str:
+    """Return the message that rows have no such field, with the fields that they have."""
     if not names:
         return f"no field {field!r}, and no other field"
     more = ", ..." if len(names) > SHOWN_FIELDS else ""
-    shown = ", ".join(map(str, names[:SHOWN_FIELDS]))
+    shown = ", ".join(one_line(ValueError(name)) for name in names[:SHOWN_FIELDS])
     return f"no field {field!r} (set --data.text_field to one of: {shown}{more})"
 
 
-def _rows_at_once(table: "pyarrow.parquet.ParquetFile") -> int:
-    """Return a number of rows that take about `PARQUET_BYTES` of memory.
+def _json_line_text(
+    text: str, field: str, origin: str, refuse: Refuse
+) -> Iterator[tuple[str, str]]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        refuse(f"{origin}: column {error.colno} is not JSON ({error.msg})")
+    # ValueError for a number of thousands of digits, RecursionError for deep nesting.
+    except (ValueError, RecursionError) as error:
+        refuse(f"{origin}: not JSON that can be read ({one_line(error)})")
+    else:
+        del text
+        yield from row_text(row, field, origin, refuse)
 
-    The estimate uses the mean row length of the row group with the longest rows.
-    """
-    groups = (table.metadata.row_group(number) for number in range(table.num_row_groups))
-    row_bytes = max(
-        (group.total_byte_size // max(1, group.num_rows) for group in groups), default=0
-    )
-    return max(1, min(PARQUET_ROWS, PARQUET_BYTES // max(1, row_bytes)))
+
+def _skip_line(lines: BufferedReader) -> int:
+    """Read to the end of the line, a part at a time, and return the number of bytes."""
+    skipped = 0
+    while part := lines.readline(2**20):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _csv_lines(opened: BufferedReader) -> Iterator[str]:
+    """Yield the lines. Bytes that are not UTF-8 become surrogates, so that their row is known."""
+    while line := opened.readline(LONGEST_ROW):
+        yield line.decode(errors="surrogateescape")
+
+
+def _header(line: str, separator: str) -> list[str]:
+    """Return the names in the first row; none if it is not CSV with this separator."""
+    try:
+        return [name.strip() for name in next(csv.reader([line], delimiter=separator), [])]
+    except csv.Error:
+        return []
+
+
+def _csv_text(
+    row: list[str], names: list[str], field: str, origin: str, refuse: Refuse
+) -> Iterator[tuple[str, str]]:
+    if len(row) != len(names):  # a lone quotation mark may have joined several rows
+        return refuse(f"{origin}: {len(row)} columns, but the first row has {len(names)}")
+    text = row[names.index(field)]
+    if half := SURROGATE.search(text):
+        return refuse(f"{origin}: field {field!r} is not UTF-8 (0x{ord(half[0]) - 0xDC00:02x})")
+    yield text, origin

@@ -16,9 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from moebius.data.messages import one_line
+from moebius.data.sealed import read_sealed, write_sealed
+from moebius.data.tally import Tally
 from moebius.errors import DataError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 META = "meta.json"
 TOKENIZER = "tokenizer.json"
 SHARD_TOKENS = 2**27
@@ -82,32 +84,43 @@ class Meta:
     """Id of the separator with which each document begins."""
     tokenizer_sha256: str
     """SHA-256 of tokenizer.json in the same folder."""
-    skipped: int
-    """Number of documents that were left out because they could not be read."""
+    tally: Tally
+    """What was read from the source, and what was not."""
+    held_out_below: float
+    """Hash below which a document is held out: data.val_fraction, unless the source has so few
+    documents that more of them are held out."""
+    lossy: str
+    """The first text that the tokenizer does not give back, and what it becomes, or ""."""
     splits: dict[str, Split]
     """The splits by name."""
 
     def write(self, folder: Path) -> None:
         """Write meta.json into the folder. Raises OSError."""
-        (folder / META).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        write_sealed(folder / META, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "Meta":
         """Return the contents of the folder's meta.json.
 
-        Raises DataError if the file is missing, damaged or of another version of the format.
+        Raises DataError if the file is missing, damaged, changed or of another version of the
+        format.
         """
         path, remedy = folder / META, f"delete {folder} to prepare it again"
         try:
-            values = json.loads(path.read_bytes())
-            version = values["version"]
+            version = json.loads(path.read_bytes())["version"]
             if version != FORMAT_VERSION:
                 raise DataError(
                     f"{path}: has format {version}, but this Moebius reads {FORMAT_VERSION}; "
                     f"{remedy}"
                 )
+            values = read_sealed(path)
             splits = values.pop("splits").items()
-            meta = cls(splits={name: Split.from_json(split) for name, split in splits}, **values)
+            tally = Tally.from_json(values.pop("tally"))
+            meta = cls(
+                splits={name: Split.from_json(split) for name, split in splits},
+                tally=tally,
+                **values,
+            )
             if meta.dtype != (expected := token_dtype(meta.vocab_size).name):
                 raise DataError(
                     f"{path}: dtype {meta.dtype}, but {meta.vocab_size} ids are stored as "

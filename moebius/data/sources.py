@@ -1,30 +1,49 @@
 """Read documents from their sources one at a time, in the same order on any machine."""
 
 import glob
-import os
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
-from moebius.data.remote import download, is_remote
-from moebius.data.rows import (
-    LINE_SUFFIXES,
-    PARQUET_SUFFIXES,
-    hugging_face_rows,
-    json_lines,
-    parquet_rows,
+from moebius.data.formats import (
+    ARROW,
+    CSV,
+    JSON,
+    JSON_LINES,
+    PARQUET,
+    Format,
+    SourceFile,
+    identify,
 )
+from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_rows, local_data_set
+from moebius.data.listing import fixed_part, folder_files, glob_files
+from moebius.data.messages import printable
+from moebius.data.remote import download, is_remote
+from moebius.data.rows import csv_rows, json_lines, json_objects
+from moebius.data.saved_sets import SavedSets
+from moebius.data.tables import arrow_rows, parquet_rows
+from moebius.data.tally import Amount, Tally
 from moebius.data.text_files import Refuse, text_pieces
 from moebius.errors import ConfigError, DataError, StorageError
 
 STDLIB = "python-stdlib"
 NOT_STDLIB = ("site-packages", "dist-packages", "__pycache__")
 """Folders inside the standard library's folder that do not belong to it."""
-HUGGING_FACE = "hf:"
+
+Rows = Callable[[SourceFile, str, Refuse], Iterator[tuple[str, str]]]
+READERS: dict[str, Rows] = {
+    JSON_LINES: json_lines,
+    JSON: json_objects,
+    CSV: csv_rows,
+    PARQUET: parquet_rows,
+    ARROW: arrow_rows,
+}
+"""Functions that yield the text and the origin of each row of a file, by kind of file."""
 
 
 class Document(NamedTuple):
@@ -35,32 +54,29 @@ class Document(NamedTuple):
     """The file, and the line, row or byte offset if the file has several documents."""
 
 
-@dataclass
-class Skipped:
-    """A count of the documents that were left out because they could not be read."""
-
-    count: int = 0
-    first: str = ""
-    """Why the first such document could not be read; empty if there is none."""
-
-    def add(self, reason: str) -> None:
-        """Count one more document that could not be read, and why."""
-        self.count += 1
-        self.first = self.first or reason
-
-
 def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
     """Return a separate configuration for each source whose weight is above 0, and that weight.
 
-    Raises ConfigError if data.source is not a list of distinct sources.
+    Commas separate sources, unless the whole text is the name of a file or folder. Raises
+    ConfigError if data.source is not a list of distinct sources, and DataError if it cuts the name
+    of a file in two.
     """
+    weights = config.weights
+    if not isinstance(weights, tuple) and "," in config.source and _exists(config.source):
+        return {replace(config, weights=1.0): weights}
     sources = [source.strip() for source in config.source.split(",")]
     if not all(sources) or len(set(sources)) < len(sources):
         raise ConfigError(
             f"data.source={config.source!r}: a source is empty, or named twice "
             "(commas separate sources)"
         )
-    weights = config.weights
+    for first, second in pairwise(config.source.split(",")):
+        whole = f"{first},{second}".strip()
+        if _exists(whole) and not _exists(first.strip()):
+            raise DataError(
+                f"data.source={config.source!r}: commas separate sources; for the file {whole!r}, "
+                f"write ? in place of its comma: {whole.replace(',', '?')!r}"
+            )
     if not isinstance(weights, tuple):
         weights = (weights,) * len(sources)
     return {
@@ -70,117 +86,173 @@ def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
     }
 
 
-def documents(config: DataConfig, skipped: Skipped | None = None) -> Iterator[Document]:
+def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[Document]:
     """Yield every document that is not empty, for a configuration with a single source.
 
     If a document cannot be read, data.errors decides: either DataError is raised, naming the file
-    and the place in it, or the document is counted in `skipped`. Raises StorageError if the system
-    does not let a file be read.
+    and the place in it, or the document is counted in `tally`, like all that is read and all files
+    that are not. Raises StorageError if the system does not let a file be read.
     """
-    skipped = Skipped() if skipped is None else skipped
+    tally = Tally() if tally is None else tally
+    if on_hub(config):
 
-    def refuse(reason: str) -> None:
-        if config.errors == "stop":
-            raise DataError(
-                f"{reason}; fix it, or leave out such documents with --data.errors skip"
-            )
-        skipped.add(reason)
+        def refuse(reason: str) -> None:
+            _refuse(reason, config, tally, "")
 
-    def ignore(reason: str) -> None:
-        pass
-
-    if _is_on_hub(config):
-        texts = hugging_face_rows(config.source, config.text_field, refuse)
-    elif config.source == STDLIB:
-        # A few tests of the standard library are files in other encodings on purpose. They belong
-        # to Python: the user cannot fix them and learns nothing from a message about them.
-        texts = _read(source_files(config), config, ignore)
-    else:
-        texts = _read(source_files(config), config, refuse)
-    yield from (Document(text, origin) for text, origin in texts if text)
+        amount = tally.read.setdefault(config.source, Amount())
+        texts = hub_rows(config.source, config.text_field, refuse)
+        yield from _counted(texts, amount)
+        return
+    files = inventory(config, tally)
+    for file in files:
+        amount = tally.read.setdefault(file.format.label, Amount())
+        amount.files += 1
+        yield from _counted(_read(file, config, tally, len(files) == 1), amount)
 
 
-def source_files(config: DataConfig) -> list[Path]:
-    """Return the local files of a single source, in the order in which they are read.
+def inventory(config: DataConfig, tally: Tally | None = None) -> list[SourceFile]:
+    """Return the local files of a single source that are read, in the order in which they are.
 
     - A folder stands for all files below it, whatever their suffix, so that a folder of source
-      code works. Hidden files (.git, .venv) are left out, and binary files are skipped later, when
-      they are read. Links to folders are not followed.
-    - A glob stands for all files that match it, and the path of a single file for that file; these
-      are never left out.
+      code works. Hidden files (.git, .venv) are left out. Links are followed once.
+    - A glob stands for all files that match it, and the path of a single file for that file.
     - A URL is downloaded into the cache unless that has been done before, and the copies are
       returned.
     - A dataset on the Hugging Face hub has no local files.
 
-    Raises DataError if there are no files, StorageError if they cannot be listed or downloaded,
-    and ConfigError for a URL of an unknown kind.
+    Files that hold no text that can be read are counted in `tally`; if the source is only one such
+    file, that is an error. Raises DataError if there are no files, StorageError if they cannot be
+    listed or downloaded, and ConfigError for a URL of an unknown kind.
     """
-    if is_remote(config.source):
-        return download(config.source, expanded(config.cache))
-    if _is_on_hub(config):
-        folder = Path(config.source.removeprefix(HUGGING_FACE))
-        return _files_below(folder) if folder.is_dir() else []
-    if config.source == STDLIB:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        return [file for file in _files_below(root, NOT_STDLIB) if file.suffix == ".py"]
-    path = expanded(config.source)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        files = _files_below(path)
-        if not files:
-            raise DataError(
-                f"data.source={config.source!r}: no files in this folder "
-                "(hidden ones are not read)"
-            )
-        return files
-    if path.exists():
-        raise DataError(
-            f"data.source={config.source!r}: neither a file nor a folder (a device or a pipe)"
-        )
-    # glob.glob, because Path.glob takes no absolute pattern.
-    matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-    files = sorted((match for match in matches if match.is_file()), key=Path.as_posix)
-    if not files:
-        raise DataError(f"data.source={config.source!r}: no such file, folder or glob")
+    tally = Tally() if tally is None else tally
+    try:
+        named, saved_sets = _candidates(config, tally)
+        files: list[SourceFile] = []
+        as_text = config.format == "text" or config.source == STDLIB
+        for name, path in named.items():
+            if on_hub(config):  # `datasets` decides what the file is
+                files.append(SourceFile(path, name, Format("")))
+                continue
+            if reason := saved_sets.reason(name):
+                tally.pass_over(reason, name)
+                continue
+            format_ = identify(path, name, as_text)
+            if format_.kind:
+                files.append(SourceFile(path, name, format_))
+            elif format_.is_damaged:
+                _refuse(f"{name}: {format_.reason}", config, tally, "")
+            elif config.source != STDLIB:
+                tally.pass_over(format_.reason, name)
+    except OSError as error:
+        raise StorageError(f"{error.filename}: {error.strerror or error}") from None
+    if not files and len(named) == 1 and tally.passed_over:
+        raise DataError(f"data.source={config.source!r}: no text in it: {tally.reasons()}")
     return files
 
 
-def _is_on_hub(config: DataConfig) -> bool:
-    return config.source.startswith(HUGGING_FACE) and not is_remote(config.source)
+def source_files(config: DataConfig) -> list[Path]:
+    """Return the paths of the files of `inventory`, and raise its errors."""
+    return [file.path for file in inventory(config)]
 
 
-def _files_below(root: Path, left_out_folders: tuple[str, ...] = ()) -> list[Path]:
-    def stop(error: OSError) -> None:  # os.walk would silently pass over the folder
-        raise StorageError(f"{error.filename}: {error.strerror}")
-
-    files: list[Path] = []
-    for folder, subfolders, names in os.walk(root, onerror=stop):
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and name not in left_out_folders
-        ]
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    # Broken links and pipes are not files. The order must not depend on the file system's order.
-    return sorted(
-        (file for file in files if file.is_file()),
-        key=lambda file: file.relative_to(root).as_posix(),
+def on_hub(config: DataConfig) -> bool:
+    """Return whether the source is read with `datasets`, and not as files."""
+    return (
+        config.source.startswith(HUGGING_FACE)
+        and not is_remote(config.source)
+        and local_data_set(config.source) is None
     )
 
 
-def _read(files: list[Path], config: DataConfig, refuse: Refuse) -> Iterator[tuple[str, str]]:
-    """Yield the text and origin of each document in the files; suffixes determine the format."""
-    is_folder = is_remote(config.source) or expanded(config.source).is_dir()
-    for file in files:
-        try:
-            if file.suffix.lower() in LINE_SUFFIXES:
-                yield from json_lines(file, config.text_field, refuse)
-            elif file.suffix.lower() in PARQUET_SUFFIXES:
-                yield from parquet_rows(file, config.text_field, refuse)
-            else:
-                yield from text_pieces(
-                    file, refuse, is_whole_source=len(files) == 1, pass_over_binary=is_folder
-                )
-        except OSError as error:
-            raise StorageError(f"{file}: {error.strerror or error}") from None
+def _candidates(config: DataConfig, tally: Tally) -> tuple[dict[str, Path], SavedSets]:
+    """Return all files that a source names, by name, and what is known of saved data sets."""
+    source = config.source
+    if is_remote(source):
+        copies = download(source, expanded(config.cache))
+        return copies, SavedSets("", copies)
+    if on_hub(config):
+        folder = Path(source.removeprefix(HUGGING_FACE).partition(":")[0])
+        files = folder_files(folder, tally) if folder.is_dir() else []
+        return {str(file): file for file in files}, SavedSets(str(folder))
+    path = local_data_set(source) or expanded(source)
+    if source == STDLIB:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        listed = folder_files(root, Tally(), NOT_STDLIB)
+        files = [file for file in listed if file.suffix == ".py"]
+    elif path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = folder_files(path, tally)
+        if not files:
+            other = f"; there are {tally.reasons()}" if tally.passed_over else ""
+            raise DataError(
+                f"data.source={source!r}: no files in this folder (hidden ones are not read)"
+                f"{other}"
+            )
+    elif path.exists():
+        raise DataError(
+            f"data.source={source!r}: neither a file nor a folder (a device or a pipe)"
+        )
+    else:
+        files = glob_files(str(path), tally)
+        if not files:
+            raise DataError(
+                f"data.source={source!r}: no such file, folder or glob{_hint(source, tally)}"
+            )
+    return {str(file): file for file in files}, SavedSets(fixed_part(str(path)))
+
+
+def _hint(source: str, tally: Tally) -> str:
+    """Return what a source that does not exist may have meant, as the end of an error."""
+    if tally.passed_over:
+        return f"; it matches {tally.reasons()}"
+    suffix = Path(source).suffix
+    if HUB_NAME.fullmatch(source) and not suffix and not glob.has_magic(source):
+        return f"; did you mean hf:{source}, a dataset on the Hugging Face hub?"
+    return ""
+
+
+def _exists(source: str) -> bool:
+    return not is_remote(source) and bool(source) and expanded(source).exists()
+
+
+def _counted(texts: Iterator[tuple[str, str]], amount: Amount) -> Iterator[Document]:
+    for text, origin in texts:
+        if text:
+            amount.documents += 1
+            amount.bytes += len(text) if text.isascii() else len(text.encode())
+            yield Document(text, origin)
+
+
+def _read(
+    file: SourceFile, config: DataConfig, tally: Tally, is_whole_source: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield the text and origin of each document in a file."""
+
+    def refuse(reason: str) -> None:
+        # A few tests of the standard library are files in other encodings on purpose. They belong
+        # to Python: the user cannot fix them and learns nothing from a message about them.
+        if config.source != STDLIB:
+            _refuse(reason, config, tally, file.format.kind)
+
+    try:
+        if reader := READERS.get(file.format.kind):
+            yield from reader(file, config.text_field, refuse)
+        else:
+            # Two tests of the standard library begin with a byte order mark on purpose. It stays,
+            # so that the tokens of every run on this source are the same as ever.
+            keeps_mark = config.source == STDLIB
+            yield from text_pieces(file, refuse, is_whole_source, keeps_mark)
+    except OSError as error:
+        raise StorageError(f"{file.path}: {error.strerror or error}") from None
+
+
+def _refuse(reason: str, config: DataConfig, tally: Tally, kind: str) -> None:
+    """Raise DataError for a document that cannot be read, or count it."""
+    reason = printable(reason)
+    if config.errors == "skip":
+        return tally.add(reason)
+    remedies = "fix it, or leave out such documents with --data.errors skip"
+    if kind in (JSON_LINES, JSON, CSV):
+        remedies += f", or read files of {kind} as plain text with --data.format text"
+    raise DataError(f"{reason}; {remedies}")

@@ -1,9 +1,10 @@
 """Read a text file as one document, or as several if it is long or the only file of its source."""
 
-import codecs
 from collections.abc import Callable, Iterator
 from io import BufferedReader
-from pathlib import Path
+
+from moebius.data.formats import SourceFile, is_damage
+from moebius.data.messages import one_line
 
 LONGEST_DOCUMENT = 2**20
 """Bytes above which a file is cut into several documents."""
@@ -14,10 +15,8 @@ FEWEST_PIECES = 16
 can be held out."""
 SHORTEST_PIECE = 256
 """Smallest number of bytes in a document that a short file is cut into."""
-SNIFFED_BYTES = 8192
-"""Bytes at the start of a file in which a zero byte means that the file is binary."""
-# The mark of little-endian UTF-32 starts with that of UTF-16, so it need not be listed.
-WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+MARK = "\ufeff"
+"""The byte order mark, with which Windows tools begin a file. It is not part of the text."""
 
 Refuse = Callable[[str], None]
 """Function that is called with the reason when a document cannot be read.
@@ -26,32 +25,44 @@ It either raises an error, or it returns and the document is left out."""
 
 
 def text_pieces(
-    file: Path, refuse: Refuse, is_whole_source: bool, pass_over_binary: bool
+    file: SourceFile, refuse: Refuse, is_whole_source: bool, keeps_mark: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Yield the text and the origin (file and byte offset) of each document in a text file.
 
     A file is one document, unless it is larger than 1 MiB or the whole source. Such a file is cut
     after line ends into documents of 64 KiB (or of 1/16 of the file, if that is less). Nothing
     marks documents in it, and uncut it could neither be held out in part nor be tokenized in
-    bounded memory. The cuts depend only on the file's bytes, so they are the same on any machine.
+    bounded memory. The cuts depend only on the file's contents without their compression, so they
+    are the same on any machine.
 
-    A document that is not UTF-8 is reported to `refuse` with the offset. With `pass_over_binary`,
-    a file that looks binary has no documents. Raises OSError.
+    A byte order mark at the start is left out unless `keeps_mark`. A document that is not UTF-8 is
+    reported to `refuse` with the offset. Raises OSError.
     """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        if pass_over_binary and _is_binary(opened):
-            return
-        if size > LONGEST_DOCUMENT or is_whole_source:
-            pieces = _cut(opened, max(SHORTEST_PIECE, min(PIECE_BYTES, size // FEWEST_PIECES)))
-        else:
-            pieces = iter([opened.read()])
-        offset = 0
-        for piece in pieces:
-            text = decode(piece, str(file), offset, refuse)
-            if text is not None:
-                yield text, f"{file}: byte {offset}" if offset else str(file)
-            offset += len(piece)
+    offset = 0
+    try:
+        with file.open() as opened:
+            size = len(opened.read(LONGEST_DOCUMENT + 1))
+        with file.open() as opened:
+            if size > LONGEST_DOCUMENT or is_whole_source:
+                pieces = _cut(opened, max(SHORTEST_PIECE, min(PIECE_BYTES, size // FEWEST_PIECES)))
+            else:
+                pieces = iter([opened.read()])
+            for piece in pieces:
+                text = decode(piece, file.name, offset, refuse)
+                if text is not None:
+                    text = text if offset or keeps_mark else text.removeprefix(MARK)
+                    yield text, f"{file.name}: byte {offset}" if offset else file.name
+                offset += len(piece)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        refuse(damage(file, error))
+
+
+def damage(file: SourceFile, error: BaseException) -> str:
+    """Return the message for compressed data that is damaged or incomplete."""
+    names = ", ".join(file.format.compressions) or "not compressed"
+    return f"{file.name}: damaged or incomplete ({names}: {one_line(error)})"
 
 
 def decode(data: bytes, name: str, offset: int, refuse: Refuse) -> str | None:
@@ -68,17 +79,6 @@ def decode(data: bytes, name: str, offset: int, refuse: Refuse) -> str | None:
             f"{name}: byte offset {offset + error.start} is not UTF-8 (0x{data[error.start]:02x})"
         )
         return None
-
-
-def _is_binary(opened: BufferedReader) -> bool:
-    """Return whether the file looks binary by git's rule, a zero byte near the start.
-
-    UTF-16 text has zero bytes, too, but does not count as binary, so that the user is told that it
-    is not read.
-    """
-    start = opened.read(SNIFFED_BYTES)
-    opened.seek(0)
-    return b"\0" in start and not start.startswith(WIDE_MARKS)
 
 
 def _cut(opened: BufferedReader, length: int) -> Iterator[bytes]:

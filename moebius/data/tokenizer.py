@@ -15,7 +15,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
-from moebius.data.messages import one_line
+from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_tokenizer
+from moebius.data.messages import one_line, printable
 from moebius.data.sample import sample
 from moebius.data.words import WordCache, by_words, splits_by_words
 from moebius.errors import ConfigError, DataError, StorageError
@@ -36,6 +37,8 @@ CUT_CONTEXT = 128
 """Number of characters on each side of a cut whose ids must be the same with and without it."""
 CUT_TRIES = 8
 """Number of places to cut that are tried."""
+SHOWN_BEFORE, SHOWN_AFTER = 20, 20
+"""Characters before and after the first difference that a message about lost text shows."""
 CUT = re.compile(r"\S(?=[ \n])")
 """Matches the character before a possible place to cut."""
 
@@ -45,6 +48,8 @@ class Tokenizer:
 
     `size` is the number of ids. `end_of_text` is the id of the separator between documents, which
     no text can produce: a text that spells the separator's name is tokenized as ordinary text.
+    `is_lossless` means that any text is certainly decoded as it was; otherwise `first_loss` has to
+    compare.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, origin: str):
@@ -59,6 +64,7 @@ class Tokenizer:
         self._inner = inner
         self._words = WordCache(self._encode_all) if splits_by_words(inner) else None
         self.end_of_text = self._find_end_of_text(origin)
+        self.is_lossless = _is_lossless(json.loads(inner.to_str()))
         self.size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
@@ -71,8 +77,8 @@ class Tokenizer:
         try:
             if not path.is_file():  # opening a pipe would wait for its other end
                 raise DataError(
-                    f"{path}: no such tokenizer file; "
-                    "data.tokenizer must be bpe, bytes or the path of a tokenizer.json"
+                    f"{path}: no such tokenizer file; data.tokenizer must be bpe, bytes, the path "
+                    f"of a tokenizer.json, or hf:NAME{_hub_hint(str(path))}"
                 )
             text = path.read_bytes().decode()
         except OSError as error:
@@ -145,6 +151,28 @@ class Tokenizer:
         """Return the text of the ids. Bytes that are not valid UTF-8 become U+FFFD."""
         return self._inner.decode(ids, skip_special_tokens=False)
 
+    def first_loss(self, texts: list[str], ids_of_texts: list[np.ndarray]) -> str:
+        """Return what the first text that is not given back by its ids loses, or "".
+
+        The result quotes the text and what it becomes, from where they differ.
+        """
+        if self.is_lossless:
+            return ""
+        decoded = self._inner.decode_batch(
+            [ids.tolist() for ids in ids_of_texts], skip_special_tokens=False
+        )
+        for text, becomes in zip(texts, decoded, strict=True):
+            if text != becomes:
+                pairs = enumerate(zip(text, becomes, strict=False))
+                shorter = min(len(text), len(becomes))
+                place = next((n for n, (one, two) in pairs if one != two), shorter)
+                start = max(0, place - SHOWN_BEFORE)
+                shown, instead = (
+                    repr(printable(part[start : place + SHOWN_AFTER])) for part in (text, becomes)
+                )
+                return f"{shown} becomes {instead}"
+        return ""
+
     def _find_end_of_text(self, origin: str) -> int:
         for token in KNOWN_ENDS:
             token_id = self._inner.token_to_id(token)
@@ -160,6 +188,31 @@ class Tokenizer:
             f"{origin}: no end-of-text token; add {END_OF_TEXT} "
             f"({', '.join(KNOWN_ENDS[1:])} are known too)"
         )
+
+
+def _is_lossless(contents: dict[str, Any]) -> bool:
+    """Return whether a tokenizer.json is certainly one that gives any text back.
+
+    It then is a BPE on bytes that changes nothing before it: every byte has an id, and the words
+    that the text is split into are all of the text.
+    """
+    model, splitter = contents["model"], contents["pre_tokenizer"] or {}
+    parts = splitter.get("pretokenizers", [splitter])
+    return (
+        contents["normalizer"] is None
+        and model["type"] == "BPE"
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        and set(_alphabet()) <= set(model["vocab"])
+        and parts[-1].get("type") == "ByteLevel"
+        and parts[-1].get("add_prefix_space") is False
+        and all(
+            part["type"] == "Digits" or (part["type"] == "Split" and part["behavior"] != "Removed")
+            for part in parts[:-1]
+        )
+        and (contents["decoder"] or {}).get("type") == "ByteLevel"
+        and all(token["special"] for token in contents["added_tokens"])
+    )
 
 
 def _check_ids(contents: Any, path: Path) -> None:
@@ -200,8 +253,21 @@ def prepare_tokenizer(config: DataConfig, vocab_size: int, texts: Iterable[str])
 
 
 def tokenizer_file(config: DataConfig) -> Path:
-    """Return the path of the tokenizer.json. data.tokenizer must be neither bpe nor bytes."""
+    """Return the path of the tokenizer.json, which is downloaded if it is on the hub.
+
+    data.tokenizer must be neither bpe nor bytes. Raises DataError like `hub_tokenizer`.
+    """
+    if config.tokenizer.startswith(HUGGING_FACE):
+        return hub_tokenizer(config.tokenizer)
     return expanded(config.tokenizer)
+
+
+def _hub_hint(path: str) -> str:
+    """Return what a path that is no tokenizer file may have meant, as the end of an error."""
+    if Path(path, "tokenizer.json").is_file():
+        return f"; did you mean {path}/tokenizer.json?"
+    is_name = HUB_NAME.fullmatch(path) and not path.endswith(".json")
+    return f"; did you mean hf:{path}?" if is_name else ""
 
 
 def _train_bpe(texts: Iterable[str], size: int) -> Tokenizer:

@@ -14,6 +14,7 @@ from moebius.hardware.backends import Backends, is_compiled
 from moebius.hardware.device import describe
 from moebius.hardware.precision import dtype_name, matmul_dtype
 from moebius.observe.terminal import table
+from moebius.train.cautions import cautions
 
 
 def summary(
@@ -42,6 +43,7 @@ def summary(
         ("balance", _balance(config)),
         ("rotary", _rotary(model)),
         ("data", corpus.summary()),
+        *(("", note) for note in (*corpus.notes, *cautions(config, corpus))),
         ("schedule", _schedule(config)),
         ("device", f"{describe(device)}, {dtype_name(dtype)}"),
         *((name, choice) for name, _, choice in (line.partition(": ") for line in choices)),

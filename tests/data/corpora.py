@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moebius.config import DataConfig
 from moebius.data import Corpus, TokenStream
+from moebius.data.file_hashes import RECORDS
 
 
 def configure(source: Path, /, **settings) -> DataConfig:
@@ -49,5 +50,10 @@ def texts(corpus: Corpus, stream: TokenStream) -> list[str]:
 
 
 def names_in(cache: Path) -> list[str]:
-    """Return the names of everything in the cache, which need not exist."""
-    return [path.name for path in cache.iterdir()] if cache.exists() else []
+    """Return the names of everything in the cache, which need not exist.
+
+    The remembered hashes of files are left out: they are there or not, depending on the files'
+    age.
+    """
+    names = [path.name for path in cache.iterdir()] if cache.exists() else []
+    return [name for name in names if name != RECORDS]

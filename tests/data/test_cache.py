@@ -32,8 +32,12 @@ def test_the_key_depends_on_whatever_the_result_depends_on(source, tmp_path):
     keys.append(key(tokenizer=str(tokenizer_json)))
     tokenizer_json.write_text(tokenizer_json.read_text() + "\n")
     keys.append(key(tokenizer=str(tokenizer_json)))
-    os.utime(source, (1, 1))
+    before, state = source.read_bytes(), source.stat()
+    source.write_bytes(before.replace(b"document 7 ", b"document 8 "))
+    os.utime(source, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (source.stat().st_size, source.stat().st_mtime_ns) == (len(before), state.st_mtime_ns)
     keys.append(key())
+    keys.append(key(format="text"))
     assert len(set(keys)) == len(keys)
     assert key(cache="elsewhere") == key(document_masking=False) == key(workers=3) == key()
 

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from moebius.config import DataConfig
 from moebius.data.ingest import Ingested, ingest
 from moebius.data.record import RECORD_FILE
 from moebius.data.sources import Document
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
+from tests.data.corpora import names_in
 
 
 def some_documents(count: int = 400) -> list[Document]:
@@ -180,4 +182,29 @@ def test_a_preparation_killed_at_any_time_ends_with_the_same_bytes(tmp_path):
     assert process is not None and process.returncode == 0
     assert kills > 0
     assert contents(Path(folder)) == contents(Path(whole))
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [Path(folder).name]
+    assert names_in(tmp_path / "killed") == [Path(folder).name]
+
+
+def test_lost_text_that_a_killed_process_found_is_not_forgotten(
+    tmp_path, small_batches, monkeypatch
+):
+    inner = tokenizers.Tokenizer.from_str(
+        prepare_tokenizer(DataConfig(tokenizer="bytes"), 257, []).to_json()
+    )
+    inner.normalizer = tokenizers.normalizers.Lowercase()
+    lossy, documents = Tokenizer(inner, "lossy"), some_documents()
+    documents[3] = Document("Upper", "row 3")
+
+    def killed():
+        yield from documents[:350]
+        raise SystemExit
+
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    lossy.save(folder / "tokenizer.json")
+    with pytest.raises(SystemExit):
+        ingest(folder, killed, lossy, 0.2, 1)
+    assert (folder / RECORD_FILE).exists()
+    assert fill(folder, lossy, documents).lossy == "'Upper' becomes 'upper'"
+    assert fill(tmp_path / "whole", lossy, documents, 2).lossy == "'Upper' becomes 'upper'"
+    assert contents(folder) == contents(tmp_path / "whole")

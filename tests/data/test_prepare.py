@@ -3,8 +3,10 @@
 import errno
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,17 +51,48 @@ def test_equal_documents_are_in_the_same_split(source):
     assert corpus.train.num_documents + corpus.val.num_documents == 20
 
 
-@pytest.mark.parametrize("val_fraction", [1e-9, 1 - 1e-9])
-def test_a_split_that_would_be_empty_gets_one_document(source, val_fraction):
-    corpus = prepare(configure(source, val_fraction=val_fraction), 257)
-    few, many = sorted((corpus.train, corpus.val), key=len)
-    assert (few.num_documents, many.num_documents) == (1, 199)
-    ordered = sorted(
-        (f"document {n} é " * 5 for n in range(200)), key=lambda text: document_hash(text.encode())
-    )
-    assert texts(corpus, few) == [ordered[0] if few is corpus.val else ordered[-1]]
-    assert (few is corpus.val) == (val_fraction < 0.5)
+def by_hash(texts: Iterable[str]) -> list[str]:
+    return sorted(texts, key=lambda text: document_hash(text.encode()))
+
+
+def test_if_nothing_would_be_trained_on_one_document_is(source):
+    corpus = prepare(configure(source, val_fraction=1 - 1e-9), 257)
+    ordered = by_hash(f"document {n} é " * 5 for n in range(200))
+    assert texts(corpus, corpus.train) == [ordered[-1]]
+    assert corpus.val.num_documents == 199
     verify(corpus.folder)
+
+
+@pytest.mark.parametrize(
+    ("num_documents", "val_fraction", "held_out"),
+    [(200, 1e-9, 16), (200, 0.01, 16), (100, 0.01, 10), (40, 1e-9, 4), (9, 1e-9, 1), (2, 0.01, 1)],
+)
+def test_a_small_source_holds_out_16_documents_or_a_tenth_those_with_the_lowest_hashes(
+    source, num_documents, val_fraction, held_out
+):
+    everything = [f"document {n} é " * 5 for n in range(num_documents)]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in everything))
+    corpus = prepare(configure(source, val_fraction=val_fraction), 257)
+    assert by_hash(texts(corpus, corpus.val)) == by_hash(everything)[:held_out]
+    assert corpus.train.num_documents == num_documents - held_out
+    assert "WARNING: val_loss rests on" in " ".join(corpus.notes)
+    verify(corpus.folder)
+
+
+def test_documents_that_are_repeated_count_once_for_the_share_that_is_held_out(source):
+    rows = [json.dumps({"text": f"document {n % 20} é"}) + "\n" for n in range(400)]
+    source.write_text("".join(rows))
+    corpus = prepare(configure(source, val_fraction=1e-9), 257)
+    assert len(set(texts(corpus, corpus.val))) == 2
+    assert len(set(texts(corpus, corpus.train))) == 18
+
+
+def test_a_source_that_holds_out_enough_documents_is_split_by_the_fraction_alone(source):
+    everything = [f"document {n} é " * 5 for n in range(200)]
+    corpus = prepare(configure(source, val_fraction=0.15), 257)
+    held_out = [text for text in everything if document_hash(text.encode()) < 0.15]
+    assert len(held_out) > 16
+    assert texts(corpus, corpus.val) == held_out
 
 
 def test_one_document_is_not_enough(source):
@@ -119,12 +152,11 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_an_error(source):
 def test_documents_left_out_are_reported_and_counted(source):
     with source.open("a") as file:
         file.write("nonsense\n{}\n")
-    reported: list[str] = []
-    corpus = prepare(configure(source, errors="skip"), 257, report=reported.append)
-    assert corpus.skipped == 2
-    assert reported[1].startswith("left out 2 documents that could not be read; the first: ")
-    assert "rows.jsonl:201: column 1" in reported[1]
-    assert prepare(configure(source, errors="skip"), 257).skipped == 2
+    for _ in range(2):  # prepared now, then found in the cache
+        corpus = prepare(configure(source, errors="skip"), 257)
+        assert corpus.skipped == 2
+        assert corpus.notes[1].startswith("left out 2 documents that could not be read; the first")
+        assert "rows.jsonl:201: column 1" in corpus.notes[1]
     with pytest.raises(DataError, match=r"rows\.jsonl:201"):
         prepare(configure(source), 257)
 
@@ -177,6 +209,15 @@ def test_a_cache_that_cannot_be_created_is_an_error(source, tmp_path):
     with pytest.raises(StorageError, match=r"in the way.*set --data\.cache") as caught:
         prepare(configure(source, cache=str(tmp_path / "in the way")), 257)
     assert caught.value.exit_code == 6
+
+
+def test_a_cache_that_cannot_be_written_is_found_before_any_text_is_read(source, monkeypatch):
+    cache = Path(configure(source).cache)
+    cache.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(cache))
+    monkeypatch.setattr(prepare_module, "tokenizer_key", None)
+    with pytest.raises(StorageError, match=r"Permission denied; set --data\.cache"):
+        prepare(configure(source), 257)
 
 
 def test_a_damaged_file_in_the_cache_is_named(source):
@@ -270,6 +311,35 @@ def test_a_prepared_source_is_reused_in_another_mixture(source, monkeypatch):
     monkeypatch.setattr(prepare_module, "ingest", None)
     assert prepare(replace(config, weights=(0, 1, 4)), 257).folders == folders[1:]
     assert prepare(configure(source), 257).folders == folders[:1]
+
+
+def test_the_changed_count_of_held_out_bytes_is_refused(source):
+    corpus = prepare(configure(source), 257)
+    meta = corpus.folder / "meta.json"
+    values = json.loads(meta.read_text())
+    values["splits"]["val"]["bytes"] *= 2
+    meta.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"meta\.json: not readable .*its checksum differs"):
+        prepare(configure(source), 257)
+
+
+def test_a_missing_tokenizer_in_a_prepared_folder_is_called_missing(source):
+    corpus = prepare(configure(source), 257)
+    (corpus.folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"tokenizer\.json: missing; delete "):
+        prepare(configure(source), 257)
+
+
+def test_a_comma_in_the_name_of_a_file(source):
+    comma = source.with_name("a,b.jsonl")
+    comma.write_bytes(source.read_bytes())
+    other = source.with_name("c.jsonl")
+    other.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert prepare(configure(source, source=str(comma)), 257).train.num_documents > 100
+    with pytest.raises(DataError, match=r"for the file '.*a,b\.jsonl', write \? in place of its"):
+        prepare(configure(source, source=f"{other}, {comma}"), 257)
+    listed = f"{other}, {comma.with_name('a?b.jsonl')}"
+    assert len(prepare(configure(source, source=listed), 257).folders) == 2
 
 
 @pytest.mark.parametrize("bad", ["{source},{source}", "{source},", ","])

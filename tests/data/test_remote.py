@@ -1,6 +1,11 @@
 """URLs are downloaded whole and once, copies get numbered names, and messages show no secrets."""
 
+import json
+import socket
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -10,7 +15,9 @@ from moebius.config import DataConfig
 from moebius.data import prepare
 from moebius.data.remote import download
 from moebius.data.sources import documents
+from moebius.data.tally import Tally
 from moebius.errors import ConfigError, DataError, MoebiusError, StorageError
+from tests.data.files import COMPRESSIONS, CONTENTS, TEXTS
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_a_corpus_of_urls_and_files(bucket, tmp_path):
 
 
 def test_a_copy_that_is_damaged_is_named(bucket, tmp_path):
-    (file,) = download("memory://bucket/b.txt", tmp_path)
+    (file,) = download("memory://bucket/b.txt", tmp_path).values()
     file.write_text("longer")
     with pytest.raises(DataError, match=r"000000-b\.txt: 6 bytes, but 1 were downloaded; delete "):
         download("memory://bucket/b.txt", tmp_path)
@@ -94,7 +101,8 @@ def test_remote_names_cannot_point_outside_the_cache(bucket, tmp_path, monkeypat
         type(bucket), "open", lambda self, path, mode: (tmp_path / "remote.txt").open(mode)
     )
     (tmp_path / "remote.txt").write_text("x")
-    files = download("memory://bucket/*", tmp_path / "cache")
+    files = download("memory://bucket/*", tmp_path / "cache").values()
+    assert files
     assert all(file.resolve().is_relative_to(tmp_path / "cache") for file in files)
 
 
@@ -146,3 +154,67 @@ def test_a_secret_in_a_source_is_refused_and_not_repeated(source):
         DataConfig(source=source)
     assert "hunter2" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server that serves a folder, and the folder."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_address[1]}", folder
+        web.shutdown()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "array.json.zst", "comma.csv", "a.parquet.xz"])
+def test_files_of_a_web_server_are_what_their_names_and_bytes_say(server, tmp_path, name):
+    address, folder = server
+    plain, suffix = (name, "") if name in CONTENTS else name.rsplit(".", 1)
+    compress = COMPRESSIONS[f".{suffix}" if suffix else ""]
+    (folder / name).write_bytes(compress(CONTENTS[plain]))
+    assert texts(f"{address}/{name}", tmp_path / "cache") == TEXTS
+    tally = Tally()
+    list(documents(DataConfig(source=f"{address}/{name}", cache=str(tmp_path / "cache")), tally))
+    assert tally.num_files == 1
+
+
+def test_a_server_that_cannot_be_reached_is_one_line(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{unused.getsockname()[1]}"
+    for source in (f"http://{host}/a.txt", "https://nowhere.invalid/a.txt"):
+        with pytest.raises(DataError, match="could not be reached") as caught:
+            download(source, tmp_path)
+        assert caught.value.exit_code == 3
+        assert source.split("/")[2] in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_the_server_does_not_have_is_one_line(server, tmp_path):
+    with pytest.raises(DataError, match=r"no such file, folder or glob \(.*404"):
+        download(f"{server[0]}/gone.txt", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionRefusedError("x"), TimeoutError("x"), socket.gaierror(-2, "x")],
+)
+def test_any_protocol_that_cannot_reach_its_server_is_bad_data_not_bad_storage(
+    bucket, tmp_path, monkeypatch, error
+):
+    def fail(self, path, **named):
+        raise RuntimeError("wrapped") from error
+
+    monkeypatch.setattr(type(bucket), "find", fail)
+    with pytest.raises(DataError, match="'memory://bucket': bucket could not be reached"):
+        download("memory://bucket", tmp_path)
+
+
+def test_copies_that_an_earlier_version_downloaded_are_still_read(bucket, tmp_path):
+    first = texts("memory://bucket", tmp_path)
+    (listed,) = tmp_path.rglob("files.json")
+    sizes = {name: copy["size"] for name, copy in json.loads(listed.read_text()).items()}
+    listed.write_text(json.dumps(sizes))
+    assert texts("memory://bucket", tmp_path) == first

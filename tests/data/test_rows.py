@@ -1,141 +1,68 @@
-"""Rows of Parquet files and Hugging Face datasets. test_sources.py tests rows of JSON lines."""
+"""Rows of CSV files and very long rows. test_sources.py tests the rest of JSON lines."""
 
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from moebius.config import DataConfig
-from moebius.data.sources import Document, Skipped, documents
+from moebius.data.sources import documents
+from moebius.data.tally import Tally
 from moebius.errors import DataError
 
 
-def read(source: object, skipped: Skipped | None = None, **settings) -> list[Document]:
-    return list(documents(DataConfig(source=str(source), **settings), skipped))
+def read(file: Path, tally: Tally | None = None, **settings) -> list[tuple[str, str]]:
+    found = documents(DataConfig(source=str(file), **settings), tally)
+    return [(document.text, document.origin) for document in found]
 
 
-def refusal(source: object, **settings) -> str:
+def refusal(file: Path, **settings) -> str:
     with pytest.raises(DataError) as caught:
-        read(source, **settings)
+        read(file, **settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def write(file: Path, columns: dict, **settings) -> Path:
-    pyarrow.parquet.write_table(pyarrow.table(columns), file, **settings)
-    return file
+def test_csv_rows_that_cannot_be_read_are_named_and_the_next_ones_are_read(tmp_path):
+    file = tmp_path / "a.csv"
+    for row, expected in {
+        b'"a"b,1': "3: not CSV",
+        b"a,1,2": "3: 3 columns, but the first row has 2",
+        b"a": "3: 1 columns, but the first row has 2",
+        b"a\xff,1": "3: field 'text' is not UTF-8 (0xff)",
+    }.items():
+        file.write_bytes(b"text,id\nfine,0\n" + row + b'\n\n"two\nlines",2\n')
+        assert f"{file}:{expected}" in refusal(file)
+        tally = Tally()
+        rows = read(file, tally, errors="skip")
+        assert rows == [("fine", f"{file}:2"), ("two\nlines", f"{file}:6")]
+        assert tally.count == 1
 
 
-def test_parquet_rows_across_batches(tmp_path):
-    file = write(
-        tmp_path / "a.parquet",
-        {"id": range(1000), "body": [f"text {n}" for n in range(1000)]},
-        row_group_size=300,
+def test_a_quotation_mark_that_is_never_closed_is_an_error_and_joins_no_rows(tmp_path):
+    file = tmp_path / "a.tsv"
+    file.write_text('text\tid\n"open\t1\nb\t2\nc\t3\n')
+    tally = Tally()
+    assert read(file, tally, errors="skip") == []
+    assert tally.count == 1
+    file.write_text('text\tid\n"open\t1\nb"\t2\nc\t3\td\n')
+    assert read(file, Tally(), errors="skip") == [("open\t1\nb", f"{file}:3")]
+
+
+def test_a_csv_file_without_names_in_its_first_row_is_refused(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("some sentence,1\nanother,2\n")
+    assert "no field 'text' (set --data.text_field to one of: some sentence, 1)" in refusal(file)
+    file.write_bytes("text,id\n".encode("utf-16"))
+    assert f"{file}:1: not UTF-8 (0xff)" in refusal(file)
+
+
+def test_a_row_too_long_for_memory_is_refused_and_the_next_ones_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("moebius.data.rows.LONGEST_ROW", 1000)
+    lines, array = tmp_path / "a.jsonl", tmp_path / "a.json"
+    lines.write_text('{"text": "a"}\n{"text": "' + "x" * 5000 + '"}\n{"text": "b"}\n')
+    assert f"{lines}:2: a line of more than 1,000 bytes" in refusal(lines)
+    assert [text for text, _ in read(lines, errors="skip")] == ["a", "b"]
+    array.write_text('[{"text": "a"},\n{"text": "' + "x" * 600_000 + '"}]')
+    assert "not readable as JSON after row 1 (character 16: a value of more than 1," in refusal(
+        array
     )
-    rows = read(file, text_field="body")
-    assert [document.text for document in rows] == [f"text {n}" for n in range(1000)]
-    assert rows[-1].origin == f"{file}: row 1000"
-
-
-def test_parquet_that_cannot_be_read_is_one_line(tmp_path):
-    file = write(tmp_path / "a.parquet", {"id": [1], "body": ["x"]})
-    assert f"{file}: no field 'text' (set --data.text_field to one of: id, body)" in refusal(file)
-    assert f"{file}: row 1: field 'id' is int, not text" in refusal(file, text_field="id")
-    assert f"{file}: row 2: field 'text' is null, not text" in refusal(
-        write(file, {"text": ["x", None]})
-    )
-    file.write_bytes(b"PAR1 nonsense")
-    assert f"{file}: not readable as Parquet after row 0" in refusal(file)
-
-
-def test_a_parquet_file_damaged_inside_is_bad_data_not_bad_storage(tmp_path):
-    file = write(
-        tmp_path / "a.parquet",
-        {"text": ["hello " * 50] * 500},
-        compression="none",
-        use_dictionary=False,
-    )
-    data = bytearray(file.read_bytes())
-    data[4:40] = b"\xff" * 36
-    file.write_bytes(data)
-    assert f"{file}: not readable as Parquet after row 0" in refusal(file)
-
-
-def test_a_parquet_string_that_is_not_utf8(tmp_path):
-    offsets = pyarrow.array([0, 2, 5], pyarrow.int32()).buffers()[1]
-    strings = pyarrow.Array.from_buffers(
-        pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"a\xff, ok")]
-    )
-    file = write(tmp_path / "a.parquet", {"text": strings})
-    assert f"{file}: row 1: byte offset 1 is not UTF-8 (0xff)" in refusal(file)
-    assert [document.text for document in read(file, errors="skip")] == [", o"]
-
-
-def test_long_cells_are_read_few_at_a_time(tmp_path, monkeypatch):
-    file = write(
-        tmp_path / "a.parquet",
-        {"text": [f"{n}" * 10_000 for n in range(40)]},
-        use_dictionary=False,
-    )
-    expected = read(file)
-    monkeypatch.setattr("moebius.data.rows.PARQUET_BYTES", 100_000)
-    batch_sizes = []
-
-    def iter_batches(self, batch_size, columns):
-        batch_sizes.append(batch_size)
-        return original(self, batch_size, columns=columns)
-
-    original = pyarrow.parquet.ParquetFile.iter_batches
-    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", iter_batches)
-    assert read(file) == expected
-    assert 1 < batch_sizes[0] < 10
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-
-
-def test_hugging_face_on_a_local_folder_of_json_lines(tmp_path, offline):
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert read(f"hf:{tmp_path}") == [
-        Document("one", f"hf:{tmp_path}: row 1"),
-        Document("two", f"hf:{tmp_path}: row 2"),
-    ]
-
-
-def test_hugging_face_on_a_local_folder_of_parquet(tmp_path, offline):
-    write(tmp_path / "a.parquet", {"body": ["one", None, "two"]})
-    skipped = Skipped()
-    rows = read(f"hf:{tmp_path}", skipped, text_field="body", errors="skip")
-    assert [document.text for document in rows] == ["one", "two"]
-    assert skipped.first == f"hf:{tmp_path}: row 2: field 'body' is null, not text"
-    assert "no field 'text' (set --data.text_field to one of: body)" in refusal(f"hf:{tmp_path}")
-
-
-def test_a_hub_that_cannot_be_reached_is_one_line(offline):
-    assert refusal("hf:nobody/of-this-name").startswith("data.source='hf:nobody/of-this-name': ")
-    assert "hf:NAME or hf:NAME:SUBSET" in refusal("hf:")
-
-
-def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
-    def no_network(self, name, timeout):
-        raise ConnectionError(f"https://huggingface.co/{name}?token=secret: no network")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", no_network)
-    monkeypatch.setattr("datasets.load_dataset", None)
-    assert (
-        refusal("hf:a/b")
-        == "data.source='hf:a/b': ConnectionError: https://huggingface.co/a/b no network"
-    )
-
-
-def test_a_data_set_with_a_script_is_refused(tmp_path, offline):
-    folder = tmp_path / "scripted"
-    folder.mkdir()
-    (folder / "scripted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    assert refusal(f"hf:{folder}").startswith("data.source=")
-    assert refusal(f"hf:{folder}/scripted.py").startswith("data.source=")
-    assert not (tmp_path / "ran").exists()

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moebius.data.sealed import read_sealed, write_sealed
 from moebius.data.shards import META, Meta, ShardWriter, token_dtype
 from moebius.data.stream import open_split
+from moebius.data.tally import Tally
 from moebius.errors import DataError
 
 END = 0
@@ -30,7 +32,9 @@ def write(
         vocab_size=vocab_size,
         end_of_text=END,
         tokenizer_sha256=sha256_of_nothing,
-        skipped=0,
+        tally=Tally(),
+        held_out_below=0.01,
+        lossy="",
         splits=splits,
     ).write(folder)
     return np.array([token for ids in documents for token in (END, *ids)])
@@ -94,23 +98,26 @@ def test_a_writer_continues_where_another_was_synced(tmp_path):
 def test_a_meta_json_that_cannot_be_used_is_named(tmp_path):
     write(tmp_path, some_documents())
     path = tmp_path / META
-    good = json.loads(path.read_text())
-    outside = json.loads(path.read_text())
+    good = read_sealed(path)
+    outside = read_sealed(path)
     outside["splits"]["train"]["shards"][0]["file"] = "../elsewhere.bin"
-    for contents, expected in {
-        "": "not readable",
-        "[]": "not readable",
-        "{}": "not readable",
-        json.dumps(good | {"dtype": "uint32"}): "dtype uint32, but 1000 ids are stored as uint16",
-        json.dumps(good | {"version": 1}): "has format 1, but this Moebius reads",
-        json.dumps(
-            {name: value for name, value in good.items() if name != "skipped"}
-        ): "not readable",
-        json.dumps(good | {"splits": {"train": 3}}): "not readable",
-        json.dumps(outside): "a shard outside the folder",
-        json.dumps(good | {"splits": {}}): "no split 'train'",
-    }.items():
-        path.write_text(contents)
+    without_tally = {name: value for name, value in good.items() if name != "tally"}
+    for contents, expected in (
+        ("", "not readable"),
+        ("[]", "not readable"),
+        ("{}", "not readable"),
+        (json.dumps(good), "its checksum differs"),
+        (good | {"dtype": "uint32"}, "dtype uint32, but 1000 ids are stored as uint16"),
+        (good | {"version": 1}, "has format 1, but this Moebius reads"),
+        (without_tally, "not readable"),
+        (good | {"splits": {"train": 3}}, "not readable"),
+        (outside, "a shard outside the folder"),
+        (good | {"splits": {}}, "no split 'train'"),
+    ):
+        if isinstance(contents, str):
+            path.write_text(contents)
+        else:
+            write_sealed(path, contents)
         with pytest.raises(DataError) as caught:
             open_split(tmp_path, "train")
         assert expected in str(caught.value)
@@ -118,3 +125,23 @@ def test_a_meta_json_that_cannot_be_used_is_named(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match=r"meta\.json: not readable"):
         open_split(tmp_path, "train")
+
+
+def test_figures_that_were_changed_in_meta_json_are_refused(tmp_path):
+    write(tmp_path, some_documents())
+    path = tmp_path / META
+    good = path.read_text()
+    for changed in (
+        good.replace('"bytes": 300', '"bytes": 600'),
+        good.replace('"documents": 5', '"documents": 6'),
+        good.replace('"lossy": ""', '"lossy": "x"'),
+        good.replace('"held_out_below": 0.01', '"held_out_below": 0.02'),
+    ):
+        assert changed != good
+        path.write_text(changed)
+        with pytest.raises(
+            DataError, match=r"meta\.json: not readable .*checksum differs.*delete"
+        ):
+            open_split(tmp_path, "train")
+    path.write_text(good)
+    assert open_split(tmp_path, "train").num_bytes == 300

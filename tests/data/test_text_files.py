@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from moebius.config import DataConfig
-from moebius.data.sources import Skipped, documents
+from moebius.data.sources import documents
+from moebius.data.tally import Tally
 from moebius.data.text_files import FEWEST_PIECES, LONGEST_DOCUMENT, PIECE_BYTES
 
 
@@ -66,11 +67,11 @@ def test_only_a_bad_piece_is_left_out_and_the_offset_counts_from_the_start_of_th
     offset = data.index(b"\n", 600_000)
     data[offset] = 0xFF
     (tmp_path / "long.txt").write_bytes(data)
-    skipped = Skipped()
+    tally = Tally()
     config = DataConfig(source=str(tmp_path / "long.txt"), errors="skip")
-    kept = list(documents(config, skipped))
-    assert skipped.count == 1
-    assert f"long.txt: byte offset {offset} is not UTF-8 (0xff)" in skipped.first
+    kept = list(documents(config, tally))
+    assert tally.count == 1
+    assert f"long.txt: byte offset {offset} is not UTF-8 (0xff)" in tally.first
     kept_bytes = sum(len(document.text.encode()) for document in kept)
     assert 0 < len(data) - kept_bytes < 2 * PIECE_BYTES
     assert kept[1].origin == f"{tmp_path}/long.txt: byte {len(kept[0].text.encode())}"

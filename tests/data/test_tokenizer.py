@@ -198,3 +198,51 @@ def test_an_end_of_text_that_text_could_spell_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(contents))
     assert "<|endoftext|> is not a special token" in refusal(path)
+
+
+def changed(**parts: object) -> tokenizers.Tokenizer:
+    """Return the tokenizer of `by_gpt2_words` with other parts."""
+    inner = tokenizers.Tokenizer.from_str(by_gpt2_words().to_json())
+    for name, part in parts.items():
+        setattr(inner, name, part)
+    return inner
+
+
+def test_a_lossless_tokenizer_is_told_by_its_parts():
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    with_prefix = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+    def split(behavior: str) -> tokenizers.pre_tokenizers.PreTokenizer:
+        parts = [tokenizers.pre_tokenizers.Split(" ", behavior=behavior), byte_level]
+        return tokenizers.pre_tokenizers.Sequence(parts)
+
+    assert tokenizer().is_lossless and tokenizer("bytes").is_lossless
+    for lossless in (by_gpt2_words()._inner, changed(pre_tokenizer=split("isolated"))):
+        assert Tokenizer(lossless, "x").is_lossless
+    for lossy in (
+        changed(normalizer=tokenizers.normalizers.NFC()),
+        changed(pre_tokenizer=split("removed")),
+        changed(pre_tokenizer=with_prefix),
+        changed(pre_tokenizer=tokenizers.pre_tokenizers.Whitespace()),
+        changed(decoder=tokenizers.decoders.Fuse()),
+    ):
+        assert not Tokenizer(lossy, "x").is_lossless
+    added = changed()
+    added.add_tokens([tokenizers.AddedToken("word", lstrip=True)])
+    assert not Tokenizer(added, "x").is_lossless
+
+
+@pytest.mark.parametrize(
+    ("parts", "lost"),
+    [
+        ({"normalizer": tokenizers.normalizers.NFC()}, "'e\u0301' becomes 'é'"),
+        ({"normalizer": tokenizers.normalizers.Lowercase()}, "'A' becomes 'a'"),
+        ({"pre_tokenizer": tokenizers.pre_tokenizers.ByteLevel()}, "'a' becomes ' a'"),
+    ],
+)
+def test_the_first_text_that_is_lost_is_quoted(parts, lost):
+    lossy = Tokenizer(changed(**parts), "x")
+    text, _, _ = lost.partition(" becomes ")
+    texts = [" fine", text.strip("'"), " more"]
+    assert lossy.first_loss(texts, lossy.encode_batch(texts)) == lost
+    assert lossy.first_loss(texts[:1], lossy.encode_batch(texts[:1])) == ""

@@ -81,7 +81,12 @@ def same_device_everywhere(monkeypatch) -> None:
 
 def lines_of(config: Config) -> list[str]:
     """Return the summary of a run whose corpus and choices are made up."""
-    corpus: Any = SimpleNamespace(summary=lambda: "the size of the corpus")
+    corpus: Any = SimpleNamespace(
+        summary=lambda: "the size of the corpus",
+        notes=(),
+        tokenizer=SimpleNamespace(size=config.model.vocab_size),
+        train=SimpleNamespace(parts=[]),
+    )
     choices = ["expert backend: a backend (its reason)", "compile: off (a CPU: nothing gained)"]
     return summary(config, corpus, CPU, backends_for(config, CPU), choices)
 

@@ -1,0 +1,234 @@
+"""Decide what a file is, by its name and its first bytes, and open it without its compression.
+
+This is the only place that knows formats by name, so a file is the same thing in a folder, a glob,
+a list of sources, a download or alone.
+"""
+
+import json
+import lzma
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+TEXT, JSON_LINES, JSON, CSV, PARQUET, ARROW = (
+    "plain text",
+    "JSON lines",
+    "JSON",
+    "CSV",
+    "Parquet",
+    "Arrow",
+)
+SNIFFED_BYTES = 8192
+"""Bytes at the start of a file in which a zero byte means that the file is binary."""
+HEAD_BYTES = 2**16
+"""Bytes at the start of a file that are read to find out what it is."""
+MOST_LAYERS = 3
+"""Most compressions, one around the other, that are removed."""
+
+COMPRESSIONS = {
+    ".gz": "gzip",
+    ".gzip": "gzip",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".bz2": "bz2",
+    ".xz": "xz",
+}
+_COMPRESSION_STARTS = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\0": "xz",
+}
+_BZ2_START = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
+_SUFFIXES = {
+    ".jsonl": JSON_LINES,
+    ".ndjson": JSON_LINES,
+    ".jsonlines": JSON_LINES,
+    ".csv": CSV,
+    ".tsv": CSV,
+    ".tab": CSV,
+    ".parquet": PARQUET,
+    ".pq": PARQUET,
+    ".arrow": ARROW,
+    ".feather": ARROW,
+}
+_OTHERS = {
+    b"%PDF-": "a PDF",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"GIF87a": "an image",
+    b"GIF89a": "an image",
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "a zip archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b"\x04\x22\x4d\x18": "compressed with lz4, which is not read",
+    b"\x1f\x9d": "compressed with compress (.Z), which is not read",
+    b"SQLite format 3\0": "a database",
+    b"Obj\x01": "an Avro file",
+    b"FEA1": "a Feather file of version 1",
+    b"\x80\x02}": "a pickle",
+    b"\x80\x04\x95": "a pickle",
+    b"\x80\x05\x95": "a pickle",
+    b"\x7fELF": "a program",
+}
+"""What files that hold no text begin with. They are recognized so that the user is told what they
+are, and because some have no zero byte near their start."""
+_TAR_MARK = slice(257, 262)
+# The mark of little-endian UTF-32 starts with that of UTF-16, so it need not be listed.
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_OBJECT_START = re.compile(rb'\{\s*"(?:[^"\\]|\\.)*"\s*:', re.DOTALL)
+_ARRAY_OF_OBJECTS = re.compile(rb'\[\s*\{\s*"(?:[^"\\]|\\.)*"\s*:', re.DOTALL)
+
+
+class Format(NamedTuple):
+    """What a file is."""
+
+    kind: str
+    """`TEXT`, `JSON_LINES`, `JSON` (an array of objects, or objects one after another), `CSV`
+    (also with tabs), `PARQUET` or `ARROW`. Empty if the file is passed over."""
+    compressions: tuple[str, ...] = ()
+    """The compressions around the contents, the outermost first."""
+    reason: str = ""
+    """What the file is or why else it is passed over, in a few words."""
+    is_damaged: bool = False
+    """Whether the file is passed over because it is damaged, which is an error."""
+
+    @property
+    def label(self) -> str:
+        """The kind and the compressions in words, such as `JSON lines (gzip)`."""
+        return f"{self.kind} ({', '.join(self.compressions)})" if self.compressions else self.kind
+
+
+class SourceFile(NamedTuple):
+    """A file that is read, and what it is."""
+
+    path: Path
+    """Where it is on this machine."""
+    name: str
+    """What messages call it: the path, or the name of a download at its origin."""
+    format: Format
+
+    @contextmanager
+    def open(self) -> Iterator[BufferedReader]:
+        """Open the contents, without their compression. Raises OSError.
+
+        Reading damaged or incomplete compressed data raises an error for which `is_damage` is
+        true.
+        """
+        with self.path.open("rb") as raw:
+            yield _decompressed(raw, self.format.compressions)
+
+
+def identify(path: Path, name: str, as_text: bool = False) -> Format:
+    """Return what a file is. Raises OSError if it cannot be read.
+
+    `name` is the file's original name, which may differ from that of a copy. With `as_text`, JSON
+    and CSV are plain text, and only compression and binary contents are looked for.
+    """
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    compressions: tuple[str, ...] = ()
+    head = b""
+    for _ in range(MOST_LAYERS):
+        try:
+            with path.open("rb") as raw:
+                head = _decompressed(raw, compressions).read(HEAD_BYTES)
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            head = b""  # the damage is reported when the contents are read
+        compression = _compression(head)
+        if not compression:
+            break
+        compressions += (compression,)
+        if suffixes and COMPRESSIONS.get(suffixes[-1]) == compression:
+            suffixes.pop()
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix in COMPRESSIONS:
+        compression = COMPRESSIONS[suffix]
+        reason = f"damaged or incomplete, it does not begin as {compression} does"
+        return Format("", reason=reason, is_damaged=True)
+    if not head and not compressions:
+        return Format("", reason="empty")
+    kind, reason = _kind(head, suffix, as_text)
+    return Format(kind, compressions, reason)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Return whether an error means damaged or incomplete compressed data.
+
+    The errors of pyarrow's decompressors are OSErrors without a number.
+    """
+    is_unnumbered = isinstance(error, OSError) and error.errno is None
+    return is_unnumbered or isinstance(error, EOFError | lzma.LZMAError)
+
+
+def _decompressed(raw: BufferedReader, compressions: tuple[str, ...]) -> BufferedReader:
+    opened: Any = raw
+    for compression in compressions:
+        if compression == "xz":
+            opened = BufferedReader(cast(Any, lzma.LZMAFile(opened)))  # noqa: SIM115
+        else:
+            import pyarrow
+
+            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(opened, "r"), compression)
+            opened = BufferedReader(cast(Any, stream))
+    return opened
+
+
+def _compression(head: bytes) -> str:
+    """Return the compression that a file's first bytes announce, or ""."""
+    if _BZ2_START.match(head):
+        return "bz2"
+    return next((name for mark, name in _COMPRESSION_STARTS.items() if head.startswith(mark)), "")
+
+
+def _kind(head: bytes, suffix: str, as_text: bool) -> tuple[str, str]:
+    """Return the kind of uncompressed contents, or "" and why they are passed over."""
+    if head.startswith(b"PAR1"):
+        return PARQUET, ""
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return ARROW, ""
+    for start, what in _OTHERS.items():
+        if head.startswith(start):
+            return "", what
+    if head[_TAR_MARK] == b"ustar":
+        return "", "a tar archive"
+    by_name = _SUFFIXES.get(suffix, "")
+    if by_name in (PARQUET, ARROW) or (by_name and not as_text):
+        return by_name, ""
+    # Git's rule. UTF-16 has zero bytes too, but does not count as binary, so that the user is told
+    # that it is not read.
+    if b"\0" in head[:SNIFFED_BYTES] and not head.startswith(_WIDE_MARKS):
+        return "", "binary"
+    return TEXT if as_text else _json_kind(head, suffix == ".json"), ""
+
+
+def _json_kind(head: bytes, is_named_json: bool) -> str:
+    """Return the kind of a text file, which is JSON if it is named .json or looks like rows.
+
+    A file of another name is taken for rows only if it cannot well be anything else: its first two
+    lines are complete JSON objects, or it begins with an array of objects.
+    """
+    start = head.removeprefix(BYTE_ORDER_MARK).lstrip()
+    if _ARRAY_OF_OBJECTS.match(start):
+        return JSON
+    lines = [line for line in start.splitlines() if line.strip()]
+    if len(head) == HEAD_BYTES:
+        lines = lines[:-1]  # which may not be complete
+    if lines and all(map(_is_filled_object, lines[: 1 if is_named_json else 2])):
+        return JSON_LINES
+    if not lines and _OBJECT_START.match(start):  # a first line that is longer than the head
+        return JSON_LINES if b"\n" not in start else JSON
+    return JSON if is_named_json else TEXT
+
+
+def _is_filled_object(line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and bool(row)

@@ -1,0 +1,187 @@
+"""List the files of a folder or a glob: the same files in the same order on any machine.
+
+Hidden files are left out. Links are followed once: to a file as if it were that file, to a folder
+unless that folder is read anyway. Everything that is not listed is counted, with the reason.
+"""
+
+import glob
+import os
+from collections import deque
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from moebius.data.tally import HIDDEN, READ_ELSEWHERE, Tally
+from moebius.errors import StorageError
+
+BROKEN = "broken link"
+NO_FILE = "neither a file nor a folder"
+NOT_ENTERED = "in a folder that this glob does not enter (** does)"
+
+FolderKey = tuple[int, int]
+"""Device and number of a folder, which tell whether two paths lead to the same one."""
+
+
+class Entry(NamedTuple):
+    """What a walk has found: a file, or something that is not read."""
+
+    path: Path
+    relative: str
+    """The path below the folder where the walk began, with slashes. Entries are sorted by it."""
+    reason: str
+    """Why it is not read, or "" if it is a file."""
+
+
+def folder_files(root: Path, tally: Tally, left_out: tuple[str, ...] = ()) -> list[Path]:
+    """Return all files below a folder, sorted, without those in folders of a name in `left_out`.
+
+    What is not returned is counted in `tally`. Raises StorageError for a folder that cannot be
+    listed.
+    """
+    return _listed(_walk(root, left_out=left_out), tally)
+
+
+def glob_files(pattern: str, tally: Tally) -> list[Path]:
+    """Return the files that a glob matches, sorted, each once.
+
+    Files in folders that it matches but does not enter are counted in `tally`. Raises
+    StorageError for a folder that cannot be listed.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        # glob.glob, because Path.glob takes no absolute pattern.
+        matches = sorted(map(Path, glob.glob(pattern)))  # noqa: PTH207
+        entries = [Entry(path, path.as_posix(), _reason(path)) for path in matches]
+        files = _listed(_once(entry for entry in entries if not entry.path.is_dir()), tally)
+        folders = [folder for folder in matches if folder.is_dir()]
+        inside = [file for folder in folders for file in folder_files(folder, Tally())]
+        others = {os.path.realpath(file) for file in inside}
+        others -= {os.path.realpath(file) for file in files}
+        if others:
+            tally.pass_over(NOT_ENTERED, str(inside[0]), len(others))
+        return files
+    start = parts.index("**")
+    hidden = any(part.startswith(".") for part in parts[start:])
+    bases = glob.glob(str(Path(*parts[:start]))) if start else ["."]  # noqa: PTH207
+    entries = [
+        _named_in_full(entry, is_relative=not start)
+        for base in sorted(bases)
+        if Path(base).is_dir()
+        for entry in _walk(Path(base), with_hidden=hidden)
+        if _matches(tuple(entry.relative.split("/")), parts[start:])
+    ]
+    return _listed(_once(entries), tally)
+
+
+def _named_in_full(entry: Entry, is_relative: bool) -> Entry:
+    """Return the entry with its whole path for sorting, without ./ at its beginning."""
+    path = Path(entry.relative) if is_relative else entry.path
+    return entry._replace(path=path, relative=path.as_posix())
+
+
+def fixed_part(pattern: str) -> str:
+    """Return the folder that a path or a glob begins with, up to its first special character."""
+    parts: list[str] = []
+    for part in Path(pattern).parts:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return Path(*parts).as_posix() if parts else ""
+
+
+def _listed(entries: Iterator[Entry], tally: Tally) -> list[Path]:
+    files = []
+    for entry in sorted(entries, key=lambda entry: entry.relative):
+        if entry.reason:
+            tally.pass_over(entry.reason, str(entry.path))
+        else:
+            files.append(entry.path)
+    return files
+
+
+def _once(entries: "Iterator[Entry] | list[Entry]") -> Iterator[Entry]:
+    """Yield each entry once, even if links lead several matches to the same folder.
+
+    The path without links, if it is among them, is the one that is kept.
+    """
+    kept: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        parent = os.path.realpath(entry.path.parent)
+        key = (parent, entry.path.name)
+        if key not in kept or parent == os.path.abspath(entry.path.parent):  # noqa: PTH100
+            kept[key] = entry
+    yield from kept.values()
+
+
+def _walk(
+    root: Path, left_out: tuple[str, ...] = (), with_hidden: bool = False
+) -> Iterator[Entry]:
+    """Yield everything below a folder. Links to folders come last, when all others are known."""
+
+    def stop(error: OSError) -> None:  # os.walk would silently pass over the folder
+        raise StorageError(f"{error.filename}: {error.strerror}")
+
+    # A link to a folder above the source would bring in everything beside it.
+    seen = {_key(folder) for folder in root.resolve().parents}
+    queue = deque([root])
+    while queue:
+        start = queue.popleft()
+        relative = start.relative_to(root).as_posix()
+        if start != root and _key(start) in seen:
+            yield Entry(start, relative, READ_ELSEWHERE)
+            continue
+        links: list[Path] = []
+        for folder, subfolders, names in os.walk(start, onerror=stop):
+            seen.add(_key(Path(folder)))
+            inside = Path(folder).relative_to(root)
+            kept = []
+            for name in sorted(subfolders):
+                path = Path(folder, name)
+                if name in left_out:
+                    continue
+                if name.startswith(".") and not with_hidden:
+                    yield Entry(path, (inside / name).as_posix(), HIDDEN)
+                elif path.is_symlink():
+                    links.append(path)
+                elif _key(path) in seen:
+                    yield Entry(path, (inside / name).as_posix(), READ_ELSEWHERE)
+                else:
+                    kept.append(name)
+            subfolders[:] = kept
+            for name in names:
+                path = Path(folder, name)
+                is_hidden = name.startswith(".") and not with_hidden
+                reason = HIDDEN if is_hidden else _reason(path)
+                yield Entry(path, (inside / name).as_posix(), reason)
+        queue.extend(sorted(links))
+
+
+def _reason(path: Path) -> str:
+    """Return why a path that is no folder is not read, or "" if it is a file."""
+    if path.is_file():
+        return ""
+    return BROKEN if path.is_symlink() and not path.exists() else NO_FILE
+
+
+def _key(folder: Path) -> FolderKey:
+    try:
+        state = folder.stat()
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror}") from None
+    return state.st_dev, state.st_ino
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Return whether the parts of a path match those of a glob, as glob.glob understands it."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        shorter = bool(parts) and not parts[0].startswith(".") and _matches(parts[1:], pattern)
+        return _matches(parts, pattern[1:]) or shorter
+    return (
+        bool(parts)
+        and parts[0].startswith(".") <= pattern[0].startswith(".")
+        and fnmatchcase(parts[0], pattern[0])
+        and _matches(parts[1:], pattern[1:])
+    )

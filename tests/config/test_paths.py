@@ -1,0 +1,40 @@
+"""A leading ~ is the home folder, or a named folder if there is none."""
+
+import os
+import pwd
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from moebius.config import paths
+from moebius.config.paths import expanded
+
+
+def test_a_leading_tilde_is_the_home_folder(monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert expanded("~/a/b") == Path("/home/someone/a/b")
+    assert expanded("~") == Path("/home/someone")
+    assert expanded("a/~/b") == Path("a/~/b")
+    assert expanded("~nobody-of-this-name/b") == Path("~nobody-of-this-name/b")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("home", [None, "", "~", "/"])
+def test_without_a_home_folder_the_tilde_is_a_named_folder_and_no_folder_called_tilde(
+    monkeypatch, capsys, home
+):
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)  # a container's user need not be in passwd
+    monkeypatch.delenv("HOME", raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    paths._substitute_for_home.cache_clear()
+    folder = Path(tempfile.gettempdir(), f"home-of-user-{os.getuid()}")
+    for _ in range(2):
+        assert expanded("~/.cache/moebius") == folder / ".cache/moebius"
+    assert capsys.readouterr().err == (
+        f"moebius: there is no home folder (HOME names none); ~ is {folder}\n"
+    )
