@@ -214,7 +214,7 @@ def test_flat_and_back():
     shapes = ((5, 4), (3, 1), (7, 2))  # experts and groups of each layer
     layers = [stats_of(drawn(experts=experts), groups) for experts, groups in shapes]
     figures_X = flat(layers)
-    assert len(figures_X) == sum(experts * (1 + 2 * groups) + 7 for experts, groups in shapes)
+    assert len(figures_X) == sum(experts * (1 + 2 * groups) + 8 for experts, groups in shapes)
     for ours, expected in zip(unflat(figures_X, layers), layers, strict=True):
         for figure, expected_figure in zip(ours, expected, strict=True):
             assert torch.equal(figure, expected_figure)

@@ -22,6 +22,7 @@ def stats_of(taken: list[float], chosen: list[list[float]], **figures: float) ->
         "unrouted": 0.0,
         "dropped": 0.0,
         "not_finite": 0.0,
+        "vanished": 0.0,
         "tokens": 12.0,
     } | figures
     tensors = {name: torch.tensor(value) for name, value in values.items()}
@@ -37,6 +38,7 @@ def test_a_layers_figures_by_hand():
         dropped=2.0,
         unrouted=2.0,
         not_finite=3.0,
+        vanished=6.0,
     )
     layer = layer_metrics(sums, router_grad_norm=0.25, balance_loss=1.5, z_loss=2.5)
     expected: dict[str, Any] = {
@@ -44,10 +46,12 @@ def test_a_layers_figures_by_hand():
         "cv": pytest.approx(math.sqrt((2 * (4 / 3) ** 2 + (8 / 3) ** 2) / 3) / (10 / 3)),
         "max_violation": pytest.approx(0.8),
         "dead_experts": 0,
+        "experts_per_token": pytest.approx(10 / 12),
         "routing_entropy": 0.5,
         "mean_gate": 0.5,
         "dropped_share": pytest.approx(2 / 12),
         "unrouted_share": pytest.approx(2 / 12),
+        "vanished_share": 0.5,
         "not_finite_logits": 3,
         "router_grad_norm": 0.25,
         "balance_loss": 1.5,

@@ -30,7 +30,7 @@ DENSE_BETWEEN: dict[str, Any] = {
 
 def with_cv(step: int, *values: float) -> StepMetrics:
     """Return a step whose layers have these CVs."""
-    layers = [LayerMetrics(tokens_per_expert=[1, 1], cv=value) for value in values]
+    layers = [LayerMetrics(tokens_per_expert=[50, 50], cv=value) for value in values]
     return replace(metrics_of(step=step), layers=layers)
 
 

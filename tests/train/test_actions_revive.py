@@ -161,16 +161,16 @@ def test_every_dead_expert_is_a_copy_of_a_live_one_and_no_two_are_twins(counts):
 
 def test_an_alarm_about_a_layer_revives_its_weakest_expert_from_its_busiest():
     state = trained(config_of())
-    uneven = alarm_of("revive", counts=(20, 4, 36, 4))
+    uneven = alarm_of("revive", counts=(40, 4, 72, 1))
     assert carry_out(uneven, state) == "expert 3 is now a copy of expert 2, with noise"
-    dominant = alarm_of("revive", counts=(4, 50, 8, 2), rule="dominant_expert", expert=1)
+    dominant = alarm_of("revive", counts=(8, 100, 16, 0), rule="dominant_expert", expert=1)
     assert carry_out(dominant, state) == "expert 3 is now a copy of expert 1, with noise"
 
 
 @pytest.mark.parametrize(
     ("counts", "done"),
     [
-        ((64,), "no busier expert to copy"),
+        ((64,), "no dead expert to replace"),
         ((0, 64), "expert 0 is now a copy of expert 1, with noise"),
     ],
 )
