@@ -96,6 +96,14 @@ def test_a_line_is_read_back_as_the_same_step(metrics: StepMetrics):
     assert StepMetrics.from_json(json.loads(json.dumps(metrics.to_json()))) == metrics
 
 
+def test_a_line_of_a_version_with_fewer_figures_is_read():
+    line = metrics_of().to_json()
+    del line["experts_per_token"], line["vanished_share"]
+    first, *_ = StepMetrics.from_json(line).layers
+    assert first.experts_per_token is None and first.vanished_share == 0.0
+    assert first.tokens_per_expert == [30, 40, 50]
+
+
 def test_figures_that_were_not_measured_are_not_in_the_line():
     assert {"mtp_loss", "val_loss", "val_bpb"}.isdisjoint(metrics_of().to_json())
     line = metrics_of(val_loss=2.0, val_bpb=0.75).to_json()

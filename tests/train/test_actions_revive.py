@@ -167,6 +167,46 @@ def test_an_alarm_about_a_layer_revives_its_weakest_expert_from_its_busiest():
     assert carry_out(dominant, state) == "expert 3 is now a copy of expert 1, with noise"
 
 
+HEALTHY = {
+    "one expert": (64,),
+    "two uneven experts": (98, 2),
+    "128 even experts": (30,) * 128,
+    # 0.2 of the even share, which is 0.16% of the load
+    "128 experts, one with little": (*(50,) * 127, 10),
+    # One step has too few tokens to tell: 9 of 512 healthy experts have none by chance.
+    "512 experts, some without a token": (*(4,) * 503, *(0,) * 9),
+    "no tokens at all": (0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("rule", ["cv", "dominant_expert", "routing_entropy"])
+@pytest.mark.parametrize("name", HEALTHY)
+def test_no_healthy_expert_is_replaced(name, rule):
+    counts = HEALTHY[name]
+    state = trained(config_of(num_experts=len(counts), num_layers=1), steps=0)
+    before = copied(model_tensors(state.model))
+    alarm = alarm_of("revive", counts=counts, rule=rule)
+    assert carry_out(alarm, state) == "no dead expert to replace"
+    assert changed_names(before, state.model) == []
+
+
+def test_an_expert_that_takes_tokens_again_is_not_replaced():
+    """Its share was too small on average over the rule's window."""
+    state = trained(config_of(), steps=0)
+    assert carry_out(dead(3, 40, 40, 40, 30), state) == "no dead expert to replace"
+
+
+def test_no_expert_is_revived_twice_in_a_step():
+    state = trained(config_of())
+    counts = (400, 0, 200, 0)
+    alarms = [alarm_of("revive", counts=counts), dead(1, *counts), dead(3, *counts)]
+    assert answers_to(alarms, state) == [
+        "expert 3 is now a copy of expert 0, with noise",
+        "expert 1 is now a copy of expert 2, with noise",
+        "no dead expert to replace",
+    ]
+
+
 @pytest.mark.parametrize(
     ("counts", "done"),
     [
