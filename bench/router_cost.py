@@ -23,7 +23,7 @@ from moebius.hardware.device import choose_device, describe, wait
 from moebius.hardware.precision import matmul_dtype
 from moebius.model.transformer import lookahead, seeded
 from moebius.moe.router import Router, Routing
-from moebius.moe.statistics import LayerStats, layer_stats, summing_to_one, who_chose
+from moebius.moe.statistics import LayerStats, layer_stats, who_chose
 from moebius.parallel.layout import lay_out
 from moebius.train.state import TrainState
 from moebius.train.step import train_step
@@ -115,13 +115,14 @@ def _losses_alone(router: Router, routing: Routing, groups: int) -> LayerStats:
     return LayerStats(
         tokens_per_expert_E=chosen_PE[0],
         chosen_PE=chosen_PE,
-        probability_PE=summing_to_one(routing.probs_TE).unflatten(0, (groups, -1)).sum(dim=1),
+        probability_PE=router.distribution(routing).unflatten(0, (groups, -1)).sum(dim=1),
         squared_log_partition=routing.logits_TE.logsumexp(dim=-1).square().sum(),
         entropy=nothing,
         gate=nothing,
         unrouted=nothing,
         dropped=nothing,
         not_finite=nothing,
+        vanished=nothing,
         tokens=torch.full_like(nothing, routing.logits_TE.shape[0]),
     )
 

@@ -225,6 +225,13 @@ class ModelConfig:
             return self.num_kv_heads
         return round(self.rope_fraction * self.num_kv_heads)
 
+    @property
+    def has_sigmoid_scores(self) -> bool:
+        """Whether an expert's score is the sigmoid of its own logit, and not from a softmax."""
+        if ROUTERS[self.router_type].chooses_by_threshold:
+            return True
+        return self.router_type == "softmax_topk" and self.router_score == "sigmoid"
+
     def gate_factor(self, num_experts: int) -> float:
         """Return the factor that `gate_scale` means for a layer of `num_experts` experts.
 
@@ -237,8 +244,7 @@ class ModelConfig:
             return 1.0
         if self.experts_per_token(num_experts) > 1:
             return 1.0
-        has_sigmoid = self.router_type == "softmax_topk" and self.router_score == "sigmoid"
-        return 2.0 if has_sigmoid else float(num_experts)
+        return 2.0 if self.has_sigmoid_scores else float(num_experts)
 
     def experts_per_token(self, num_experts: int) -> int:
         """Return the largest number of experts that a token can have in this layer (K)."""

@@ -26,9 +26,9 @@ class Rule:
     action: Action = "warn"
     """What the run does. off: nothing. warn: prints a line. raise_aux: doubles the layer's
     load-balancing loss, up to 32 times, and takes that back once the figure is harmless again.
-    nudge_bias: shifts the choice towards experts with little load. revive: replaces the expert
-    by a copy of the busiest one. roll_back: returns to the last checkpoint before, and leaves
-    out the batches since. stop: saves and exits with code 5."""
+    nudge_bias: shifts the choice towards experts with little load. revive: replaces a dead expert
+    by a copy of the busiest one, and never a healthy expert. roll_back: returns to the last
+    checkpoint before, and leaves out the batches since. stop: saves and exits with code 5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +43,33 @@ class ObserveConfig:
 
     cv: Rule = Rule(threshold=0.3, window=20, patience=100)
     """Fires when the coefficient of variation of a layer's tokens per expert is above the
-    threshold."""
+    threshold. Like the next two alarms, it adds up the counts of logged steps until there are 25
+    per expert, because fewer are uneven by chance. A layer with one expert has none of these
+    alarms."""
     dead_expert: Rule = Rule(threshold=0.01)
-    """Fires when an expert's share of its layer's tokens is below the threshold."""
+    """Fires when an expert's share of its layer's load (the sum of its experts' tokens) is below
+    the threshold and below a tenth of its even share, 1 / (10 * number of experts)."""
     dominant_expert: Rule = Rule(threshold=0.5)
-    """Fires when an expert's share of its layer's tokens is above the threshold. Not watched in a
-    layer whose even share is as large as the threshold."""
+    """Fires when the share of its layer's tokens that an expert takes is above the threshold and
+    above 4/3 of its even share, experts per token / number of experts."""
     router_gradient: Rule = Rule(threshold=1e-6)
     """Fires when the norm of a router's gradient, divided by the norm of the whole gradient, is
-    below the threshold."""
+    below the threshold. Not watched in a layer with one expert."""
     routing_entropy: Rule = Rule(threshold=0.01)
     """Fires when the mean entropy of the tokens' probabilities, divided by its largest possible
-    value, the logarithm of the number of experts, is below the threshold."""
+    value, the logarithm of the number of experts, is below the threshold. Not watched in a layer
+    with one expert."""
     dropped_tokens: Rule = Rule(threshold=0.2, window=20)
     """Fires when the share of the tokens that full experts drop is above the threshold (switch
     router)."""
     unrouted_tokens: Rule = Rule(threshold=0.5, window=20)
     """Fires when the share of the tokens that no expert takes is above the threshold (sigmoid
-    router)."""
+    router). With one expert, an untrained router leaves out half of the tokens, so the share must
+    also be above 75%."""
+    vanishing_scores: Rule = Rule(threshold=0.5)
+    """Fires when the share of the tokens whose scores are all below 1e-7 is above the threshold
+    (sigmoid scores). They no longer count beside a bias, and gates of that size mute the
+    experts."""
     router_logits: Rule = Rule(threshold=0.0, patience=20, action="stop")
     """Fires when the number of router logits that are not finite is above the threshold."""
     loss_spike: Rule = Rule(threshold=1.5, window=200, patience=0)
@@ -87,7 +96,7 @@ def actions(alarm: str) -> tuple[Action, ...]:
     """Return the actions that a run can take when the alarm of that name fires."""
     if alarm == "loss_spike":
         return ("off", "warn", "roll_back", "stop")
-    if alarm == "router_logits":
+    if alarm in ("router_logits", "vanishing_scores"):
         return ("off", "warn", "stop")
     about_load = ("cv", "dead_expert", "dominant_expert", "routing_entropy")
     left_out = ("roll_back",) if alarm in about_load else ("roll_back", "revive")

@@ -3,7 +3,15 @@
 import math
 from collections.abc import Sequence
 
-DEAD_SHARE = 0.01  # an expert with less than this share of its layer's tokens is dead
+DEAD_SHARE = 0.01
+"""The founding document's limit: a dead expert has less than this share of the layer's load."""
+DEAD_BELOW_EVEN = 10
+"""With many experts, even a healthy share is below 1%: a dead expert's is also this many times
+smaller than the even share."""
+ENOUGH_TOKENS = 25
+"""Tokens per expert above which chance hardly matters. Of experts that are equally likely to be
+chosen, one in 200 million then has less than a tenth of its even share, and the CV is about 0.2
+with 512 experts. With 4 tokens per expert, one healthy expert in 55 has none."""
 
 
 def variation(counts: Sequence[int]) -> float:
@@ -28,7 +36,27 @@ def max_violation(counts: Sequence[int]) -> float:
     return max(counts) * len(counts) / total - 1 if total else 0.0
 
 
+def dead_share(num_experts: int, largest: float = DEAD_SHARE) -> float:
+    """Return the share of a layer's load below which an expert is dead.
+
+    It is the smaller of `largest` and a tenth of the even share. The load is the sum of the
+    experts' tokens, in which a token counts once for each expert that took it.
+    """
+    return min(largest, 1 / (DEAD_BELOW_EVEN * num_experts))
+
+
 def dead_experts(counts: Sequence[int]) -> int:
-    """Return the number of experts that took less than 1% of the layer's tokens."""
+    """Return the number of experts with less than `dead_share` of the layer's load.
+
+    Without tokens, all experts are dead.
+    """
     total = sum(counts)
-    return sum(count < DEAD_SHARE * total for count in counts) if total else len(counts)
+    if not total:
+        return len(counts)
+    fewest = dead_share(len(counts))
+    return sum(count / total < fewest for count in counts)
+
+
+def is_enough(counts: Sequence[int]) -> bool:
+    """Return whether these are enough tokens to tell an uneven load from chance."""
+    return sum(counts) >= ENOUGH_TOKENS * len(counts)

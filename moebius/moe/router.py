@@ -3,6 +3,10 @@
 A router turns logits into a `Routing`. All of its arithmetic is in float32 or wider, even under
 autocast, and nothing is stored between calls. Every router has a record in
 moebius/config/routers.py and, under the same name, a function in `ROUTES`.
+
+Scores are normalized from their logarithms. The sigmoids of a token whose logits are all below
+about -104 are 0 in float32: divided by their sum, they would lose their gradients and with them
+the balance loss, which could then no longer bring the logits back.
 """
 
 import math
@@ -18,8 +22,9 @@ from moebius.config.routers import ROUTERS
 
 ROUNDING = 1e-6
 """Slack when a capacity is rounded up, because 1.1 * 100 / 10 is 11.000000000000002 in floats."""
-SMALLEST_SUM = 1e-20
-"""Smallest divisor for a sum of sigmoid probabilities, all of which may be 0 in float32."""
+VANISHED = 1e-7
+"""A score below this has vanished: float32 can no longer add it to a bias, and a gate of this size
+mutes its expert. Of softmax scores, the largest of a token is never that small."""
 
 Score = Literal["softmax", "sigmoid"]
 
@@ -66,7 +71,7 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor) -> Routing:
         """Return the routing of the tokens x_TD."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            wide_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+            wide_TD = _wide(x_TD)
             if self.training and self.config.router_jitter:
                 jitter = self.config.router_jitter
                 wide_TD = wide_TD * torch.empty_like(wide_TD).uniform_(1 - jitter, 1 + jitter)
@@ -75,7 +80,7 @@ class Router(nn.Module):
 
     def route(self, logits_TE: Tensor) -> Routing:
         """Return the routing that the configured type of router derives from the logits."""
-        return ROUTES[self.config.router_type](self, logits_TE)
+        return ROUTES[self.config.router_type](self, _wide(logits_TE))
 
     @property
     def gate_factor(self) -> float:
@@ -88,6 +93,16 @@ class Router(nn.Module):
         if self.training or not self.config.eval_capacity_factor:
             return self.config.capacity_factor
         return self.config.eval_capacity_factor
+
+    def distribution(self, routing: Routing) -> Tensor:
+        """Return probability_TE, the probabilities of the experts with a sum of 1 for each token.
+
+        Sigmoid scores are divided by the token's sum, as DeepSeek-V3 does for its balance loss
+        (arXiv 2412.19437, eq. 17-20).
+        """
+        if not self.config.has_sigmoid_scores:
+            return routing.probs_TE
+        return F.logsigmoid(routing.logits_TE).softmax(dim=-1)
 
     def chosen(self, routing: Routing) -> Tensor:
         """Return expert_TK as it was chosen, before full experts dropped tokens.
@@ -162,12 +177,31 @@ def softmax_topk(
     renormalize: divide a token's gates by their sum before scaling. With k = 1 this is never done:
     the gate would be the constant 1, and the router would get no gradient.
     """
-    probs_TE = logits_TE.softmax(dim=-1) if score == "softmax" else logits_TE.sigmoid()
-    expert_TK = _biased(probs_TE, bias_E).topk(k, dim=-1).indices
-    gate_TK = probs_TE.gather(-1, expert_TK)
+    if score == "softmax":
+        probs_TE = logits_TE.softmax(dim=-1)
+        expert_TK = _biased(probs_TE, bias_E).topk(k, dim=-1).indices
+    else:
+        probs_TE = logits_TE.sigmoid()
+        expert_TK = _best_sigmoids(logits_TE, _biased(probs_TE, bias_E), k)
     if renormalize and k > 1:
-        gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_SUM)
+        # Softmax scores are exp(logit) times a factor, which cancels.
+        log_score_TE = logits_TE if score == "softmax" else F.logsigmoid(logits_TE)
+        gate_TK = log_score_TE.gather(-1, expert_TK).softmax(dim=-1)
+    else:
+        gate_TK = probs_TE.gather(-1, expert_TK)
     return Routing(gate_TK * scale, expert_TK, probs_TE, logits_TE)
+
+
+def _best_sigmoids(logits_TE: Tensor, biased_TE: Tensor, k: int) -> Tensor:
+    """Return expert_TK, the experts with the highest biased scores and, among equals, logits.
+
+    Different logits can have equal scores in float32, because sigmoids round to 0 or 1, or are too
+    small to change the bias that is added. If such experts were chosen by their number, the first
+    k would take all tokens, and no change of the logits could move the choice.
+    """
+    by_logit_TE = logits_TE.detach().argsort(dim=-1, descending=True, stable=True)
+    order_TE = biased_TE.gather(-1, by_logit_TE).argsort(dim=-1, descending=True, stable=True)
+    return by_logit_TE.gather(-1, order_TE[:, :k])
 
 
 def switch(
@@ -225,3 +259,8 @@ def sigmoid(
 def _biased(probs_TE: Tensor, bias_E: Tensor | None) -> Tensor:
     """Return the probabilities by which experts are chosen, without a gradient."""
     return probs_TE.detach() if bias_E is None else probs_TE.detach() + bias_E
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return x in float32, or in its own dtype if that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moebius.moe.router import SMALLEST_SUM, Router, Routing
+from moebius.moe.router import VANISHED, Router, Routing
 
 
 class LayerStats(NamedTuple):
@@ -41,6 +41,8 @@ class LayerStats(NamedTuple):
     """Number of assignments that full experts refused."""
     not_finite: Tensor
     """Number of logits that are infinite or NaN."""
+    vanished: Tensor
+    """Number of tokens whose highest score is so small that it has vanished (`VANISHED`)."""
     tokens: Tensor
     """Number of tokens."""
 
@@ -66,7 +68,7 @@ def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
     tokens.
     """
     E, T = router.num_experts, routing.logits_TE.shape[0]
-    probs_TE = summing_to_one(routing.probs_TE)
+    probs_TE = router.distribution(routing)
     log_partition_T1 = routing.logits_TE.logsumexp(dim=-1, keepdim=True)
     with torch.no_grad():
         taken_TE = who_chose(routing.expert_TK, E)
@@ -79,14 +81,15 @@ def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
             routing.gate_TK.sum(dim=-1, keepdim=True),
             ~taken_TE.any(dim=-1, keepdim=True),
             (~routing.logits_TE.isfinite()).sum(dim=-1, keepdim=True),
+            routing.probs_TE.amax(dim=-1, keepdim=True) < VANISHED,
         )
     # All figures are columns of one matrix, which is summed once. A separate sum for each figure
     # would be a separate kernel in every layer.
     columns = [probs_TE, log_partition_T1.square(), *(part.type_as(probs_TE) for part in counted)]
     sums_PX = torch.cat(columns, dim=1).unflatten(0, (groups, -1)).sum(dim=1)
-    probability_PE, squared_log_partition_P1, counts_PX = sums_PX.split([E, 1, 2 * E + 4], dim=1)
-    taken_PE, chosen_PE, figures_P4 = counts_PX.detach().split([E, E, 4], dim=1)
-    entropy, gate, unrouted, not_finite = figures_P4.sum(dim=0)
+    probability_PE, squared_log_partition_P1, counts_PX = sums_PX.split([E, 1, 2 * E + 5], dim=1)
+    taken_PE, chosen_PE, figures_P5 = counts_PX.detach().split([E, E, 5], dim=1)
+    entropy, gate, unrouted, not_finite, vanished = figures_P5.sum(dim=0)
     taken_E = taken_PE.sum(dim=0)
     return LayerStats(
         tokens_per_expert_E=taken_E,
@@ -98,6 +101,7 @@ def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
         unrouted=unrouted,
         dropped=chosen_PE.sum() - taken_E.sum(),
         not_finite=not_finite,
+        vanished=vanished,
         tokens=taken_E.new_full((), T),
     )
 
@@ -106,15 +110,6 @@ def who_chose(expert_TK: Tensor, num_experts: int) -> Tensor:
     """Return chosen_TE, whether a token has an expert. The id num_experts stands for no expert."""
     expert_E = torch.arange(num_experts, device=expert_TK.device)
     return (expert_TK[..., None] == expert_E).any(dim=1)
-
-
-def summing_to_one(probs_TE: Tensor) -> Tensor:
-    """Return the probabilities divided by each token's sum.
-
-    This makes sigmoid probabilities a distribution, as DeepSeek-V3 does for its balance loss
-    (arXiv 2412.19437, eq. 17-20).
-    """
-    return probs_TE / probs_TE.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_SUM)
 
 
 def summed(stats: Sequence[LayerStats]) -> LayerStats:

@@ -1,30 +1,22 @@
 """Alarms: rules that are applied to every logged step.
 
-This file only decides which alarms fire. What is done about them is in moebius/train/actions.py.
+This file only decides which alarms fire. What they watch is in moebius/observe/figures.py, and
+what is done about them in moebius/train/actions.py.
 """
 
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from moebius.config.observe import Action, ObserveConfig, Rule
-from moebius.observe.metrics import LayerMetrics, StepMetrics
+from moebius.moe.load import is_enough
+from moebius.observe.figures import ABOUT_LOAD, Figure, Place, figures
+from moebius.observe.metrics import StepMetrics
 
 FEWEST_LOSSES = 5  # losses that must precede a loss before it is compared with their median
-
-
-class Place(NamedTuple):
-    """What an alarm is about."""
-
-    rule: str
-    """Name of the rule."""
-    layer: int
-    """Number of the layer; -1 for the model as a whole."""
-    expert: int = -1
-    """Number of the expert; -1 for the layer as a whole."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,9 @@ class Alarm:
     """Whether the alarm is over: the figure was harmless for as long as the rule's patience."""
     metrics: StepMetrics
     """The logged step that the alarm comes from."""
+    load: list[int] | None = None
+    """Tokens that each of the layer's experts took in as many logged steps as it takes to judge
+    the load. None if it cannot be judged yet, or if the alarm is about the model."""
 
     @property
     def place(self) -> Place:
@@ -57,8 +52,11 @@ class Alarm:
 
     @property
     def counts(self) -> list[int]:
-        """Tokens that each of the layer's experts took. Only for an alarm about a layer."""
-        return self.metrics.layers[self.layer].tokens_per_expert
+        """Tokens that each of the layer's experts took: `load`, or those of the logged step.
+
+        Only for an alarm about a layer.
+        """
+        return self.load or self.metrics.layers[self.layer].tokens_per_expert
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -94,7 +92,7 @@ class Alarm:
         words = _WORDS[self.rule]
         who = f"layer {self.layer}: " if self.layer >= 0 else ""
         who = f"layer {self.layer}, expert {self.expert}: " if self.expert >= 0 else who
-        value, threshold = (words.number.format(n) for n in (self.value, self.threshold))
+        value, threshold = (words.number(n) for n in (self.value, self.threshold))
         side = "above" if words.is_above else "below"
         if self.over:
             kind, end = "over", f"no longer {side} {threshold}"
@@ -114,18 +112,21 @@ class Alarms:
         """Last step at which each figure was harmless, or at which its alarm fired."""
         self.beyond_at: dict[Place, int] = {}
         """For alarms that have fired: last step at which the figure was beyond the threshold."""
+        self.counted: dict[int, list[int]] = {}
+        """For layers whose logged steps have too few tokens to judge the load: the tokens per
+        expert since it was last judged, by the layer's number."""
 
     def look(self, metrics: StepMetrics) -> list[Alarm]:
         """Return the alarms that fire or end at a logged step, in the order of the rules."""
         alarms: list[Alarm] = []
+        loads = self._loads(metrics)
         for name, rule in self.rules.items():
-            for place, figure in _figures(name, rule, metrics):
-                value = self._over_window(place, rule, metrics.step, figure)
-                if _is_beyond(name, rule, value):
-                    alarms += self._beyond(place, rule, value, metrics)
-                else:
-                    alarms += self._harmless(place, rule, value, metrics)
-        return alarms
+            for figure in figures(name, rule, metrics, loads):
+                value = self._over_window(figure.place, rule, metrics.step, figure.value)
+                figure = figure._replace(value=value)
+                judge = self._beyond if _is_beyond(figure) else self._harmless
+                alarms += judge(figure, rule, metrics)
+        return [replace(alarm, load=loads.get(alarm.layer)) for alarm in alarms]
 
     def keep_watching(self, alarm: Alarm) -> None:
         """Report the end of the alarm again after another `patience` harmless steps.
@@ -140,14 +141,32 @@ class Alarms:
             "seen": [[*place, steps] for place, steps in self.seen.items()],
             "fine_at": [[*place, step] for place, step in self.fine_at.items()],
             "beyond_at": [[*place, step] for place, step in self.beyond_at.items()],
+            "counted": [[layer, counts] for layer, counts in self.counted.items()],
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
+        """Restore what `state` returned, in this version or in one without `counted`."""
         seen = {Place(*place): [(s, v) for s, v in steps] for *place, steps in state["seen"]}
         self.seen = defaultdict(list, seen)
         self.fine_at = {Place(*place): step for *place, step in state["fine_at"]}
         self.beyond_at = {Place(*place): step for *place, step in state["beyond_at"]}
+        self.counted = {layer: list(counts) for layer, counts in state.get("counted", [])}
+
+    def _loads(self, metrics: StepMetrics) -> dict[int, list[int]]:
+        """Return the tokens per expert of the layers whose load can be judged at this step.
+
+        With 512 experts and 2,048 tokens, every 55th healthy expert has no token in a step, and
+        the CV is 0.5. Steps are therefore added up until they have enough tokens.
+        """
+        if not any(name in self.rules for name in ABOUT_LOAD):
+            return {}
+        loads: dict[int, list[int]] = {}
+        for number, layer in metrics.routed_layers:
+            counts = layer.tokens_per_expert
+            if before := self.counted.pop(number, None):
+                counts = [sum(pair) for pair in zip(before, counts, strict=True)]
+            (loads if is_enough(counts) else self.counted)[number] = counts
+        return loads
 
     def _over_window(self, place: Place, rule: Rule, step: int, figure: float) -> float:
         """Return the figure's mean over the window; for a loss, its ratio to the median."""
@@ -161,10 +180,8 @@ class Alarms:
             return figure / statistics.median(values) if len(values) >= FEWEST_LOSSES else 1.0
         return (sum(values) + figure) / (len(values) + 1)
 
-    def _beyond(
-        self, place: Place, rule: Rule, value: float, metrics: StepMetrics
-    ) -> Iterator[Alarm]:
-        step = metrics.step
+    def _beyond(self, figure: Figure, rule: Rule, metrics: StepMetrics) -> Iterator[Alarm]:
+        place, step = figure.place, metrics.step
         if place in self.beyond_at:
             self.beyond_at[place] = step
         # The figure may have crossed the threshold right after the last step at which it was
@@ -172,79 +189,54 @@ class Alarms:
         since = self.fine_at.setdefault(place, 0)
         if step - since >= rule.patience:
             self.fine_at[place] = self.beyond_at[place] = step
-            yield _alarm(place, rule, value, since, metrics, over=False)
+            yield _alarm(figure, rule, since, metrics, over=False)
 
-    def _harmless(
-        self, place: Place, rule: Rule, value: float, metrics: StepMetrics
-    ) -> Iterator[Alarm]:
-        step = metrics.step
+    def _harmless(self, figure: Figure, rule: Rule, metrics: StepMetrics) -> Iterator[Alarm]:
+        place, step = figure.place, metrics.step
         self.fine_at[place] = step
         if place in self.beyond_at and step - self.beyond_at[place] >= rule.patience:
             since = self.beyond_at.pop(place)
-            yield _alarm(place, rule, value, since, metrics, over=True)
+            yield _alarm(figure, rule, since, metrics, over=True)
 
 
-def _alarm(
-    place: Place, rule: Rule, value: float, since: int, metrics: StepMetrics, over: bool
-) -> Alarm:
-    return Alarm(metrics.step, *place, value, rule.threshold, since, rule.action, over, metrics)
+def _alarm(figure: Figure, rule: Rule, since: int, metrics: StepMetrics, over: bool) -> Alarm:
+    place, value, threshold = figure
+    return Alarm(metrics.step, *place, value, threshold, since, rule.action, over, metrics)
+
+
+def _percent(share: float) -> str:
+    """Return a share as a percentage with three digits: a dead expert's may be far below 1%."""
+    return f"{100 * share:.3g}%"
 
 
 class _Words(NamedTuple):
     """The words of an alarm's line."""
 
     figure: str
-    number: str
-    """Format of the figure and its threshold."""
+    number: Callable[[float], str]
+    """Writes the figure and its threshold."""
     is_above: bool
     """Whether the rule fires above its threshold and not below it."""
 
 
+_SHARE = "{:.1%}".format
 _WORDS = {
-    "cv": _Words("CV of the load", "{:.2f}", is_above=True),
-    "dead_expert": _Words("share of the layer's tokens", "{:.1%}", is_above=False),
-    "dominant_expert": _Words("share of the layer's tokens", "{:.1%}", is_above=True),
-    "router_gradient": _Words("router's share of the gradient norm", "{:.1e}", is_above=False),
-    "routing_entropy": _Words("entropy of the routing", "{:.3f}", is_above=False),
-    "dropped_tokens": _Words("tokens dropped by full experts", "{:.1%}", is_above=True),
-    "unrouted_tokens": _Words("tokens without an expert", "{:.1%}", is_above=True),
-    "router_logits": _Words("router logits that are not finite:", "{:.0f}", is_above=True),
-    "loss_spike": _Words("loss over its median so far", "{:.2f}", is_above=True),
+    "cv": _Words("CV of the load", "{:.2f}".format, is_above=True),
+    "dead_expert": _Words("share of the layer's load", _percent, is_above=False),
+    "dominant_expert": _Words("share of the layer's tokens", _SHARE, is_above=True),
+    "router_gradient": _Words(
+        "router's share of the gradient norm", "{:.1e}".format, is_above=False
+    ),
+    "routing_entropy": _Words("entropy of the routing", "{:.3f}".format, is_above=False),
+    "dropped_tokens": _Words("tokens dropped by full experts", _SHARE, is_above=True),
+    "unrouted_tokens": _Words("tokens without an expert", _SHARE, is_above=True),
+    "vanishing_scores": _Words("tokens whose scores vanish", _SHARE, is_above=True),
+    "router_logits": _Words("router logits that are not finite:", "{:.0f}".format, is_above=True),
+    "loss_spike": _Words("loss over its median so far", "{:.2f}".format, is_above=True),
 }
 
 
-def _is_beyond(name: str, rule: Rule, value: float) -> bool:
-    return value > rule.threshold if _WORDS[name].is_above else value < rule.threshold
-
-
-def _figures(name: str, rule: Rule, metrics: StepMetrics) -> Iterator[tuple[Place, float]]:
-    """Yield a rule's figure for every place that has one: the model, a layer or an expert."""
-    if name == "loss_spike":
-        yield Place(name, -1), metrics.loss
-        return
-    for number, layer in metrics.routed_layers:
-        if name in ("dead_expert", "dominant_expert"):
-            counts = layer.tokens_per_expert
-            if name == "dominant_expert" and rule.threshold * len(counts) <= 1:
-                continue  # even a perfectly balanced load would be above the threshold
-            total = sum(counts)
-            for expert, count in enumerate(counts):
-                yield Place(name, number, expert), count / total if total else math.nan
-        elif name == "router_gradient":
-            whole, own = metrics.grad_norm, layer.router_grad_norm
-            yield Place(name, number), own / whole if whole and own is not None else math.nan
-        else:
-            yield Place(name, number), _nan_for_none(_LAYER_FIGURES[name](layer))
-
-
-_LAYER_FIGURES: dict[str, Callable[[LayerMetrics], float | None]] = {
-    "cv": lambda layer: layer.cv,
-    "routing_entropy": lambda layer: layer.routing_entropy,
-    "dropped_tokens": lambda layer: layer.dropped_share,
-    "unrouted_tokens": lambda layer: layer.unrouted_share,
-    "router_logits": lambda layer: layer.not_finite_logits,
-}
-
-
-def _nan_for_none(figure: float | None) -> float:
-    return math.nan if figure is None else figure
+def _is_beyond(figure: Figure) -> bool:
+    if _WORDS[figure.place.rule].is_above:
+        return figure.value > figure.threshold
+    return figure.value < figure.threshold

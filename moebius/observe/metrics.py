@@ -23,7 +23,9 @@ class LayerMetrics:
     max_violation: float = 0.0
     """How far the busiest expert is above the mean load, in units of the mean."""
     dead_experts: int = 0
-    """Number of experts with less than 1% of the layer's tokens."""
+    """Number of experts with less than 1% of the layer's load and a tenth of their even share."""
+    experts_per_token: float | None = None
+    """Mean number of experts that took a token. None in lines of versions without it."""
     routing_entropy: float | None = None
     """Mean entropy of a token's probabilities, divided by its largest possible value; 0 to 1."""
     mean_gate: float | None = None
@@ -32,6 +34,8 @@ class LayerMetrics:
     """Share of the assignments that full experts refused."""
     unrouted_share: float = 0.0
     """Share of the tokens that no expert took."""
+    vanished_share: float = 0.0
+    """Share of the tokens whose highest score is below 1e-7 (only possible for sigmoid scores)."""
     not_finite_logits: int = 0
     """Number of router logits that are infinite or NaN."""
     router_grad_norm: float | None = None
@@ -95,9 +99,13 @@ class StepMetrics:
         """Return the step that a line of metrics.jsonl describes; the inverse of `to_json`.
 
         A figure that is not finite is null in the line, and NaN here. Raises KeyError for a
-        missing figure.
+        missing figure, unless earlier versions did not have it.
         """
-        columns = {name: line[key] for name, key in _LAYER_KEYS.items()}
+        columns = {
+            name: line[key]
+            for name, key in _LAYER_KEYS.items()
+            if name not in _LATER or key in line
+        }
         layers = [
             LayerMetrics(**{name: column[layer] for name, column in columns.items()})
             for layer in range(len(columns["tokens_per_expert"]))
@@ -120,6 +128,8 @@ _AFTER_LAYERS = ("tokens_per_second", "mfu", "memory_gb")
 _LAYER_KEYS = {figure.name: figure.name for figure in fields(LayerMetrics)}
 # Without the prefix, these are the names of the means over all layers.
 _LAYER_KEYS |= {"balance_loss": "layer_balance_loss", "z_loss": "layer_z_loss"}
+_LATER = ("experts_per_token", "vanished_share")
+"""Figures that lines of earlier versions do not have."""
 
 
 def layer_metrics(
@@ -136,10 +146,12 @@ def layer_metrics(
         cv=variation(counts),
         max_violation=max_violation(counts),
         dead_experts=dead_experts(counts),
+        experts_per_token=sum(counts) / tokens,
         routing_entropy=stats.entropy.item() / tokens,
         mean_gate=stats.gate.item() / sum(counts) if sum(counts) else None,
         dropped_share=stats.dropped.item() / chosen if chosen else 0.0,
         unrouted_share=stats.unrouted.item() / tokens,
+        vanished_share=stats.vanished.item() / tokens,
         not_finite_logits=round(stats.not_finite.item()),
         router_grad_norm=router_grad_norm,
         balance_loss=balance_loss,

@@ -1,13 +1,13 @@
 """Carry out the actions that alarms ask for."""
 
-from collections import Counter
+from collections import defaultdict
 
 import torch
 from torch import Tensor
 
 from moebius.errors import NumericError
 from moebius.model.transformer import RoutedLayer, routed_layers
-from moebius.moe.load import DEAD_SHARE
+from moebius.moe.load import dead_share, is_enough
 from moebius.observe.alarms import Alarm
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.log import StepLog
@@ -16,6 +16,7 @@ from moebius.train.state import TrainState, aux_coefficients, is_finite
 
 HIGHEST_LEVEL = 5  # most doublings by raise_aux: 2**5 = 32 times the balance loss
 NUDGE = 0.1  # largest shift of a bias, as a probability: that of an expert without any tokens
+NUDGE_OF_EVEN = 0.4  # of a softmax's even probability, 1 / E, which is less with many experts
 NOISE = 0.1  # added to a revived expert's weights, in standard deviations of the copied ones
 
 
@@ -31,7 +32,7 @@ def answer(
     Raises NumericError, with the state saved, if an alarm stops the run, or if the run would be
     rolled back more than max_rollbacks times.
     """
-    revived: Counter[int] = Counter()
+    revived: defaultdict[int, list[int]] = defaultdict(list)
     for alarm in alarms:
         if alarm.action == "stop" and not alarm.over:
             log.event(alarm, _saved(state, writer))
@@ -40,14 +41,13 @@ def answer(
         if alarm.action == "roll_back" and not alarm.over:
             return roll_back(alarm, state, writer, log, max_rollbacks)
         log.event(alarm, carry_out(alarm, state, revived[alarm.layer]))
-        revived[alarm.layer] += alarm.action == "revive" and not alarm.over
 
 
-def carry_out(alarm: Alarm, state: TrainState, revived_before: int = 0) -> str:
+def carry_out(alarm: Alarm, state: TrainState, revived: list[int] | None = None) -> str:
     """Carry out the alarm's action, and return what was done, in words.
 
-    revived_before is the number of the layer's experts that were already revived in this step;
-    each revived expert is copied from a different expert.
+    revived: the layer's experts that were already revived in this step, to which this alarm's is
+    added. None is revived twice, and each is copied from a different expert.
     """
     index = _routed_index(state, alarm.layer)
     if alarm.action == "raise_aux":
@@ -59,7 +59,7 @@ def carry_out(alarm: Alarm, state: TrainState, revived_before: int = 0) -> str:
         nudge_bias(layer, alarm.counts)
         return "choice shifted towards the experts with little load"
     if alarm.action == "revive":
-        return _revive_weakest(alarm, layer, state, revived_before)
+        return _revive_dead(alarm, layer, state, [] if revived is None else revived)
     return ""
 
 
@@ -67,12 +67,17 @@ def carry_out(alarm: Alarm, state: TrainState, revived_before: int = 0) -> str:
 def nudge_bias(layer: RoutedLayer, counts: list[int]) -> None:
     """Shift the choice towards experts below the mean load, in proportion to their difference.
 
-    A bias stays between -1 and 1, because two probabilities cannot differ by more.
+    A bias stays between -1 and 1, because two probabilities cannot differ by more. Softmax scores
+    of many experts are small, and so are the shifts: 0.1 would outweigh 50 times the even
+    probability of one of 512 experts, and all tokens would move at once.
     """
     bias_E = layer.router.bias_E
+    largest = NUDGE
+    if not layer.router.config.has_sigmoid_scores:
+        largest = min(NUDGE, NUDGE_OF_EVEN / len(counts))
     load_E = torch.tensor(counts, dtype=bias_E.dtype, device=bias_E.device)
     load_E *= len(counts) / max(1, sum(counts))
-    bias_E += NUDGE * (1 - load_E).clamp(min=-1)
+    bias_E += largest * (1 - load_E).clamp(min=-1)
     bias_E -= bias_E.mean()
     bias_E.clamp_(-1, 1)
 
@@ -96,19 +101,26 @@ def revive(
             value[weak] = value[busy]
 
 
-def _revive_weakest(
-    alarm: Alarm, layer: RoutedLayer, state: TrainState, revived_before: int
-) -> str:
-    """Replace the dead expert, or the one with the least load, with a copy of a busy one."""
-    counts = alarm.counts
+def _revive_dead(alarm: Alarm, layer: RoutedLayer, state: TrainState, revived: list[int]) -> str:
+    """Replace the alarm's expert or, without one, the layer's weakest with a copy of a busy one.
+
+    Only a dead expert is replaced. The weakest expert of an uneven layer may be healthy, and so
+    may one whose load was too small on average over the rule's window.
+    """
+    counts, total = alarm.counts, sum(alarm.counts)
     by_load = sorted(range(len(counts)), key=lambda expert: -counts[expert])
     names_expert = alarm.rule == "dead_expert"
-    weak = alarm.expert if names_expert else by_load[-1]
-    fewest = (alarm.threshold if names_expert else DEAD_SHARE) * sum(counts)
-    alive = [expert for expert in by_load if counts[expert] >= fewest and expert != weak]
+    share = alarm.threshold if names_expert else dead_share(len(counts))
+    alive = [expert for expert in by_load if not total or counts[expert] / total >= share]
+    suspects = [alarm.expert] if names_expert else by_load[::-1]
+    dead = [expert for expert in suspects if expert not in alive and expert not in revived]
+    # The alarm of a single expert only fires if there are enough tokens.
+    if not dead or not (names_expert or is_enough(counts)):
+        return "no dead expert to replace"
     if not alive:
         return "no busier expert to copy"
-    busy = alive[revived_before % len(alive)]
+    weak, busy = dead[0], alive[len(revived) % len(alive)]
+    revived.append(weak)
     seed = hash((alarm.step, alarm.layer, weak)) % 2**63
     revive(layer, weak, busy, state.optimizers, seed)
     return f"expert {weak} is now a copy of expert {busy}, with noise"

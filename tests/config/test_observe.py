@@ -13,6 +13,7 @@ ABOUT_LOSS = ("router_gradient", "dropped_tokens", "unrouted_tokens")
 ACTIONS = {
     **dict.fromkeys(ABOUT_LOAD, ("off", "warn", "raise_aux", "nudge_bias", "revive", "stop")),
     **dict.fromkeys(ABOUT_LOSS, ("off", "warn", "raise_aux", "nudge_bias", "stop")),
+    "vanishing_scores": ("off", "warn", "stop"),
     "router_logits": ("off", "warn", "stop"),
     "loss_spike": ("off", "warn", "roll_back", "stop"),
 }
@@ -30,7 +31,7 @@ def refusal(name: str, **values: Any) -> str:
     return str(caught.value)
 
 
-def test_nine_alarms_and_only_logits_that_are_not_finite_stop_a_run():
+def test_ten_alarms_and_only_logits_that_are_not_finite_stop_a_run():
     rules = ObserveConfig().rules()
     assert list(rules) == [
         "cv",
@@ -40,6 +41,7 @@ def test_nine_alarms_and_only_logits_that_are_not_finite_stop_a_run():
         "routing_entropy",
         "dropped_tokens",
         "unrouted_tokens",
+        "vanishing_scores",
         "router_logits",
         "loss_spike",
     ]

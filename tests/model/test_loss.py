@@ -84,6 +84,7 @@ def layer(balance: float, z: float) -> LayerStats:
         unrouted=nothing,
         dropped=nothing,
         not_finite=nothing,
+        vanished=nothing,
         tokens=torch.tensor(tokens),
     )
 

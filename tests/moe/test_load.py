@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from moebius.moe.load import dead_experts, max_violation, variation
+from moebius.moe.load import dead_experts, dead_share, is_enough, max_violation, variation
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,45 @@ def test_the_founding_documents_collapse():
 )
 def test_dead_experts_by_hand(counts, expected):
     assert dead_experts(counts) == expected
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 3, 9, 10, 11, 64, 100, 128, 512, 4_096])
+@pytest.mark.parametrize("each", [1, 7, 10, 1_024])
+def test_no_expert_is_dead_under_an_even_load(num_experts, each):
+    assert dead_experts([each] * num_experts) == 0
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "fewest", "total"),
+    [
+        # 1% is the smaller of the two up to 10 experts, and a tenth of the even share from there.
+        (2, 10, 1_000),
+        (9, 10, 1_000),
+        (10, 10, 1_000),
+        (11, 100, 11_000),
+        (64, 7, 4_480),
+        (128, 1, 1_280),
+        (512, 3, 15_360),
+    ],
+)
+def test_the_smallest_healthy_load_by_hand(num_experts, fewest, total):
+    """The last expert has `fewest` of the `total` tokens, or one token less."""
+    for count, expected in ((fewest, 0), (fewest - 1, 1)):
+        rest, left = divmod(total - count, num_experts - 1)
+        counts = [rest + (expert < left) for expert in range(num_experts - 1)] + [count]
+        assert sum(counts) == total and dead_experts(counts) == expected
+
+
+def test_a_configured_share_can_only_make_a_dead_expert_rarer():
+    assert dead_share(4, 0.02) == 0.02
+    assert dead_share(4, 0.05) == 1 / 40  # a tenth of the even share
+    assert dead_share(512, 0.05) == dead_share(512) == 1 / 5_120
+    assert dead_share(512, 1e-5) == 1e-5
+
+
+def test_enough_tokens_are_25_for_each_expert():
+    assert is_enough([100, 0, 0, 0]) and not is_enough([99, 0, 0, 0])
+    assert is_enough([25]) and not is_enough([4] * 512)
 
 
 @pytest.mark.parametrize(

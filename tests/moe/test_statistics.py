@@ -159,6 +159,16 @@ def test_logits_that_are_not_finite_are_counted(variant):
     assert stats_of(drawn(), **VARIANTS[variant]).not_finite == 0
 
 
+@pytest.mark.parametrize("level", [-30.0, -200.0, -1e4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_tokens_whose_scores_all_vanish_are_counted(variant, level):
+    logits = drawn()
+    logits[3:10] += level
+    logits[3, 1] = -10.0  # one score of about 5e-5 is left
+    is_sigmoid = "sigmoid" in variant
+    assert stats_of(logits, **VARIANTS[variant]).vanished == (6 if is_sigmoid else 0)
+
+
 def with_gradient(stats: LayerStats) -> set[str]:
     return {name for name, figure in stats._asdict().items() if figure.requires_grad}
 
@@ -214,7 +224,7 @@ def test_flat_and_back():
     shapes = ((5, 4), (3, 1), (7, 2))  # experts and groups of each layer
     layers = [stats_of(drawn(experts=experts), groups) for experts, groups in shapes]
     figures_X = flat(layers)
-    assert len(figures_X) == sum(experts * (1 + 2 * groups) + 7 for experts, groups in shapes)
+    assert len(figures_X) == sum(experts * (1 + 2 * groups) + 8 for experts, groups in shapes)
     for ours, expected in zip(unflat(figures_X, layers), layers, strict=True):
         for figure, expected_figure in zip(ours, expected, strict=True):
             assert torch.equal(figure, expected_figure)

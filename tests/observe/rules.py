@@ -8,7 +8,14 @@ from moebius.observe.alarms import Alarm, Alarms
 from moebius.observe.metrics import StepMetrics
 from tests.observe.made_up import metrics_of
 
-ABOVE = ["cv", "dominant_expert", "dropped_tokens", "unrouted_tokens", "router_logits"]
+ABOVE = [
+    "cv",
+    "dominant_expert",
+    "dropped_tokens",
+    "unrouted_tokens",
+    "vanishing_scores",
+    "router_logits",
+]
 """Rules that fire above their threshold; the others fire below it."""
 
 

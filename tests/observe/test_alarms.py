@@ -68,11 +68,18 @@ from tests.observe.rules import ABOVE, on_cv, watching
             Place("unrouted_tokens", 2),
             0.51,
         ),
+        (
+            "vanishing_scores",
+            0.5,
+            {"vanished_share": [0.5, 0.9, 0.51]},
+            Place("vanishing_scores", 2),
+            0.51,
+        ),
         ("router_logits", 0, {"not_finite_logits": [0, 9, 1]}, Place("router_logits", 2), 1),
     ],
 )
 def test_a_rule_fires_on_its_figure_alone(name, threshold, harmful, place, value):
-    action = "stop" if name == "router_logits" else "raise_aux"
+    action = "stop" if name in ("router_logits", "vanishing_scores") else "raise_aux"
     rule = Rule(threshold=threshold, window=1, patience=0, action=action)
     harmful_step = metrics_of(step=7, **harmful)
     (alarm,) = watching(**{name: rule}).look(harmful_step)
@@ -92,12 +99,12 @@ def test_a_rule_fires_on_its_figure_alone(name, threshold, harmful, place, value
 def test_the_threshold_itself_is_harmless(name):
     at_threshold = metrics_of(
         step=1,
-        cv=[0.25, 0.0, 0.25],
-        tokens_per_expert=[[25, 25, 50], [], [1, 1, 2]],
-        routing_entropy=[0.25, None, 0.25],
-        dropped_share=[0.25, 0.0, 0.25],
+        cv=[0.25, 0.0, 0.0],
+        tokens_per_expert=[[250, 2, 248] if name == "dead_expert" else [125, 125, 250], [], []],
+        routing_entropy=[0.25, None, None],
+        dropped_share=[0.25, 0.0, 0.0],
     )
-    threshold = 0.5 if name == "dominant_expert" else 0.25
+    threshold = {"dominant_expert": 0.5, "dead_expert": 0.004}.get(name, 0.25)
     assert not watching(**{name: Rule(threshold=threshold, patience=0)}).look(at_threshold)
     stricter = threshold * (0.99 if name in ABOVE else 1.01)
     assert watching(**{name: Rule(threshold=stricter, patience=0)}).look(at_threshold)
@@ -120,23 +127,28 @@ def test_alarms_come_in_the_order_of_the_rules():
 
 
 @pytest.mark.parametrize(
-    ("num_experts", "threshold", "is_watched"),
-    [
-        (1, 0.5, False),
-        (2, 0.5, False),
-        (3, 0.5, True),
-        (4, 0.25, False),
-        (4, 0.26, True),
-        (3, 0.3, False),
-    ],
+    ("num_experts", "threshold", "limit"),
+    [(1, 0.5, None), (2, 0.5, 2 / 3), (3, 0.5, 0.5), (4, 0.25, 1 / 3), (4, 0.4, 0.4)],
 )
-def test_dominance_is_not_watched_where_an_even_share_is_as_much(
-    num_experts, threshold, is_watched
+def test_a_dominant_expert_has_at_least_a_third_more_than_its_even_share(
+    num_experts, threshold, limit
 ):
     alarms = watching(dominant_expert=Rule(threshold=threshold, patience=0))
-    counts = [[100] + [0] * (num_experts - 1), [], [1] * num_experts]
-    places = [alarm.place for alarm in alarms.look(metrics_of(tokens_per_expert=counts))]
-    assert places == ([Place("dominant_expert", 0, 0)] if is_watched else [])
+    counts = [[100] + [0] * (num_experts - 1), [], [30] * num_experts]
+    fired = alarms.look(metrics_of(tokens_per_expert=counts))
+    expected = [] if limit is None else [Place("dominant_expert", 0, 0)]
+    assert [alarm.place for alarm in fired] == expected
+    assert [alarm.threshold for alarm in fired] == [limit] * len(fired)
+
+
+def test_an_expert_that_every_token_takes_beside_others_is_dominant():
+    """With two experts per token, it has half of the load, but all of the tokens."""
+    alarms = watching(dominant_expert=Rule(threshold=0.5, patience=0))
+    counts = [[100, 34, 33, 33], [], [50] * 4]
+    metrics = metrics_of(tokens_per_expert=counts, experts_per_token=[2.0, None, 2.0])
+    (alarm,) = alarms.look(metrics)
+    assert (alarm.place, alarm.value) == (Place("dominant_expert", 0, 0), 1.0)
+    assert alarm.threshold == pytest.approx(2 / 3)
 
 
 def watching_with_every_rule(window: int = 1) -> Alarms:
@@ -159,6 +171,7 @@ def test_layers_without_experts_are_not_watched():
         router_grad_norm=[None] * 3,
         dropped_share=[9.0] * 3,
         unrouted_share=[9.0] * 3,
+        vanished_share=[9.0] * 3,
         not_finite_logits=[9] * 3,
     )
     assert watching_with_every_rule().look(dense) == []
@@ -167,7 +180,14 @@ def test_layers_without_experts_are_not_watched():
 @pytest.mark.parametrize("window", [1, 5])
 def test_figures_that_are_not_numbers_never_fire(window):
     alarms = watching_with_every_rule(window)
-    names = ("cv", "routing_entropy", "router_grad_norm", "dropped_share", "unrouted_share")
+    names = (
+        "cv",
+        "routing_entropy",
+        "router_grad_norm",
+        "dropped_share",
+        "unrouted_share",
+        "vanished_share",
+    )
     broken = {name: [math.nan] * 3 for name in names}
     # Without tokens, there are no shares of them, and without a gradient, no share of it.
     nothing = metrics_of(tokens_per_expert=[[0, 0, 0], [], [0, 0, 0]], grad_norm=0.0, **broken)
@@ -188,7 +208,7 @@ def test_rules_that_are_off_are_silent_and_remember_nothing():
     )
     for step in range(1, 200):
         assert alarms.look(replace(terrible, step=step, loss=step)) == []
-    assert alarms.state() == {"seen": [], "fine_at": [], "beyond_at": []}
+    assert alarms.state() == {"seen": [], "fine_at": [], "beyond_at": [], "counted": []}
 
 
 # the loss of the model as a whole
@@ -255,10 +275,8 @@ def test_the_line_says_what_is_wrong_where_by_how_much_and_since_when():
         metrics = metrics_of(step=step, tokens_per_expert=counts)
         lines += [str(alarm) for alarm in alarms.look(metrics)]
     assert lines == [
-        "step 20: alarm: layer 0, expert 0: share of the layer's tokens 0.0%, below 1.0% "
-        "since step 10",
-        "step 30: over: layer 0, expert 0: share of the layer's tokens 25.0%, no longer below "
-        "1.0%",
+        "step 20: alarm: layer 0, expert 0: share of the layer's load 0%, below 1% since step 10",
+        "step 30: over: layer 0, expert 0: share of the layer's load 25%, no longer below 1%",
     ]
     (alarm,) = on_cv(Rule(threshold=0.3, patience=0), [(5, 1.414)])
     assert str(alarm) == "step 5: alarm: layer 0: CV of the load 1.41, above 0.30 since step 0"
@@ -275,13 +293,21 @@ def test_the_line_says_what_is_wrong_where_by_how_much_and_since_when():
             "router's share of the gradient norm 3.2e-08, below 1.0e-06",
         ),
         ("routing_entropy", 0.0042, 0.01, "entropy of the routing 0.004, below 0.010"),
+        # With 512 experts, a tenth of the even share
+        (
+            "dead_expert",
+            1 / 65536,
+            1 / 5120,
+            "share of the layer's load 0.00153%, below 0.0195%",
+        ),
+        ("vanishing_scores", 1.0, 0.5, "tokens whose scores vanish 100.0%, above 50.0%"),
         ("dropped_tokens", 0.3, 0.2, "tokens dropped by full experts 30.0%, above 20.0%"),
         ("unrouted_tokens", 0.9, 0.5, "tokens without an expert 90.0%, above 50.0%"),
         ("router_logits", 96, 0, "router logits that are not finite: 96, above 0"),
     ],
 )
 def test_every_rule_has_words(name, value, threshold, words):
-    expert = 1 if name == "dominant_expert" else -1
+    expert = 1 if name in ("dominant_expert", "dead_expert") else -1
     metrics = metrics_of(step=9)
     alarm = Alarm(9, name, 3, expert, value, threshold, 4, "warn", False, metrics)
     who = "layer 3, expert 1" if expert == 1 else "layer 3"

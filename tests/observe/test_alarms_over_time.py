@@ -103,7 +103,7 @@ def test_experts_are_watched_one_by_one():
     alarms = watching(dead_expert=Rule(threshold=0.01, patience=3))
     events = []
     for step in range(1, 12):
-        counts = [0 if step <= 4 else 40, 40, 0 if 2 < step <= 6 else 40]
+        counts = [0 if step <= 4 else 80, 80, 0 if 2 < step <= 6 else 80]
         metrics = metrics_of(step=step, tokens_per_expert=[counts, [], [40, 40, 40]])
         events += [(alarm.step, alarm.expert, alarm.over) for alarm in alarms.look(metrics)]
     assert events == [(3, 0, False), (5, 2, False), (7, 0, True), (9, 2, True)]

@@ -22,6 +22,7 @@ def stats_of(taken: list[float], chosen: list[list[float]], **figures: float) ->
         "unrouted": 0.0,
         "dropped": 0.0,
         "not_finite": 0.0,
+        "vanished": 0.0,
         "tokens": 12.0,
     } | figures
     tensors = {name: torch.tensor(value) for name, value in values.items()}
@@ -37,6 +38,7 @@ def test_a_layers_figures_by_hand():
         dropped=2.0,
         unrouted=2.0,
         not_finite=3.0,
+        vanished=6.0,
     )
     layer = layer_metrics(sums, router_grad_norm=0.25, balance_loss=1.5, z_loss=2.5)
     expected: dict[str, Any] = {
@@ -44,10 +46,12 @@ def test_a_layers_figures_by_hand():
         "cv": pytest.approx(math.sqrt((2 * (4 / 3) ** 2 + (8 / 3) ** 2) / 3) / (10 / 3)),
         "max_violation": pytest.approx(0.8),
         "dead_experts": 0,
+        "experts_per_token": pytest.approx(10 / 12),
         "routing_entropy": 0.5,
         "mean_gate": 0.5,
         "dropped_share": pytest.approx(2 / 12),
         "unrouted_share": pytest.approx(2 / 12),
+        "vanished_share": 0.5,
         "not_finite_logits": 3,
         "router_grad_norm": 0.25,
         "balance_loss": 1.5,
@@ -90,6 +94,14 @@ def test_a_line_is_one_object_with_a_list_for_each_layer_figure():
 )
 def test_a_line_is_read_back_as_the_same_step(metrics: StepMetrics):
     assert StepMetrics.from_json(json.loads(json.dumps(metrics.to_json()))) == metrics
+
+
+def test_a_line_of_a_version_with_fewer_figures_is_read():
+    line = metrics_of().to_json()
+    del line["experts_per_token"], line["vanished_share"]
+    first, *_ = StepMetrics.from_json(line).layers
+    assert first.experts_per_token is None and first.vanished_share == 0.0
+    assert first.tokens_per_expert == [30, 40, 50]
 
 
 def test_figures_that_were_not_measured_are_not_in_the_line():

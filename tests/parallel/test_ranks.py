@@ -212,8 +212,8 @@ def test_an_update_that_is_broken_on_one_rank_is_skipped_on_all(ranks):
 
 
 def test_the_figures_of_all_layers_are_summed_as_one_tensor():
-    vector, matrices, scalars = torch.zeros(3), [torch.zeros(1, 3)] * 2, [torch.zeros(())] * 7
+    vector, matrices, scalars = torch.zeros(3), [torch.zeros(1, 3)] * 2, [torch.zeros(())] * 8
     stats = [LayerStats(vector, *matrices, *scalars)] * 2
-    figures_X = torch.arange(2 * (3 + 3 + 3 + 7), dtype=torch.float32)
+    figures_X = torch.arange(2 * (3 + 3 + 3 + 8), dtype=torch.float32)
     first, second = unflat(sum_over_ranks(figures_X), stats)
-    assert first.tokens_per_expert_E.tolist() == [0.0, 1.0, 2.0] and second.tokens == 31.0
+    assert first.tokens_per_expert_E.tolist() == [0.0, 1.0, 2.0] and second.tokens == 33.0

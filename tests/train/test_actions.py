@@ -30,7 +30,7 @@ DENSE_BETWEEN: dict[str, Any] = {
 
 def with_cv(step: int, *values: float) -> StepMetrics:
     """Return a step whose layers have these CVs."""
-    layers = [LayerMetrics(tokens_per_expert=[1, 1], cv=value) for value in values]
+    layers = [LayerMetrics(tokens_per_expert=[50, 50], cv=value) for value in values]
     return replace(metrics_of(step=step), layers=layers)
 
 
@@ -116,6 +116,22 @@ def test_the_nudge_by_hand():
     nudge_bias(layer, [0, 64, 0, 0])  # 4 times the mean counts as twice
     second = first + NUDGE * torch.tensor([1.0, -1.0, 1.0, 1.0])
     torch.testing.assert_close(layer.router.bias_E, second - second.mean())
+
+
+@pytest.mark.parametrize(("score", "largest"), [("softmax", 0.4 / 64), ("sigmoid", NUDGE)])
+def test_many_experts_with_small_probabilities_are_nudged_less(score, largest):
+    """0.1 would outweigh six times the even probability of one of 64 experts."""
+    state = trained(config_of(num_experts=64, router_score=score), steps=0)
+    layer = routed_layers(state.model)[0]
+    nudge_bias(layer, [0, 2] + [1] * 62)
+    expected = torch.tensor([largest, -largest] + [0.0] * 62)
+    torch.testing.assert_close(layer.router.bias_E, expected)
+
+
+def test_the_only_expert_is_not_nudged():
+    layer = routed_layers(trained(config_of(num_experts=1), steps=0).model)[0]
+    nudge_bias(layer, [64])
+    assert layer.router.bias_E.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("counts", [[16, 16, 16, 16], [0, 0, 0, 0]])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moebius.config import Config
-from moebius.config.observe import Rule
+from moebius.config.observe import ObserveConfig, Rule
 from moebius.errors import Interrupted, NumericError
 from moebius.observe.json_lines import read_lines
 from moebius.train import checkpoint_store
@@ -47,6 +47,20 @@ def test_a_killed_expert_is_reported_and_revived(small, optimizer, monkeypatch):
     assert first["figures"]["tokens_per_expert"][1] == 0
     assert events[-1]["over"]  # a batch of 128 tokens may take more than one try
     assert sum(shares[-10:]) / 10 > 0.5 / 3
+
+
+@pytest.mark.parametrize("router", ["softmax_topk", "switch", "sigmoid"])
+def test_no_alarm_stops_a_run_with_one_expert(small, router):
+    model = replace(small.model, num_experts=1, router_type=router, base_expansion=1.0)
+    rules = {
+        name: replace(rule, action="stop", window=1, patience=3)
+        for name, rule in ObserveConfig().rules().items()
+        if name != "loss_spike"
+    }
+    session = start(watched(replace(small, model=model), 12, **rules), "small", silent)
+    train(session)
+    assert session.state.step == 12
+    assert not session.run.events_path.exists() or not read_lines(session.run.events_path)
 
 
 def test_router_weights_that_are_not_numbers_end_the_run(small, monkeypatch):

@@ -161,16 +161,56 @@ def test_every_dead_expert_is_a_copy_of_a_live_one_and_no_two_are_twins(counts):
 
 def test_an_alarm_about_a_layer_revives_its_weakest_expert_from_its_busiest():
     state = trained(config_of())
-    uneven = alarm_of("revive", counts=(20, 4, 36, 4))
+    uneven = alarm_of("revive", counts=(40, 4, 72, 1))
     assert carry_out(uneven, state) == "expert 3 is now a copy of expert 2, with noise"
-    dominant = alarm_of("revive", counts=(4, 50, 8, 2), rule="dominant_expert", expert=1)
+    dominant = alarm_of("revive", counts=(8, 100, 16, 0), rule="dominant_expert", expert=1)
     assert carry_out(dominant, state) == "expert 3 is now a copy of expert 1, with noise"
+
+
+HEALTHY = {
+    "one expert": (64,),
+    "two uneven experts": (98, 2),
+    "128 even experts": (30,) * 128,
+    # 0.2 of the even share, which is 0.16% of the load
+    "128 experts, one with little": (*(50,) * 127, 10),
+    # One step has too few tokens to tell: 9 of 512 healthy experts have none by chance.
+    "512 experts, some without a token": (*(4,) * 503, *(0,) * 9),
+    "no tokens at all": (0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("rule", ["cv", "dominant_expert", "routing_entropy"])
+@pytest.mark.parametrize("name", HEALTHY)
+def test_no_healthy_expert_is_replaced(name, rule):
+    counts = HEALTHY[name]
+    state = trained(config_of(num_experts=len(counts), num_layers=1), steps=0)
+    before = copied(model_tensors(state.model))
+    alarm = alarm_of("revive", counts=counts, rule=rule)
+    assert carry_out(alarm, state) == "no dead expert to replace"
+    assert changed_names(before, state.model) == []
+
+
+def test_an_expert_that_takes_tokens_again_is_not_replaced():
+    """Its share was too small on average over the rule's window."""
+    state = trained(config_of(), steps=0)
+    assert carry_out(dead(3, 40, 40, 40, 30), state) == "no dead expert to replace"
+
+
+def test_no_expert_is_revived_twice_in_a_step():
+    state = trained(config_of())
+    counts = (400, 0, 200, 0)
+    alarms = [alarm_of("revive", counts=counts), dead(1, *counts), dead(3, *counts)]
+    assert answers_to(alarms, state) == [
+        "expert 3 is now a copy of expert 0, with noise",
+        "expert 1 is now a copy of expert 2, with noise",
+        "no dead expert to replace",
+    ]
 
 
 @pytest.mark.parametrize(
     ("counts", "done"),
     [
-        ((64,), "no busier expert to copy"),
+        ((64,), "no dead expert to replace"),
         ((0, 64), "expert 0 is now a copy of expert 1, with noise"),
     ],
 )

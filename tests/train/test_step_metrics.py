@@ -57,6 +57,7 @@ def stats_of(taken: list[float], tokens: float) -> LayerStats:
         unrouted=torch.tensor(0.0),
         dropped=torch.tensor(0.0),
         not_finite=torch.tensor(0.0),
+        vanished=torch.tensor(0.0),
         tokens=torch.tensor(float(tokens)),
     )
 
