@@ -1,5 +1,7 @@
 """The checkpoints of a run: which one is the newest intact one, and which ones stay."""
 
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -332,3 +334,46 @@ def test_a_link_to_a_checkpoint_is_pruned_and_what_it_leads_to_is_not(tmp_path):
     checkpoint_store.prune(tmp_path, keep_last=1, keep_every=0)
     assert names_in(tmp_path) == ["elsewhere", "step-00000002"]
     checkpoint.load(tmp_path / "elsewhere" / "step-00000001")
+
+
+def save_until(call: int, folder: Path) -> bool:
+    """Save steps 3 and 4, and 4 again, in a process that dies at one of its calls.
+
+    The calls are those that sync, rename or delete. Returns whether the process came to its end.
+    """
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    number = 0
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **settings: Any) -> Any:
+            nonlocal number
+            number += 1
+            if number == call:
+                os._exit(9)
+            return function(*arguments, **settings)
+
+        return counted
+
+    os.fsync, os.rmdir, os.unlink = deadly(os.fsync), deadly(os.rmdir), deadly(os.unlink)
+    Path.rename = deadly(Path.rename)
+    try:
+        for step in (3, 4, 4):
+            save(folder, step)
+            checkpoint_store.prune(folder, 2, 0, written=folder / f"step-{step:08d}")
+    finally:
+        os._exit(0)
+
+
+def test_a_process_that_dies_at_any_call_leaves_the_newest_but_one_at_least(tmp_path):
+    folder, call, is_done = tmp_path / "checkpoints", 0, False
+    while not is_done:
+        call += 1
+        shutil.rmtree(folder, ignore_errors=True)
+        save(folder, 1, 2)
+        is_done = save_until(call, folder)
+        checkpoint_store.tidy(folder)
+        assert checkpoint_store.step_of(checkpoint_store.latest(folder, pytest.fail)) >= 2
+        assert all(re.fullmatch(r"step-\d+", name) for name in names_in(folder))
+    assert call > 30 and saved_steps(folder) == [4, 3]
