@@ -31,6 +31,14 @@ class CheckpointError(MoebiusError):
     exit_code = 4
 
 
+class ForeignCheckpointError(CheckpointError):
+    """An intact checkpoint of another model, text, optimizer or format.
+
+    A damaged checkpoint is passed over for an older one; this one never is, because the older one
+    would hide a mistake.
+    """
+
+
 class NumericError(MoebiusError):
     """A loss or a gradient that is not finite, or a result that is wrong."""
 

@@ -38,8 +38,8 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         explained = _explain(error)
         if is_debugging or explained is None:
             raise
-        code, message = explained
-        print(f"moebius: {message}", file=sys.stderr)
+        code, line = _with_notes(error, *explained)
+        print(f"moebius: {line}", file=sys.stderr)
         sys.exit(code)
     sys.exit(0)
 
@@ -83,6 +83,19 @@ def _explain(error: BaseException) -> tuple[int, str] | None:
             "`moebius plan` estimates what fits"
         )
     return (INTERRUPTED, "interrupted") if isinstance(error, KeyboardInterrupt) else None
+
+
+def _with_notes(error: BaseException, code: int, message: str) -> tuple[int, str]:
+    """Return the exit code and the line, with whatever else went wrong.
+
+    An error that was raised while another one ended the run, as by closing a file on a full disk,
+    comes second, and the exit code is that of the first.
+    """
+    parts = [message, *getattr(error, "__notes__", [])]
+    first = error.__context__
+    if isinstance(first, MoebiusError) and not error.__suppress_context__:
+        code, parts = first.exit_code, [str(first), *getattr(first, "__notes__", []), *parts]
+    return code, "; ".join(dict.fromkeys(" ".join(part.split()) for part in parts))
 
 
 def _is_stdout_closed() -> bool:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from moebius.config import ParallelConfig
 from moebius.data import Tokenizer
+from moebius.errors import CheckpointError
 from moebius.hardware.backends import backends_for
 from moebius.model.transformer import Transformer
 from moebius.train import checkpoint, checkpoint_store
@@ -23,13 +25,16 @@ def load_trained(
     if none is intact.
     """
     config = run.config()
-    folder = checkpoint_store.latest(run.checkpoints, report)
-    tensors, _ = checkpoint.load(folder)
     # The model is not compiled, because a text grows with every token, and every length would be
     # compiled again.
     uncompiled = replace(config, parallel=ParallelConfig(compile="off"))
     model = Transformer(config.model, backends_for(uncompiled, device)).to(device)
-    load_model(model, tensors["model"], folder)
+
+    def load(folder: Path) -> None:
+        load_model(model, checkpoint.load(folder)[0].get("model", {}), folder)
+
+    if checkpoint_store.load_newest(run.checkpoints, load, report) is None:
+        raise CheckpointError(f"{run.checkpoints}: no checkpoint yet; train the run first")
     return model.eval()
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from moebius.errors import NumericError
+from moebius.errors import NumericError, StorageError
 from moebius.model.transformer import RoutedLayer, routed_layers
 from moebius.moe.load import dead_share, is_enough
 from moebius.observe.alarms import Alarm
@@ -155,8 +155,13 @@ def _routed_index(state: TrainState, layer: int) -> int:
 
 def _saved(state: TrainState, writer: CheckpointWriter) -> str:
     """Save the state, wait until it is written, and return what was done, in words."""
-    if not is_finite(state.model):
-        return "not saved: weights are not finite; the last checkpoint is unharmed"
-    writer.save(state)
-    writer.wait()
+    is_sound = is_finite(state.model)
+    try:
+        if is_sound:
+            writer.save(state)
+        writer.wait()
+    except StorageError as error:  # the alarm ends the run, and the writer adds this to its line
+        return f"{error}; {writer.last_good()}"
+    if not is_sound:
+        return f"not saved: weights are not finite; {writer.last_good()}"
     return "state saved"

@@ -2,10 +2,10 @@
 
 No pickle is written or read. A checkpoint is written under a temporary name, synced, and renamed,
 so a folder with its final name is complete. The manifest, which lists every file's size and hash,
-is written last.
+is written last. What was written is then read back, before anything older is deleted.
 """
 
-import hashlib
+import contextlib
 import json
 import os
 import shutil
@@ -17,24 +17,43 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
-from safetensors.torch import save_file
 from torch import Tensor
 
-from moebius.errors import CheckpointError, StorageError
+from moebius.errors import CheckpointError, ForeignCheckpointError, StorageError
+from moebius.train.checkpoint_file import (
+    ADVICE,
+    Entry,
+    Piece,
+    has_size,
+    read_bytes,
+    read_verified,
+    tensor_pieces,
+    verify_file,
+    write_file,
+)
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
-CHUNK = 1 << 24  # bytes that are hashed at a time
 PART_BYTES = 1 << 30  # largest file that holds more than one tensor
 FEW = 4  # a checkpoint of up to this many files, that of a small model, is not worth threads
 THREADS = 4  # for writing, hashing and reading; one thread hashes 1 to 2 GB/s
 PARTIAL, REPLACED = ".partial", ".replaced"  # suffixes of folders that are not in place
-ADVICE = "resume from another checkpoint, or copy this one again"
+DAMAGED = ".damaged"  # suffix of a folder that cannot be loaded; a person may delete it
 
 Groups = dict[str, dict[str, Tensor]]
 """Tensors by group ("model", "optimizer" or "random") and then by name."""
+
+PARSING_ERRORS = (
+    SafetensorError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    AssertionError,
+)
+"""What the parsers of JSON and safetensors raise for contents that make no sense."""
 
 
 def save(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
@@ -69,11 +88,13 @@ def snapshot(tensors: Groups, into: Groups | None = None) -> Groups:
 def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
     """Save what `snapshot` returned. This neither uses the device nor makes training wait.
 
-    Raises StorageError as `save` does.
+    Once it is in place, it is read back and compared with the hashes of the tensors. If it
+    differs, it is set aside, what it replaced is put back, and StorageError is raised. Raises
+    StorageError as `save` does, too.
     """
     aside = folder.with_name(f".{folder.name}{PARTIAL}")
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed while writing
+        remove(aside)  # left by a process that was killed while writing
         aside.mkdir(parents=True)
         parts = {
             name: part for group, named in tensors.items() for name, part in _parts(group, named)
@@ -85,15 +106,15 @@ def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
         files[STATE] = _write(aside / STATE, json.dumps(state, indent=1).encode())
         _write(aside / MANIFEST, _manifest_text(files).encode())
         _sync_folder(aside)
-        _put_in_place(aside, folder)
+        _put_in_place(aside, folder, files)
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or _one_line(error)
         raise StorageError(
             f"{folder}: the checkpoint could not be written: {reason}; "
-            "earlier ones are unharmed; free space or choose another --train.out"
+            "free space or choose another --train.out"
         ) from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
     return folder
 
 
@@ -104,25 +125,27 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Groups, dict
     missing, altered or of another format version.
     """
     tensors: Groups = {}
-    state: dict[str, Any] = {}
+    state: Any = None
     for name, data in verified_files(folder):
         try:
-            if name == STATE:
-                state = json.loads(data)
-            else:
-                part = {key: value.to(device) for key, value in from_safetensors(data).items()}
-                tensors.setdefault(name.partition(".")[0], {}).update(part)
-        except (SafetensorError, ValueError) as error:
+            content = json.loads(data) if name == STATE else from_safetensors(data)
+        except PARSING_ERRORS as error:
             raise CheckpointError(
                 f"{folder / name}: cannot be parsed, {_one_line(error)}; {ADVICE}"
             ) from None
+        if name == STATE:
+            state = content
+        else:
+            part = {key: value.to(device) for key, value in content.items()}
+            tensors.setdefault(name.partition(".")[0], {}).update(part)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder / STATE}: not a JSON object; {ADVICE}")
     return tensors, state
 
 
 def verify(folder: Path) -> None:
     """Read a whole checkpoint. Raises CheckpointError if anything is not as it was written."""
-    for _ in verified_files(folder):
-        pass
+    _verify(folder, _manifest(folder))
 
 
 def verified_files(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -132,20 +155,39 @@ def verified_files(folder: Path) -> Iterator[tuple[str, bytes]]:
     files are in memory at a time. Raises CheckpointError.
     """
     files = _manifest(folder)
+    yield from _side_by_side(lambda name: read_verified(folder / name, files[name]), list(files))
 
-    def verified(name: str) -> bytes:
-        data, entry = _read(folder / name), files[name]
-        if len(data) != entry["bytes"]:
-            raise CheckpointError(
-                f"{folder / name}: {len(data)} bytes, but {entry['bytes']} were written; {ADVICE}"
-            )
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise CheckpointError(
-                f"{folder / name}: altered since it was written, its SHA-256 differs; {ADVICE}"
-            )
-        return data
 
-    yield from _side_by_side(verified, list(files))
+def seems_whole(folder: Path) -> bool:
+    """Return whether a checkpoint's files are all there with the right sizes.
+
+    They are not read, so this takes no time, and says nothing about their contents.
+    """
+    try:
+        return all(has_size(folder / name, entry) for name, entry in _manifest(folder).items())
+    except CheckpointError:
+        return False
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename what cannot be loaded, so that it is no checkpoint any more, and return its new name.
+
+    Nothing is deleted. Raises OSError.
+    """
+    number, place = 1, folder.with_name(folder.name + DAMAGED)
+    while os.path.lexists(place):
+        number += 1
+        place = folder.with_name(f"{folder.name}{DAMAGED}-{number}")
+    return folder.rename(place)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, a file or a link if it is there; what cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def random_state() -> dict[str, Tensor]:
@@ -157,17 +199,23 @@ def random_state() -> dict[str, Tensor]:
 def set_random_state(states: dict[str, Tensor]) -> None:
     """Restore the states of those generators that this machine has.
 
-    Raises CheckpointError for a tensor that is not the state of a generator.
+    Raises CheckpointError for a tensor that is not the state of a generator; nothing is restored
+    then.
     """
     try:
-        torch.set_rng_state(states["cpu"].cpu())
+        own = {"cpu": states["cpu"].cpu()}
         for index in range(torch.cuda.device_count()):
             if f"cuda:{index}" in states:
-                torch.cuda.set_rng_state(states[f"cuda:{index}"].cpu(), index)
+                own[f"cuda:{index}"] = states[f"cuda:{index}"].cpu()
+        for device, state in own.items():
+            torch.Generator(device).set_state(state)  # refuses what is no state
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(
             f"random: not the state of torch's generators, {_one_line(error)}; {ADVICE}"
         ) from None
+    torch.set_rng_state(own.pop("cpu"))
+    for device, state in own.items():
+        torch.cuda.set_rng_state(state, device)
 
 
 def _copied(tensor: Tensor, buffer: Tensor | None) -> Tensor:
@@ -199,91 +247,103 @@ def _parts(group: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[s
         yield f"{group}{f'.{number}' if number > 1 else ''}{TENSORS}", part
 
 
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def _manifest(folder: Path) -> dict[str, Entry]:
     """Return the manifest's entries by file name.
 
     The file must be exactly what `write` writes for these entries, so that any altered byte is
     noticed.
     """
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror or error}; {ADVICE}") from None
+    if not is_folder:
         raise CheckpointError(
             f"{folder}: no checkpoint here; name a step-* folder of a run's checkpoints"
         )
-    data = _read(folder / MANIFEST)
+    data = read_bytes(folder / MANIFEST)
     try:
         manifest = json.loads(data)
-        version, files = manifest["version"], manifest["files"]
+        version = manifest["version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ForeignCheckpointError(
+                f"{folder}: checkpoint format {version}, this Moebius reads {FORMAT_VERSION}; "
+                "use the version that wrote it"
+            )
+        files = manifest["files"]
         is_ours = all(
             set(entry) == {"bytes", "sha256"} and Path(name).name == name
             for name, entry in files.items()
         )
         is_intact = is_ours and STATE in files and _manifest_text(files).encode() == data
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (*PARSING_ERRORS, AttributeError):
         raise CheckpointError(
             f"{folder / MANIFEST}: altered since it was written; {ADVICE}"
         ) from None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder}: checkpoint format {version}, this Moebius reads {FORMAT_VERSION}; "
-            "use the version that wrote it"
-        )
     if not is_intact:
         raise CheckpointError(f"{folder / MANIFEST}: altered since it was written; {ADVICE}")
     return files
 
 
-def _manifest_text(files: dict[str, dict[str, Any]]) -> str:
+def _manifest_text(files: dict[str, Entry]) -> str:
     return json.dumps({"version": FORMAT_VERSION, "files": files}, indent=1)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; {ADVICE}") from None
+def _verify(folder: Path, files: dict[str, Entry]) -> None:
+    for _ in _side_by_side(lambda name: verify_file(folder / name, files[name]), list(files)):
+        pass
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Write a file of tensors, sync it, and return its manifest entry.
-
-    Unlike save, save_file lets other threads run, and needs no second copy in memory.
-    """
-    save_file(tensors, path)
-    digest = hashlib.sha256()
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> Entry:
+    """Write a file of tensors, sync it, and return its manifest entry."""
+    return write_file(path, tensor_pieces(tensors))
 
 
-def _write(path: Path, data: bytes) -> dict[str, Any]:
+def _write(path: Path, data: Piece) -> Entry:
     """Write a file, sync it, and return its manifest entry."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return write_file(path, [data])
 
 
-def _put_in_place(aside: Path, folder: Path) -> None:
-    """Rename a complete folder to its final name.
+def _put_in_place(aside: Path, folder: Path, files: dict[str, Entry]) -> None:
+    """Rename a complete folder to its final name, and compare it with the entries of its files.
 
-    An existing checkpoint of that name is moved out of the way first, and deleted once the new one
-    is in place.
+    It is in place before it is compared, because a process that is about to be killed may not have
+    the time to read it. An existing checkpoint of that name is moved out of the way first, put
+    back if anything fails, and deleted once the new one was read back. Raises OSError, and
+    StorageError if the new one differs.
     """
     replaced = folder.with_name(f".{folder.name}{REPLACED}")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
+    remove(replaced)
+    if os.path.lexists(folder):
         folder.rename(replaced)
     try:
         aside.rename(folder)
-    except OSError:
-        if replaced.exists():
+        _sync_folder(folder.parent)
+        _compare(folder, files)
+    except (OSError, StorageError):
+        if os.path.lexists(folder):
+            folder.rename(aside)
+        if os.path.lexists(replaced):
             replaced.rename(folder)
         raise
-    _sync_folder(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced)
+
+
+def _compare(folder: Path, files: dict[str, Entry]) -> None:
+    """Compare a checkpoint that was just written with the entries of what was meant.
+
+    If it differs, it is set aside, and StorageError is raised.
+    """
+    try:
+        if _manifest(folder) != files:
+            raise CheckpointError(f"{folder / MANIFEST}: altered since it was written")
+        _verify(folder, files)
+    except CheckpointError as error:
+        reason = str(error).removesuffix(f"; {ADVICE}")
+        raise StorageError(
+            f"just written, but not readable: {reason}; set aside as {set_aside(folder).name}, "
+            "older checkpoints are kept; check the disk, or choose another --train.out"
+        ) from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -295,4 +355,4 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from moebius.errors import CheckpointError, StorageError
+from moebius.errors import Interrupted, StorageError
 from moebius.parallel.process import Process
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.state import TrainState
@@ -15,8 +15,10 @@ class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time. Training only waits for the copy to memory.
 
     Use it as a context manager: leaving it waits for the last checkpoint. An error in writing is
-    raised by the next `save` or `wait`, and leaves no partial checkpoint behind. Only the process
-    of rank 0 saves anything.
+    raised by the next `save` or `wait`, and leaves no partial checkpoint behind. If another error
+    ends the run first, it gets the error in writing as a note, and keeps its own exit code. Either
+    gets a note on which checkpoint the run can continue from. Only the process of rank 0 saves
+    anything.
     """
 
     def __init__(
@@ -27,11 +29,13 @@ class CheckpointWriter:
         process: Process | None = None,
     ):
         self.checkpoints, self.keep_last, self.keep_every = checkpoints, keep_last, keep_every
-        self._writes = process is None or process.writes
+        self.writes = process is None or process.writes
+        """Whether this process saves checkpoints."""
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._copies: checkpoint.Groups = {}
         self._saved: tuple[int, int] | None = None
+        self._failures: list[Exception] = []
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -43,18 +47,48 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None:
-                self.wait()
+            self.wait()
+        except Exception as failure:
+            if error is None:
+                self._add_notes(failure)
+                raise
         finally:
             self._pool.shutdown(wait=True)
+        if error is not None:
+            self._add_notes(error)
 
     def save(self, state: TrainState) -> None:
         """Copy the state and start writing it, unless the state of this step is already saved.
 
-        Raises StorageError if the previous checkpoint could not be written.
+        Raises StorageError if the previous checkpoint could not be written. This state is written
+        nevertheless, because it may be the last one of the run, and the disk may have recovered.
         """
-        self.wait()
-        if not self._writes or self._saved == (state.step, state.batch):
+        try:
+            self.wait()
+        except Exception:
+            self._start(state)
+            self.wait()
+            raise
+        self._start(state)
+
+    def wait(self) -> None:
+        """Wait until the current checkpoint is written. Raises StorageError if that failed."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except Exception as failure:
+            self._saved = None
+            self._failures.append(failure)
+            raise
+
+    def last_good(self) -> str:
+        """Return, in words, which checkpoint the run can continue from."""
+        return checkpoint_store.last_good(self.checkpoints)
+
+    def _start(self, state: TrainState) -> None:
+        if not self.writes or self._saved == (state.step, state.batch):
             return
         self._saved = (state.step, state.batch)
         tensors, values = state.captured()
@@ -62,22 +96,28 @@ class CheckpointWriter:
         folder = self.checkpoints / f"step-{state.step:08d}"
         self._pending = self._pool.submit(self._write, folder, self._copies, values)
 
-    def wait(self) -> None:
-        """Wait until the current checkpoint is written. Raises StorageError if that failed."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
     def _write(self, folder: Path, tensors: checkpoint.Groups, values: dict[str, Any]) -> None:
         checkpoint.write(folder, tensors, values)
         try:
-            checkpoint_store.prune(self.checkpoints, self.keep_last, self.keep_every)
-        except CheckpointError as error:
-            raise StorageError(
-                f"just written, but not readable: {error}; older checkpoints are kept"
-            ) from None
+            checkpoint_store.prune(self.checkpoints, self.keep_last, self.keep_every, folder)
         except OSError as error:
             raise StorageError(
                 f"{error.filename or self.checkpoints}: {error.strerror or error}; "
                 "it could not be deleted"
             ) from None
+
+    def _add_notes(self, error: BaseException) -> None:
+        """Add the errors in writing, and the last good checkpoint, to the error that ends the run.
+
+        The command line prints notes on the line of the error.
+        """
+        for failure in self._failures:
+            if failure is not error:
+                error.add_note(_in_words(failure))
+        if not isinstance(error, Interrupted):
+            error.add_note(self.last_good())
+
+
+def _in_words(failure: Exception) -> str:
+    kind = "" if isinstance(failure, StorageError) else f"{type(failure).__name__}: "
+    return kind + " ".join(str(failure).split())

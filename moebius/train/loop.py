@@ -3,6 +3,7 @@
 from moebius.errors import Interrupted
 from moebius.observe.terminal import Terminal
 from moebius.train.actions import answer
+from moebius.train.checkpoint_store import last_good
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.evaluate import Evaluation, evaluate
 from moebius.train.log import StepLog
@@ -22,7 +23,7 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     trained = (state.model, session.corpus, session.config, session.device)
     evaluation: Evaluation | None = None
     with (
-        StopSignals() as stop,
+        StopSignals(last_words=lambda: last_good(session.run.checkpoints)) as stop,
         StepLog(session, terminal) as log,
         CheckpointWriter(
             session.run.checkpoints, config.keep_last, config.keep_every, session.process

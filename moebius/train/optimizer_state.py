@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from moebius.errors import CheckpointError
+from moebius.errors import ForeignCheckpointError
 from moebius.train.muon import Muon
 
 
@@ -27,12 +27,12 @@ def named_state(
     }
 
 
-def load_named_state(
+def check_named_state(
     optimizers: Iterable[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
-    """Restore what `named_state` returned, so that training continues with identical bits.
+    """Raise ForeignCheckpointError unless the tensors are the state of these optimizers.
 
-    Raises CheckpointError, which names the first entries that do not fit; nothing is loaded then.
+    It names the first entries that do not fit.
     """
     own = named_state(optimizers, model)
     _refuse("missing", own.keys() - tensors.keys())
@@ -40,18 +40,28 @@ def load_named_state(
     for name, value in own.items():
         if (tensors[name].shape, tensors[name].dtype) != (value.shape, value.dtype):
             stored, needed = (f"{list(t.shape)} {t.dtype}" for t in (tensors[name], value))
-            raise CheckpointError(
+            raise ForeignCheckpointError(
                 f"optimizer state: {name} is {stored}, not {needed}; "
                 "resume with the run's own model"
             )
-    for name, value in own.items():
+
+
+def load_named_state(
+    optimizers: Iterable[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Restore what `named_state` returned, so that training continues with identical bits.
+
+    Raises ForeignCheckpointError as `check_named_state` does; nothing is loaded then.
+    """
+    check_named_state(optimizers, model, tensors)
+    for name, value in named_state(optimizers, model).items():
         value.copy_(tensors[name])
 
 
 def _refuse(problem: str, names: set[str]) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise CheckpointError(
+        raise ForeignCheckpointError(
             f"optimizer state: {problem}: {', '.join(sorted(names)[:3])}{more}; "
             "resume with the run's own model and train.optimizer"
         )

@@ -3,7 +3,7 @@
 PaLM was trained this way (Chowdhery et al. 2022, arXiv 2204.02311, section 5.1).
 """
 
-from moebius.errors import CheckpointError, NumericError
+from moebius.errors import CheckpointError, NumericError, StorageError
 from moebius.observe.alarms import Alarm
 from moebius.train import checkpoint_store
 from moebius.train.checkpoint_writer import CheckpointWriter
@@ -17,12 +17,16 @@ def roll_back(
     """Load the newest intact checkpoint from before the alarm's cause, and skip the batches since.
 
     Without such a checkpoint, the run continues as it is. Raises NumericError if the run has
-    already been rolled back max_rollbacks times.
+    already been rolled back max_rollbacks times, and StorageError if a checkpoint could not be
+    written.
     """
-    writer.wait()
     try:
-        folder = checkpoint_store.latest(writer.checkpoints, lambda line: None, up_to=alarm.since)
-    except CheckpointError:
+        writer.wait()
+    except StorageError:
+        log.event(alarm, "not rolled back: a checkpoint could not be written")
+        raise
+    folders = checkpoint_store.complete(writer.checkpoints)
+    if not any(checkpoint_store.step_of(folder) <= alarm.since for folder in folders):
         done = f"not rolled back: there is no checkpoint of step {alarm.since} or before"
         return log.event(alarm, done)
     if state.rollbacks >= max_rollbacks:
@@ -32,11 +36,17 @@ def roll_back(
             f"train.max_rollbacks={max_rollbacks}"
         )
     batch, rollbacks = state.batch, state.rollbacks
-    state.load(folder)
+    lines: list[str] = []  # about the checkpoints that are passed over
+    try:
+        checkpoint_store.load_newest(
+            writer.checkpoints, state.load, lines.append, alarm.since, set_aside=writer.writes
+        )
+    except CheckpointError as error:
+        return log.event(alarm, f"not rolled back: {error}")
     num_skipped = batch - state.batch
     state.batch, state.rollbacks = batch, rollbacks + 1
     checkpoint_store.discard_after(writer.checkpoints, state.step)
     log.rewind()
     done = f"rolled back to step {state.step}, leaving out {num_skipped} batches"
-    log.event(alarm, done, rewound_to=state.step)
+    log.event(alarm, "; ".join([done, *lines]), rewound_to=state.step)
     writer.save(state)  # so that a resumed run leaves out the same batches, too

@@ -13,7 +13,7 @@ from moebius.hardware.device import choose_device
 from moebius.model.transformer import lookahead, seeded
 from moebius.parallel.layout import lay_out
 from moebius.parallel.process import Process
-from moebius.train.checkpoint_store import complete, latest, tidy
+from moebius.train.checkpoint_store import load_newest, tidy
 from moebius.train.common_start import tie_experts
 from moebius.train.run_directory import RunDirectory
 from moebius.train.state import TrainState
@@ -76,7 +76,6 @@ def resume(
     device = choose_device(config.train.device)
     if process.writes:
         tidy(run.checkpoints)
-    folder = latest(run.checkpoints, say) if complete(run.checkpoints) else None
     corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
     if corpus.tokenizer.to_json() != run.tokenizer().to_json():
         raise ConfigError(
@@ -84,8 +83,7 @@ def resume(
             "run's: its text has changed"
         )
     state = build(config, corpus, device, say)
-    if folder is not None:
-        state.load(folder)
+    load_newest(run.checkpoints, state.load, say, set_aside=process.writes)
     say(f"resuming {run.root} at step {state.step:,} of {config.train.steps:,}")
     feed = feed_for(config, corpus, device, process)
     return Session(config, run, corpus, feed, state, process)

@@ -71,8 +71,7 @@ class SkippedSteps:
         if self._state.skipped > self._config.max_skipped:
             raise NumericError(
                 f"step {self._state.step}: loss or gradient not finite {self._state.skipped} "
-                "times in a row; the last checkpoint is unharmed. Lower --train.lr, or lengthen "
-                "--train.warmup_steps"
+                "times in a row; lower --train.lr, or lengthen --train.warmup_steps"
             )
 
     def forget(self) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from moebius.config import Config
-from moebius.errors import CheckpointError
+from moebius.errors import CheckpointError, ForeignCheckpointError
 from moebius.model.transformer import Transformer, routed_layers
 from moebius.observe.alarms import Alarms
 from moebius.train import checkpoint
 from moebius.train.optimizer import build_optimizers
-from moebius.train.optimizer_state import load_named_state, named_state
+from moebius.train.optimizer_state import check_named_state, load_named_state, named_state
+from moebius.train.state_values import check_values
 
 _NUMBERS = ("step", "batch", "tokens", "skipped", "rollbacks", "aux_levels")
 SMALLEST_RAISED = 0.005  # smallest coefficient that `raise_aux` doubles, if the configured is less
@@ -61,23 +62,38 @@ class TrainState:
             "optimizer": named_state(self.optimizers, self.model),
             "random": checkpoint.random_state(),
         }
-        values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")}
-        return tensors, deepcopy(values | {"alarms": self.alarms.state()})
+        return tensors, self._values()
 
     def load(self, folder: Path) -> None:
-        """Load a checkpoint. Raises CheckpointError if it is damaged or from another model."""
+        """Load a checkpoint; nothing of it if anything is wrong with it.
+
+        Raises CheckpointError if it is damaged, and ForeignCheckpointError if it is intact but
+        from another model, optimizer or text.
+        """
         tensors, state = checkpoint.load(folder)
-        if state["corpus"] != self.corpus:
+        check_values(folder, state, self._values())
+        if missing := {"model", "optimizer", "random"} - tensors.keys():
             raise CheckpointError(
+                f"{folder}: without {', '.join(sorted(missing))}; {checkpoint.ADVICE}"
+            )
+        if state["corpus"] != self.corpus:
+            raise ForeignCheckpointError(
                 f"{folder}: trained on another text than data.source now gives; "
                 "its files have changed, or their order"
             )
+        check_model(self.model, tensors["model"], folder)
+        check_named_state(self.optimizers, self.model, tensors["optimizer"])
+        checkpoint.set_random_state(tensors["random"])  # nothing below can fail
         load_model(self.model, tensors["model"], folder)
         load_named_state(self.optimizers, self.model, tensors["optimizer"])
-        checkpoint.set_random_state(tensors["random"])
         for name in _NUMBERS:
             setattr(self, name, state[name])
         self.alarms.load(state["alarms"])
+
+    def _values(self) -> dict[str, Any]:
+        """Return copies of the values that a checkpoint's JSON has."""
+        values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")}
+        return deepcopy(values | {"alarms": self.alarms.state()})
 
 
 def aux_coefficients(state: TrainState) -> list[float]:
@@ -104,19 +120,26 @@ def model_tensors(model: Transformer) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in named}
 
 
-def load_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> None:
-    """Copy a checkpoint's weights into the model.
+def check_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> None:
+    """Raise ForeignCheckpointError unless a checkpoint's weights fit into the model.
 
-    Raises CheckpointError, which names the first keys or shapes that differ.
+    It names the first keys or shapes that differ.
     """
     own = model_tensors(model)
     if differing := sorted(own.keys() ^ tensors.keys()):
-        raise CheckpointError(
+        raise ForeignCheckpointError(
             f"{folder}: the checkpoint of another model; it differs at {', '.join(differing[:3])}"
         )
     for name, tensor in tensors.items():
         if own[name].shape != tensor.shape:
-            raise CheckpointError(
+            raise ForeignCheckpointError(
                 f"{folder}: {name} is {list(tensor.shape)}, the model's is {list(own[name].shape)}"
             )
+
+
+def load_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> None:
+    """Copy a checkpoint's weights into the model. Raises ForeignCheckpointError, copying none."""
+    check_model(model, tensors, folder)
+    own = model_tensors(model)
+    for name, tensor in tensors.items():
         own[name].copy_(tensor)

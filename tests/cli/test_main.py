@@ -151,6 +151,36 @@ def test_an_error_is_one_line_and_an_exit_code(error, code, line, failing: Faili
         moebius(*failing(error), "--debug")
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NumericError("not finite"), 5),
+        (OSError(28, "full"), 6),
+        (KeyboardInterrupt(), 130),
+        (Interrupted("stopped", 15), 143),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_the_notes_of_an_error_are_on_its_line(error, code, failing: Failing, moebius):
+    message = {6: "full", 130: "interrupted"}.get(code, str(error))
+    error.add_note("step 6 could not\nbe written")
+    error.add_note("there is no checkpoint yet")
+    error.add_note("there is no checkpoint yet")
+    line = f"moebius: {message}; step 6 could not be written; there is no checkpoint yet\n"
+    assert moebius(*failing(error)) == Result(code, "", line)
+
+
+def test_an_error_while_another_one_ends_the_run_does_not_hide_it(failing: Failing, moebius):
+    """As when files are closed on a full disk. The exit code is that of the first."""
+    first, second = NumericError("not finite"), StorageError("events.jsonl: full")
+    first.add_note("the last good checkpoint is step 3")
+    second.__context__ = first
+    line = "moebius: not finite; the last good checkpoint is step 3; events.jsonl: full\n"
+    assert moebius(*failing(second)) == Result(5, "", line)
+    second.__suppress_context__ = True  # raised with `from None`: it replaces the first
+    assert moebius(*failing(second)) == Result(6, "", "moebius: events.jsonl: full\n")
+
+
 def closed_pipe() -> io.TextIOWrapper:
     """Return a stream whose reader has gone."""
     reading, writing = os.pipe()

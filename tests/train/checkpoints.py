@@ -1,5 +1,6 @@
 """A made-up checkpoint with every kind of tensor, and the error that a damaged one causes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,32 @@ def refusal_of(folder: Path) -> str:
 def names_in(folder: Path) -> list[str]:
     """Return the sorted names of everything in a folder, hidden names included."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def lie(monkeypatch: pytest.MonkeyPatch, name: str, how: str) -> None:
+    """Make the disk store something else than it was given in every file of that name.
+
+    The file changes right after it was synced: one bit flips, its second half is zeros, missing or
+    followed by more, or nothing of it arrived.
+    """
+    fsync = os.fsync
+
+    def lying(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name == name:
+            path.write_bytes(spoiled(path.read_bytes(), how))
+
+    monkeypatch.setattr(os, "fsync", lying)
+
+
+def spoiled(data: bytes, how: str) -> bytes:
+    """Return the data with one kind of damage."""
+    half = len(data) // 2
+    return {
+        "flip": data[:half] + bytes([data[half] ^ 4]) + data[half + 1 :],
+        "zeros": data[:half] + bytes(len(data) - half),
+        "truncate": data[:half],
+        "lengthen": data + data[half:],
+        "nothing": b"",
+    }[how]

@@ -78,7 +78,10 @@ def test_router_weights_that_are_not_numbers_end_the_run(small, monkeypatch):
     (event,) = [event for event in read_lines(session.run.events_path) if "rule" in event]
     assert (event["step"], event["rule"], event["layer"]) == (8, "router_logits", 1)
     assert event["value"] == TOKENS
-    assert event["done"] == "not saved: weights are not finite; the last checkpoint is unharmed"
+    assert event["done"] == (
+        "not saved: weights are not finite; the last good checkpoint is step 5"
+    )
+    assert refusal.value.__notes__ == ["the last good checkpoint is step 5"]
     assert checkpoint_store.latest(session.run.checkpoints, silent).name == "step-00000005"
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebius.errors import StorageError
+from moebius.errors import CheckpointError, StorageError
 from moebius.train import checkpoint
-from tests.train.checkpoints import FILES, STATE, names_in, some_tensors
+from tests.train.checkpoints import FILES, STATE, lie, names_in, some_tensors
 
 
 def full_disk() -> OSError:
@@ -129,3 +129,122 @@ def test_the_manifest_is_last_and_everything_is_synced_before_the_rename(tmp_pat
     monkeypatch.setattr(Path, "rename", noted_rename)
     checkpoint.save(tmp_path / "step-00000001", some_tensors(), STATE)
     assert events == [*FILES, ".step-00000001.partial", "rename", tmp_path.name]
+
+
+KINDS = ["flip", "zeros", "truncate", "lengthen", "nothing"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", KINDS)
+def test_what_the_disk_did_not_store_is_an_error_that_names_it(tmp_path, monkeypatch, name, how):
+    earlier = checkpoint.save(tmp_path / "step-00000007", some_tensors(), STATE)
+    lie(monkeypatch, name, how)
+    with pytest.raises(
+        StorageError, match=r"step-00000008.*older checkpoints are kept"
+    ) as refusal:
+        checkpoint.save(tmp_path / "step-00000008", some_tensors(), STATE)
+    line = str(refusal.value)
+    assert name in line and "\n" not in line and checkpoint.ADVICE not in line
+    assert names_in(tmp_path) == ["step-00000007", "step-00000008.damaged"]
+    assert sorted(names_in(tmp_path / "step-00000008.damaged")) == sorted(FILES)
+    checkpoint.load(earlier)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize("name", FILES)
+def test_a_replacement_that_the_disk_did_not_store_leaves_the_old_one(tmp_path, monkeypatch, name):
+    folder = checkpoint.save(tmp_path / "step-00000007", some_tensors(), STATE)
+    (tmp_path / "step-00000007.damaged").write_text("of an earlier time")
+    with monkeypatch.context() as patched:
+        lie(patched, name, "flip")
+        with pytest.raises(StorageError, match=r"set aside as step-00000007\.damaged-2"):
+            checkpoint.save(folder, some_tensors(), STATE | {"step": 8})
+    assert checkpoint.load(folder)[1] == STATE
+    assert names_in(tmp_path) == [
+        folder.name,
+        f"{folder.name}.damaged",
+        f"{folder.name}.damaged-2",
+    ]
+    assert (tmp_path / "step-00000007.damaged").read_text() == "of an earlier time"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_the_manifest_of_other_files_is_not_what_was_written(tmp_path, monkeypatch):
+    """A consistent checkpoint is read back, but it is an earlier one: every write was lost."""
+    earlier = checkpoint.save(tmp_path / "step-00000007", some_tensors(), STATE)
+    fsync = os.fsync
+
+    def lying(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name in FILES:
+            path.write_bytes((earlier / path.name).read_bytes())
+
+    monkeypatch.setattr(os, "fsync", lying)
+    with pytest.raises(StorageError, match=r"step-00000008/manifest\.json: altered"):
+        checkpoint.save(tmp_path / "step-00000008", {"model": {"weight": torch.ones(2)}}, {})
+
+
+def test_a_full_disk_at_the_last_sync_leaves_what_was_there(tmp_path, monkeypatch):
+    """The folder of the checkpoints is synced after the rename, which is then undone."""
+    folder = checkpoint.save(tmp_path / "step-00000007", some_tensors(), STATE)
+    sync_folder = checkpoint._sync_folder
+
+    def failing(path: Path) -> None:
+        if path == tmp_path:
+            raise full_disk()
+        sync_folder(path)
+
+    monkeypatch.setattr(checkpoint, "_sync_folder", failing)
+    for step in (7, 8):
+        with pytest.raises(StorageError, match="No space left on device"):
+            checkpoint.save(tmp_path / f"step-{step:08d}", {}, {})
+    assert names_in(tmp_path) == ["step-00000007"] and checkpoint.load(folder)[1] == STATE
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_a_file_or_a_link_of_that_name_is_replaced(tmp_path, make):
+    make(tmp_path / "step-00000007")
+    make(tmp_path / ".step-00000007.partial")
+    make(tmp_path / ".step-00000007.replaced")
+    folder = checkpoint.save(tmp_path / "step-00000007", some_tensors(), STATE)
+    assert checkpoint.load(folder)[1] == STATE and names_in(tmp_path) == [folder.name]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_a_folder_with_all_files_of_the_right_size_seems_whole(tmp_path, name):
+    folder = checkpoint.save(tmp_path / "step-00000007", some_tensors(), STATE)
+    assert checkpoint.seems_whole(folder)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:-1])
+    assert not checkpoint.seems_whole(folder)
+    (folder / name).unlink()
+    assert not checkpoint.seems_whole(folder)
+    assert not checkpoint.seems_whole(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"[" * 200_000,
+        b"9" * 10_000,
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"step": 1',
+    ],
+    ids=["nested too deeply", "number too long", "list", "null", "not UTF-8", "cut short"],
+)
+def test_a_state_that_is_no_object_is_refused_whatever_its_hash(tmp_path, monkeypatch, contents):
+    write = checkpoint._write
+    monkeypatch.setattr(
+        checkpoint,
+        "_write",
+        lambda path, data: write(path, contents if path.name == "state.json" else data),
+    )
+    folder = checkpoint.save(tmp_path / "step-00000007", some_tensors(), STATE)
+    with pytest.raises(
+        CheckpointError, match=r"state\.json: (not a JSON object|cannot be parsed)"
+    ):
+        checkpoint.load(folder)

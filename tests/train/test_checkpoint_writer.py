@@ -81,21 +81,34 @@ def test_old_checkpoints_go(folder, state):
 
 def test_the_last_good_checkpoint_is_never_deleted(folder, state, monkeypatch):
     """If the checkpoint just written cannot be read back, no older one is deleted."""
-    write = checkpoint.write
+    write_tensors = checkpoint._write_tensors
 
-    def spoiled(folder: Path, *arguments: Any) -> Path:
-        write(folder, *arguments)
-        if folder.name == "step-00000002":
-            (folder / "model.safetensors").write_bytes(b"no")
-        return folder
+    def spoiled(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+        entry = write_tensors(path, tensors)
+        if "step-00000002" in path.parent.name and path.name == "model.safetensors":
+            path.write_bytes(b"no")
+        return entry
 
-    monkeypatch.setattr(checkpoint, "write", spoiled)
+    monkeypatch.setattr(checkpoint, "_write_tensors", spoiled)
     writer = CheckpointWriter(folder, keep_last=1, keep_every=0)
     save_steps(writer, state, range(3))
     with pytest.raises(StorageError, match=r"step-00000002.*older checkpoints are kept"):
         writer.wait()
-    assert saved_steps(folder) == [1, 2]
+    assert saved_steps(folder) == [1] and "step-00000002.damaged" in names_in(folder)
     assert checkpoint_store.latest(folder, silent).name == "step-00000001"
+
+
+@pytest.mark.parametrize("keep_last", [1, 2, 3])
+def test_a_damaged_checkpoint_of_a_later_step_does_not_end_a_run(folder, state, keep_last):
+    """What was just written is what is read back, and not whatever has the highest number."""
+    with CheckpointWriter(folder, keep_last=0, keep_every=0) as writer:
+        save_steps(writer, state, range(3, 10, 3))
+    newest = folder / "step-00000009" / "model.safetensors"
+    newest.write_bytes(bytes(newest.stat().st_size))
+    with CheckpointWriter(folder, keep_last=keep_last, keep_every=0) as writer:
+        save_steps(writer, state, range(8, 9))
+    checkpoint.load(folder / "step-00000008")
+    assert {8, *(9, 8, 6)[:keep_last]} == set(saved_steps(folder))
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_is_a_storage_error(folder, state, monkeypatch):

@@ -180,7 +180,7 @@ def break_gradients_of(steps: set[int], session: Session) -> None:
     )
 
 
-def test_too_many_broken_updates_end_the_run_with_the_last_checkpoint_unharmed(small):
+def test_too_many_broken_updates_end_the_run_and_the_last_checkpoint_is_good(small):
     session = new_session(small, log_every=100, eval_every=0, max_skipped=3)
     break_gradients_of(set(range(6, 13)), session)
     # The run notices when it logs or saves. It is a little late, but nothing is lost.
@@ -188,6 +188,7 @@ def test_too_many_broken_updates_end_the_run_with_the_last_checkpoint_unharmed(s
     with pytest.raises(NumericError, match=match) as refusal:
         train(session)
     assert refusal.value.exit_code == 5
+    assert refusal.value.__notes__ == ["the last good checkpoint is step 5"]
     newest = checkpoint_store.latest(session.run.checkpoints, silent)
     assert newest.name == "step-00000005"
     assert all(tensor.isfinite().all() for tensor in checkpoint.load(newest)[0]["model"].values())

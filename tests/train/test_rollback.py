@@ -1,6 +1,8 @@
 """A run returns to before a loss spike, continues without its batches, and gives up eventually."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from moebius.config import Config
 from moebius.config.observe import Rule
-from moebius.errors import NumericError
+from moebius.errors import NumericError, StorageError
 from moebius.observe.json_lines import read_lines
 from moebius.observe.tensorboard import FOLDER
 from moebius.train import checkpoint, checkpoint_store
@@ -132,6 +134,60 @@ def test_rollbacks_are_bounded(small):
     assert refusal.value.exit_code == 5
     assert spikes(session)[-1]["done"] == "not rolled back again: train.max_rollbacks is reached"
     checkpoint.load(checkpoint_store.latest(session.run.checkpoints, silent))
+
+
+def damage(session: Session, step: int) -> None:
+    """Replace the weights of a checkpoint with zeros."""
+    file = session.run.checkpoints / f"step-{step:08d}" / "model.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def interfere(session: Session, at_batch: int, change: Callable[[], Any]) -> None:
+    """Make reading a batch change something first."""
+    read_batch = session.feed.batches.at
+
+    def at(batch: int, *rank: int) -> np.ndarray:
+        if batch == at_batch:
+            change()
+        return read_batch(batch, *rank)
+
+    session.feed.batches.at = at  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_to_be(small):
+    session = start(watching(small), "small", silent)
+    spoil(session, {SPOILED})
+    interfere(session, SPOILED, lambda: damage(session, 15))
+    train(session)
+    (event,) = spikes(session)
+    assert event["done"].startswith("rolled back to step 10, leaving out 8 batches; passed over: ")
+    assert "step-00000015: set aside as step-00000015.damaged" in event["done"]
+    assert session.state.step == STEPS and session.state.batch == STEPS + 8
+    names = {path.name for path in session.run.checkpoints.iterdir()}
+    assert {"step-00000015", "step-00000015.damaged"} <= names  # saved again on the way
+
+
+def test_if_none_can_be_loaded_the_run_goes_on_with_its_own_weights(small):
+    session = start(watching(small), "small", silent)
+    spoil(session, {SPOILED})
+    interfere(session, SPOILED, lambda: [damage(session, step) for step in (5, 10, 15)])
+    train(session)
+    done = spikes(session)[0]["done"]
+    assert done.startswith("not rolled back: ") and "no intact checkpoint" in done
+    assert (session.state.step, session.state.batch, session.state.rollbacks) == (STEPS, STEPS, 0)
+
+
+def test_an_alarm_is_recorded_even_if_a_checkpoint_could_not_be_written(small, monkeypatch):
+    def failing(folder: Path, *_: Any) -> None:
+        raise StorageError(f"{folder}: full")
+
+    monkeypatch.setattr(checkpoint, "write", failing)
+    session = start(watching(small, checkpoint_every=17), "small", silent)
+    spoil(session, {SPOILED})
+    with pytest.raises(StorageError, match="full"):
+        train(session)
+    (event,) = spikes(session)
+    assert event["done"] == "not rolled back: a checkpoint could not be written"
 
 
 def test_without_an_earlier_checkpoint_the_run_says_so_and_goes_on(small):

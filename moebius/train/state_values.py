@@ -1,0 +1,81 @@
+"""Check the values of a checkpoint's state.json before any of them is used.
+
+Their hash says that they are what was written, but not that they were right: the file may come
+from a version with other values, or from a person.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from moebius.errors import CheckpointError
+from moebius.train.checkpoint import STATE
+from moebius.train.checkpoint_file import ADVICE
+
+_ALARMS = ("seen", "fine_at", "beyond_at")
+
+
+def check_values(folder: Path, values: dict[str, Any], own: dict[str, Any]) -> None:
+    """Compare the values with `own`, those that the run's state would write now.
+
+    Each must be there and of the same type: counts are not negative, and lists as long as the
+    run's. Raises CheckpointError, which names the first that is not.
+    """
+    for name, example in own.items():
+        if name not in values:
+            raise _refusal(folder, f"{name} is missing")
+        value = values[name]
+        if not (_is_alarms(value) if name == "alarms" else _is_like(value, example)):
+            raise _refusal(folder, f"{name} cannot be {_shortened(value)}")
+    named = re.fullmatch(r"step-(\d+)", folder.name)
+    if named and int(named[1]) != values["step"]:
+        raise _refusal(folder, f"this is the checkpoint of step {values['step']}, under that name")
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    if isinstance(example, list):
+        return (
+            isinstance(value, list)
+            and len(value) == len(example)
+            and all(_is_like(item, 0) for item in value)
+        )
+    return type(value) is type(example) and (not isinstance(value, int | float) or value >= 0)
+
+
+def _is_alarms(value: Any) -> bool:
+    """Return whether this has the form of what `Alarms.state` returns."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in _ALARMS):
+        return False
+    return all(_is_seen(entry) for entry in value["seen"]) and all(
+        _is_step_of_a_place(entry) for key in _ALARMS[1:] for entry in value[key]
+    )
+
+
+def _is_seen(entry: Any) -> bool:
+    match entry:
+        case [str(), int(), int(), [*figures]]:
+            return all(_is_figure(figure) for figure in figures)
+    return False
+
+
+def _is_figure(figure: Any) -> bool:
+    match figure:
+        case [int(), int() | float()]:
+            return True
+    return False
+
+
+def _is_step_of_a_place(entry: Any) -> bool:
+    match entry:
+        case [str(), int(), int(), int()]:
+            return True
+    return False
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _refusal(folder: Path, problem: str) -> CheckpointError:
+    return CheckpointError(f"{folder / STATE}: {problem}; {ADVICE}")
