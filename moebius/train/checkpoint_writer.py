@@ -54,9 +54,9 @@ class CheckpointWriter:
         Raises StorageError if the previous checkpoint could not be written.
         """
         self.wait()
-        if not self._writes or self._saved == (state.step, state.batch):
+        if not self._writes or self._saved == (state.step, state.sequences):
             return
-        self._saved = (state.step, state.batch)
+        self._saved = (state.step, state.sequences)
         tensors, values = state.captured()
         self._copies = checkpoint.snapshot(tensors, into=self._copies)
         folder = self.checkpoints / f"step-{state.step:08d}"

@@ -30,7 +30,7 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     ):
         while state.step < config.steps and not stop.requested:
             log.clock.go_on()
-            result = train_step(state, feed.at(state.batch), feed.separator, config)
+            result = train_step(state, feed.at(state.sequences), feed.separator, config)
             log.note(result)
 
             latest: Evaluation | None = None

@@ -26,7 +26,7 @@ def with_masking(config: Config, is_masked: bool) -> Config:
 
 def save(session: Session, step: int = 0) -> Path:
     """Save the session's state as the checkpoint of a step."""
-    session.state.step = session.state.batch = step
+    session.state.step, session.state.sequences = step, 4 * step
     folder = session.run.checkpoints / f"step-{step:08d}"
     return checkpoint.save(folder, *session.state.captured())
 
@@ -101,7 +101,7 @@ def test_a_resumed_session_has_the_newest_state(small):
     save(session, step=7)
     lines: list[str] = []
     resumed = resume(small, session.run, lines.append)
-    assert (resumed.state.step, resumed.state.batch) == (7, 7)
+    assert (resumed.state.step, resumed.state.sequences) == (7, 28)
     assert not resumed.state.model.embedding.weight.any()
     assert lines[-1] == f"resuming {session.run.root} at step 7 of 12"
 
