@@ -40,9 +40,10 @@ class Feed:
     """Number of processes that share each global batch equally."""
 
     def at(self, first_sequence: int) -> "Tensor":
-        """Return this process's rows of the global batch that begins with a sequence, on the device.
+        """Return this process's rows of a global batch, on the device.
 
-        The result `tokens_BL` is int64, of shape (batch_size / world_size, seq_len + lookahead).
+        The batch begins with sequence `first_sequence`, counted from the start of the run. The
+        result `tokens_BL` is int64, of shape (batch_size / world_size, seq_len + lookahead).
         Raises ConfigError if `world_size` does not divide the batch size, and DataError if the
         shards are damaged.
         """

@@ -77,12 +77,13 @@ def test_a_resumed_run_keeps_its_model_and_data(trained, moebius):
     refused(
         moebius("resume", run, "--model.dim", "64"),
         2,
-        "--model.dim: a resumed run keeps its model",
+        "model.dim=64: a resumed run keeps model.dim=32, because the weights",
+        "start a new run to change it",
     )
     refused(
-        moebius("resume", run, "--data.source", "x"),
+        moebius("resume", run, "--train.seed", "1", "--train.steps", "20"),
         2,
-        "--data.source: a resumed run keeps its data",
+        "train.seed=1: a resumed run keeps train.seed=0, because it decides the order of the data",
     )
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
