@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moebius.config.observe import Rule
 from moebius.errors import Interrupted, NumericError
 from moebius.observe.json_lines import read_lines
-from moebius.train import checkpoint, checkpoint_store
+from moebius.observe.tensorboard import FOLDER
+from moebius.train import checkpoint, checkpoint_store, loop
+from moebius.train.evaluate import Evaluation
 from moebius.train.loop import is_due
 from moebius.train.run_directory import RunDirectory
 from moebius.train.session import Session, resume
@@ -139,6 +142,42 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(small, variation, mon
         sides = {(event["action"], event["step"] > 7) for event in events}
         actions = ("raise_aux", "revive", "nudge_bias")
         assert sides >= {(action, side) for action in actions for side in (False, True)}
+
+
+def stop_in_evaluation(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send SIGTERM to this process while a run evaluates for the n-th time."""
+    evaluate, calls = loop.evaluate, iter(range(1, 100))
+
+    def interrupted(*arguments: Any) -> Evaluation | None:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 5), (2, 10), (3, 12)])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_evaluation_that_a_signal_prevented_is_made_up_for(
+    small, number, step, times, monkeypatch
+):
+    config = with_train(small, log_every=3)
+    whole = new_session(config, name="whole")
+    expected = train(whole)
+    broken = new_session(config, name="broken")
+    for attempt in range(times):
+        with monkeypatch.context() as patched:
+            stop_in_evaluation(number if attempt == 0 else 1, patched)
+            with pytest.raises(Interrupted, match=f"stopped at step {step}"):
+                train(broken)
+        assert "val_loss" not in metrics_of(broken)[-1]
+        broken = resume(broken.config, broken.run, silent)
+    assert train(broken) == expected
+    assert without_timing(whole) == without_timing(broken)
+    board = EventAccumulator(str(broken.run.root / FOLDER))
+    board.Reload()
+    assert [scalar.step for scalar in board.Scalars("val_loss")] == [5, 10, 12]
+    assert [scalar.step for scalar in board.Scalars("loss")] == [3, 5, 6, 9, 10, 12]
 
 
 def test_resuming_uses_the_newest_intact_checkpoint_and_says_what_it_passed_over(small):
