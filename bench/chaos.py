@@ -11,6 +11,11 @@ faults       SIGKILL at every write, fsync, rename and unlink of a save (needs s
 corruptions  Random flips, truncations and missing files. They must be noticed before a tensor is
              used, and an older checkpoint must be loaded instead.
 signals      SIGTERM at random moments. A valid checkpoint and exit code 143 must follow.
+owners       Two processes at one run. One must train, the other must be refused, and the lock must
+             die with its process.
+terminals    SIGHUP and closed pipes at random moments. The state must be saved.
+sizes        Resumes with another batch size at random steps. The sequences that are read must be
+             those of an uninterrupted run.
 inputs       Malformed configurations, flags, texts and tokenizers. Each must end with one line and
              the right exit code.
 
@@ -35,6 +40,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # every optimizer would import it, in seconds, so it is loaded before forking
 from chaos_inputs import make_case
+from chaos_resumes import WRONG, changed_sizes, lost_terminals, two_owners
 
 from moebius import cli
 from moebius.errors import CheckpointError
@@ -69,12 +75,17 @@ def main() -> None:
         "faults": faults,
         "corruptions": lambda folder: corruptions(folder, options.corruptions, chance),
         "signals": lambda folder: signals(folder, options.signals, chance),
+        "owners": lambda folder: resumes("owners", two_owners, folder, options.owners, chance),
+        "terminals": lambda folder: resumes(
+            "terminals", lost_terminals, folder, options.terminals, chance
+        ),
+        "sizes": lambda folder: resumes("sizes", changed_sizes, folder, options.sizes, chance),
         "inputs": lambda folder: inputs(folder, options.inputs, chance),
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if {"kills", "corruptions", "signals"} & set(options.only):
-            code = _exit_code_of(_spawn(train_arguments(folder, UNTOUCHED)))
+        if set(options.only) - {"faults", "inputs"}:
+            code = _exit_code_of(spawn(train_arguments(folder, UNTOUCHED)))
             if code:
                 sys.exit(f"the untouched run ended with exit code {code}")
         results = [part(folder) for name, part in parts.items() if name in options.only]
@@ -98,7 +109,7 @@ def kills(folder: Path, num_kills: int, chance: random.Random) -> bool:
         run = folder / f"killed-{finished}"
         newest = 0
         while True:
-            process = _spawn(train_arguments(folder, run.name))
+            process = spawn(train_arguments(folder, run.name))
             time.sleep(chance.uniform(0, 3))
             os.kill(process, signal.SIGKILL)
             code = _exit_code_of(process)
@@ -222,7 +233,7 @@ def signals(folder: Path, num_signals: int, chance: random.Random) -> bool:
     slowest = 0.0
     for number in range(num_signals):
         run = folder / f"signaled-{number}"
-        process = _spawn(train_arguments(folder, run.name))
+        process = spawn(train_arguments(folder, run.name))
         while not (run / "metrics.jsonl").exists():
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 2))
@@ -240,6 +251,20 @@ def signals(folder: Path, num_signals: int, chance: random.Random) -> bool:
     return valid == codes == num_signals
 
 
+def resumes(
+    name: str,
+    part: Callable[..., str],
+    folder: Path,
+    number: int,
+    chance: random.Random,
+) -> bool:
+    """Run a part of chaos_resumes.py, and return whether its result is right."""
+    start = time.perf_counter()
+    result = part(folder, number, chance, spawn, train_arguments)
+    _say(name, f"{result} ({time.perf_counter() - start:.0f} s)")
+    return not result.endswith(WRONG)
+
+
 def inputs(folder: Path, num_inputs: int, chance: random.Random) -> bool:
     """Run malformed commands, and return whether each ended with one line and the right code."""
     right = 0
@@ -249,7 +274,7 @@ def inputs(folder: Path, num_inputs: int, chance: random.Random) -> bool:
         place.mkdir()
         case = make_case(number, place, chance)
         start = time.perf_counter()
-        code = _exit_code_of(_spawn(case.arguments, place / "stderr"))
+        code = _exit_code_of(spawn(case.arguments, place / "stderr"))
         slowest = max(slowest, time.perf_counter() - start)
         shown = (place / "stderr").read_text(errors="replace")
         is_one_line = shown.startswith("moebius: ") and shown.count("\n") == 1
@@ -266,10 +291,16 @@ def inputs(folder: Path, num_inputs: int, chance: random.Random) -> bool:
     return right == num_inputs
 
 
-def _spawn(arguments: list[str], stderr: Path | None = None) -> int:
+def spawn(
+    arguments: list[str],
+    stderr: Path | None = None,
+    stdout: int | None = None,
+    before: Callable[[], None] = lambda: None,
+) -> int:
     """Fork a process that runs a command, and return its process id.
 
-    Its stderr goes into a file or, without one, nowhere.
+    Its stderr goes into a file, and its stdout to a file descriptor, or else nowhere. `before` is
+    called in the new process first.
     """
     sys.stdout.flush()
     process = os.fork()
@@ -278,9 +309,13 @@ def _spawn(arguments: list[str], stderr: Path | None = None) -> int:
     code = 1
     try:
         with (stderr or Path(os.devnull)).open("w") as errors:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            before()
+            os.dup2(os.open(os.devnull, os.O_WRONLY) if stdout is None else stdout, 1)
             os.dup2(errors.fileno(), 2)
-            sys.stdout, sys.stderr = io.StringIO(), os.fdopen(2, "w", closefd=False)
+            sys.stdout = os.fdopen(1, "w", closefd=False) if stdout else io.StringIO()
+            sys.stderr = os.fdopen(2, "w", closefd=False)
+            if stdout is not None:
+                os.close(stdout)
             try:
                 cli.main(arguments)
             except SystemExit as ending:
@@ -320,11 +355,14 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ["kills", "faults", "corruptions", "signals", "inputs"]
+    parts = ["kills", "faults", "corruptions", "signals", "owners", "terminals", "sizes", "inputs"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--corruptions", type=int, default=500)
     parser.add_argument("--signals", type=int, default=50)
+    parser.add_argument("--owners", type=int, default=100)
+    parser.add_argument("--terminals", type=int, default=50)
+    parser.add_argument("--sizes", type=int, default=50)
     parser.add_argument("--inputs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

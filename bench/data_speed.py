@@ -89,7 +89,7 @@ def _loader(folder: Path) -> None:
             batches = Batches(corpus.train, seq_len, batch_size, seed=0)
             steps, start = 0, time.perf_counter()
             while (seconds := time.perf_counter() - start) < LOADER_SECONDS:
-                batches.at(steps)
+                batches.at(steps * batch_size)
                 steps += 1
             rate = steps * batch_size * seq_len / seconds
             print(

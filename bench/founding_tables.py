@@ -193,8 +193,9 @@ def learned(config: Config) -> list[str]:
     feed = feed_for(config, corpus, device)
     state = build(config, corpus, device, say=lambda line: None)
     loads: list[torch.Tensor] = []
-    for step in range(config.train.steps):
-        stats = train_step(state, feed.at(step), feed.separator, config.train).stats
+    for _ in range(config.train.steps):
+        tokens_BL = feed.at(state.sequences)
+        stats = train_step(state, tokens_BL, feed.separator, config.train).stats
         loads.append(torch.stack([layer.tokens_per_expert_E for layer in stats]))
     counts_ME = torch.stack(loads[-LAST_STEPS:]).sum(dim=0)
     worst = max(counts_ME.round().long().tolist(), key=variation)

@@ -71,7 +71,7 @@ class Contender:
             if number == 1:
                 wait(self.device)
                 start = time.perf_counter()
-            tokens_BL = self.feed.at(self.state.batch)
+            tokens_BL = self.feed.at(self.state.sequences)
             result = train_step(self.state, tokens_BL, self.feed.separator, self.config.train)
             skipped += result.is_skipped
         wait(self.device)

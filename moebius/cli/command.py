@@ -62,8 +62,8 @@ class Command:
     arguments: tuple[Argument, ...] = ()
     """The positional arguments, in order."""
     settings: tuple[str, ...] = ()
-    """The sections of the configuration that `--section.key value` flags may change. Without any,
-    the command takes no such flags."""
+    """The sections and single settings of the configuration that `--section.key value` flags may
+    change. Without any, the command takes no such flags."""
     add_options: Callable[[ArgumentParser], None] = _no_options
     """Add the command's own options to a parser."""
 

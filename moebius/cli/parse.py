@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from moebius.cli.command import Argument, Command
+from moebius.config.flags import is_last_part
 from moebius.errors import ConfigError
 
 WIDTH = 99  # width of the help on every terminal, so that everybody sees the same text
@@ -95,6 +96,8 @@ def _check_flag(command: Command, parser: ArgumentParser, flag: str, rest: Seque
             )
     if "." in name and command.settings:
         return
+    if command.settings and is_last_part(name.removeprefix("--")):
+        return  # `--steps` means train.steps, which `moebius.config` says, and not `--step`
     own = [option for action in parser._actions for option in action.option_strings]
     similar = difflib.get_close_matches(name.replace("_", "-"), own, n=1, cutoff=SIMILAR)
     if similar:

@@ -1,50 +1,65 @@
-"""`moebius resume`: continue a run from its newest checkpoint."""
+"""`moebius resume`: continue a run from its newest checkpoint, or from an older one."""
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from moebius.cli.command import RUN, Command
-from moebius.errors import ConfigError
-
-CHANGEABLE = ("train", "parallel", "observe")
+from moebius.config.resuming import CHANGEABLE
 
 
 def run(options: Namespace) -> None:
     """Continue the run and train it to its end."""
     from moebius.config.files import override
     from moebius.config.flags import parse_flags
+    from moebius.config.resuming import resumed_config
     from moebius.parallel.process import Process
     from moebius.train.run_directory import RunDirectory
 
     process = Process.from_environment()
     directory = RunDirectory.open(options.run)
-    changes = parse_flags(options.settings)
-    for section in changes.keys() - set(CHANGEABLE):
-        raise ConfigError(
-            f"--{section}.{next(iter(changes[section]))}: a resumed run keeps its {section}; "
-            "start a new run to change it"
-        )
-    config = override(directory.config(), changes)
-    from moebius.cli.training import train_to_end
+    before = directory.config()
+    config = override(before, parse_flags(options.settings))
+    resumed_config(before, config)  # refuses a change before anything slow begins
+    from moebius.cli.training import finished, train_to_end
     from moebius.train.session import resume
 
+    if line := finished(directory, config, options.step):
+        print(line)
+        return
     is_terminal = sys.stderr.isatty()
-    train_to_end(resume(config, directory, print, is_terminal, process))
+    train_to_end(resume(config, directory, print, is_terminal, process, options.step))
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help=(
+            "continue from the checkpoint of step N; newer checkpoints, metrics and events are "
+            "moved to a folder aside-... in the run's directory (default: the newest checkpoint)"
+        ),
+    )
 
 
 COMMAND = Command(
     name="resume",
-    usage="RUN [--section.key value ...]",
+    usage="RUN [--step N] [--section.key value ...]",
     summary="continue a run from its newest checkpoint",
     description=(
-        "Continue a run from its newest intact checkpoint, exactly where it stopped. Settings of "
-        "train, parallel and observe may change; the model and the data stay as they are."
+        "Continue a run from its newest intact checkpoint, exactly where it stopped. The settings "
+        "below may change. A change is announced, recorded in the run's config.toml and "
+        "events.jsonl, and lasts for later resumes. Everything else stays as it is: the model, "
+        "the text and its order. data.source and data.tokenizer may only lead to the same text at "
+        "another place."
     ),
     examples=(
         "moebius resume runs/my-run",
         "moebius resume runs/my-run --train.steps 40000    # train for longer than planned",
+        "moebius resume runs/my-run --step 8000            # go back to an older checkpoint",
     ),
     arguments=(RUN,),
     settings=CHANGEABLE,
+    add_options=_add_options,
     run=run,
 )

@@ -4,13 +4,43 @@ import shlex
 from typing import TYPE_CHECKING
 
 from moebius.cli.sample import continuation, printable
+from moebius.errors import CheckpointError
 from moebius.observe.terminal import Terminal
-from moebius.train.loop import train
+from moebius.train import checkpoint, checkpoint_store
+from moebius.train.loop import train, unevaluated_step
+from moebius.train.resumption import check_steps, checkpoint_at
 
 if TYPE_CHECKING:
+    from moebius.config import Config
+    from moebius.train.run_directory import RunDirectory
     from moebius.train.session import Session
 
 SAMPLE_TOKENS = 120
+
+
+def finished(directory: "RunDirectory", config: "Config", step: int | None = None) -> str | None:
+    """Return a line about a run that has nothing left to train, or None if it has.
+
+    step is that of the checkpoint to continue from; None means the newest one. Nothing is written.
+    Raises CheckpointError if there is no checkpoint of that step, and ConfigError if the run was
+    given fewer steps than it has already made.
+    """
+    folders = checkpoint_store.complete(directory.checkpoints)
+    folder = checkpoint_at(directory, step) if step is not None else next(iter(folders), None)
+    at = checkpoint_store.step_of(folder) if folder else 0
+    if folder is None or at < config.train.steps or folder != folders[0]:
+        return None
+    check_steps(directory.config(), config, at)
+    try:
+        checkpoint.verify(folder)
+    except CheckpointError:
+        return None  # resuming says which checkpoints are damaged
+    if unevaluated_step(directory, at, config.train):
+        return None
+    return (
+        f"{directory.root} is finished: it is at step {at:,} of {config.train.steps:,}; "
+        "`--train.steps` with a larger number trains it further"
+    )
 
 
 def train_to_end(session: "Session") -> None:

@@ -81,7 +81,7 @@ def _from_source(source: str, seen: tuple[Path, ...], report: Report) -> Config:
         raise ConfigError(f"{path}: its base leads back to itself")
     if len(seen) > LONGEST_CHAIN:
         raise ConfigError(f"{path}: more than {LONGEST_CHAIN} files lead here by their bases")
-    values = _read_toml(path)
+    values = read_toml(path)
     base = values.pop("base", None)
     seen = (*seen, path.resolve())
     config = Config() if base is None else _from_base(base, path, seen, report)
@@ -94,7 +94,16 @@ def _is_toml(source: str) -> bool:
     return Path(source).suffix.lower() == ".toml"
 
 
-def _read_toml(path: Path) -> Values:
+def from_values(values: Values, report: Report = print_note) -> Config:
+    """Return the configuration of nested values, as a whole file or `asdict` has them.
+
+    What is missing has its default. `report` is that of `read_config`. Raises ConfigError.
+    """
+    return override(Config(), without_removed(values, report))
+
+
+def read_toml(path: Path) -> Values:
+    """Return the nested values of a TOML file. Raises ConfigError, which names the file."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8").removeprefix("\ufeff"))
     except OSError as error:

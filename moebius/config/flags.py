@@ -49,6 +49,11 @@ def parse_flags(flags: list[str]) -> Values:
     return values
 
 
+def is_last_part(name: str) -> bool:
+    """Return whether a setting ends with the name, such as `steps`, or with its `-` as `_`."""
+    return any(path.endswith(f".{name.replace('-', '_')}") for path in _settings())
+
+
 def parse_text(text: str, annotation: Any) -> Any:
     """Return `text` parsed as a value of the annotated type.
 

@@ -24,15 +24,20 @@ INDENT = " " * 6
 def settings_help(config: Config, names: Collection[str] | None = None) -> str:
     """Return the text of all settings, a paragraph per section, with this configuration's values.
 
-    With `names`, only these sections are included. The four settings that all alarms share are
-    explained once; below that, each alarm has its own meaning and values.
+    With `names`, only these sections and settings are included. The four settings that all alarms
+    share are explained once; below that, each alarm has its own meaning and values.
     """
-    sections = [
-        (field.name, getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if names is None or field.name in names
-    ]
-    return "\n\n".join("\n".join(_section(name, section)) for name, section in sections)
+    paragraphs = []
+    for field in dataclasses.fields(config):
+        section = getattr(config, field.name)
+        keys = [
+            key
+            for key in annotations(type(section))
+            if names is None or {field.name, f"{field.name}.{key}"} & set(names)
+        ]
+        if keys:
+            paragraphs.append("\n".join(_section(field.name, section, keys)))
+    return "\n\n".join(paragraphs)
 
 
 def field_docs(section: type) -> dict[str, str]:
@@ -54,12 +59,12 @@ def _source(section: type) -> ast.ClassDef:
     return typing.cast(ast.ClassDef, tree.body[0])
 
 
-def _section(name: str, section: Any) -> list[str]:
+def _section(name: str, section: Any, keys: list[str]) -> list[str]:
     meanings = field_docs(type(section))
     lines = _wrapped(_summary(type(section)), f"{name}: ", "  ")
     alarms = {}
-    for key, annotation in annotations(type(section)).items():
-        value = getattr(section, key)
+    for key in keys:
+        annotation, value = annotations(type(section))[key], getattr(section, key)
         if isinstance(value, Rule):
             alarms[key] = value
         else:

@@ -7,7 +7,7 @@ tokenize import this package too.
 from moebius.data.batches import Batches, check_evaluable, evaluation_windows
 from moebius.data.corpus import Corpus
 from moebius.data.feed import Feed, on_device
-from moebius.data.prepare import prepare
+from moebius.data.prepare import prepare, reopen
 from moebius.data.sources import Document, documents
 from moebius.data.stream import TokenStream, open_split, verify
 from moebius.data.tokenizer import Tokenizer
@@ -25,5 +25,6 @@ __all__ = [
     "on_device",
     "open_split",
     "prepare",
+    "reopen",
     "verify",
 ]

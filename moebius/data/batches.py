@@ -1,7 +1,8 @@
 """Deterministic batches of training and evaluation windows.
 
-A training batch is a pure function of the corpus, the seed and the step. Any process can therefore
-read its rows of any batch at any time, and a restarted run sees the same batches.
+A training batch is a pure function of the corpus, the seed and the number of its first sequence.
+Any process can therefore read its rows of any batch at any time, and a restarted run sees the same
+sequences, also with another batch size.
 """
 
 from collections.abc import Iterator
@@ -54,8 +55,11 @@ class Batches:
                 "to the source or remove it"
             )
 
-    def at(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Return the rows of the step's global batch that belong to process `rank`.
+    def at(self, first_sequence: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """Return the rows of a global batch that belong to process `rank`.
+
+        The batch is the `batch_size` sequences from `first_sequence` on. Sequences are numbered
+        from 0 over the whole run.
 
         The result is int64, of shape (batch_size / world_size, seq_len + lookahead). The rows of
         all ranks, one after another, are the same global batch for any `world_size`. A batch may
@@ -68,7 +72,7 @@ class Batches:
                 f"processes ({world_size}), which get equally many sequences"
             )
         num_rows = self.batch_size // world_size
-        first = step * self.batch_size + rank * num_rows
+        first = first_sequence + rank * num_rows
         starts = self._starts(np.arange(first, first + num_rows)).tolist()
         return np.stack(
             [self.stream.read(start, start + self.seq_len + self.lookahead) for start in starts]
@@ -77,7 +81,7 @@ class Batches:
     def _starts(self, sequences: np.ndarray) -> np.ndarray:
         """Return the position in the stream at which the window of each sequence (n,) starts.
 
-        Sequences are numbered over the whole run, from the first row of the first batch.
+        Sequences are numbered from 0 over the whole run.
         """
         starts = np.empty_like(sequences)
         sources, numbers = self._mixture.locate(sequences)

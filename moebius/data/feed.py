@@ -39,11 +39,12 @@ class Feed:
     world_size: int = 1
     """Number of processes that share each global batch equally."""
 
-    def at(self, number: int) -> "Tensor":
-        """Return this process's rows of global batch `number`, on the device.
+    def at(self, first_sequence: int) -> "Tensor":
+        """Return this process's rows of a global batch, on the device.
 
-        The result `tokens_BL` is int64, of shape (batch_size / world_size, seq_len + lookahead).
+        The batch begins with sequence `first_sequence`, counted from the start of the run. The
+        result `tokens_BL` is int64, of shape (batch_size / world_size, seq_len + lookahead).
         Raises ConfigError if `world_size` does not divide the batch size, and DataError if the
         shards are damaged.
         """
-        return on_device(self.batches.at(number, self.rank, self.world_size), self.device)
+        return on_device(self.batches.at(first_sequence, self.rank, self.world_size), self.device)

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -86,6 +86,17 @@ def prepare(
             "set --data.cache to a folder that can be written"
         ) from None
     return _open(config, tokenizer, folders, list(sources.values()))
+
+
+def reopen(config: DataConfig, folders: Sequence[str], tokenizer: Tokenizer) -> Corpus:
+    """Return the corpus that was prepared earlier with these settings, without its sources.
+
+    `folders` are the names of its folders in data.cache, and `tokenizer` is the one it was
+    prepared with. Raises DataError if a folder is missing, damaged or of another tokenizer.
+    """
+    cache = cache_folder(config)
+    weights = list(weighted_sources(config).values())
+    return _open(config, tokenizer, [cache / name for name in folders], weights)
 
 
 def _check_cache(cache: Path) -> None:

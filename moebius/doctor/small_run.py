@@ -108,11 +108,12 @@ class SmallRun:
         numbers = range(0, 40, 13)
         first, opened, anew = (self._batches(cache) for cache in ("cache", "cache", "another"))
         for number in numbers:
-            batch = first.at(number)
-            halves = np.concatenate([first.at(number, rank, 2) for rank in (0, 1)])
+            start = number * first.batch_size
+            batch = first.at(start)
+            halves = np.concatenate([first.at(start, rank, 2) for rank in (0, 1)])
             for how, other in (
-                ("when the text is opened again", opened.at(number)),
-                ("when the text is tokenized again", anew.at(number)),
+                ("when the text is opened again", opened.at(start)),
+                ("when the text is tokenized again", anew.at(start)),
                 ("when two processes read a half each", halves),
             ):
                 if not np.array_equal(batch, other):
@@ -157,7 +158,7 @@ class SmallRun:
             checkpoint.load(checkpoint_store.complete(run.checkpoints)[0])
             for run in (other, self.whole)
         )
-        for number in ("step", "batch", "tokens"):
+        for number in ("step", "sequences", "tokens"):
             if state[number] != expected_state[number]:
                 raise TrialFailed(
                     f"{name}: {number} is {state[number]} at the end, and must be "

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 from moebius.observe.metrics import StepMetrics
 
+RESUMED = "resumed"  # event of a run that goes on with other settings, or from an earlier step
 REWOUND_TO = "rewound_to"  # key of an event after which the run went on at an earlier step
 
 
 class Event(Protocol):
-    """Something that happened in a step: an alarm, or an update that was skipped."""
+    """Something that happened in a step: an alarm, a skipped update, or a change of settings."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as an object of events.jsonl, with at least `event` and `step`.

@@ -60,7 +60,7 @@ class Steps:
 
     def next_batch(self) -> Tensor:
         """Return tokens_BL of the next step, loaded in the same way as in the training loop."""
-        return self.feed.at(self.state.batch)
+        return self.feed.at(self.state.sequences)
 
     def run(self, count: int) -> float:
         """Run `count` steps, and return the mean seconds per step."""

@@ -88,9 +88,9 @@ class CheckpointWriter:
         return checkpoint_store.last_good(self.checkpoints)
 
     def _start(self, state: TrainState) -> None:
-        if not self.writes or self._saved == (state.step, state.batch):
+        if not self.writes or self._saved == (state.step, state.sequences):
             return
-        self._saved = (state.step, state.batch)
+        self._saved = (state.step, state.sequences)
         tensors, values = state.captured()
         self._copies = checkpoint.snapshot(tensors, into=self._copies)
         folder = self.checkpoints / f"step-{state.step:08d}"

@@ -1,12 +1,16 @@
 """The training loop: each step, and the logging, evaluation and saving that is due after it."""
 
-from moebius.errors import Interrupted
+from moebius.config import TrainConfig
+from moebius.errors import Interrupted, StorageError
+from moebius.observe.json_lines import read_lines
+from moebius.observe.metrics import StepMetrics
 from moebius.observe.terminal import Terminal
 from moebius.train.actions import answer
 from moebius.train.checkpoint_store import last_good
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.evaluate import Evaluation, evaluate
 from moebius.train.log import StepLog
+from moebius.train.run_directory import RunDirectory
 from moebius.train.session import Session
 from moebius.train.signals import StopSignals
 from moebius.train.step import train_step
@@ -29,13 +33,18 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
             session.run.checkpoints, config.keep_last, config.keep_every, session.process
         ) as writer,
     ):
+        session.begin(log.sinks.event)
+        if unevaluated := unevaluated_step(session.run, state.step, config):
+            evaluation = evaluate(*trained, lambda: stop.requested is not None)
+            if evaluation:
+                log.complete(unevaluated, evaluation)
         while state.step < config.steps and not stop.requested:
             log.clock.go_on()
-            result = train_step(state, feed.at(state.batch), feed.separator, config)
+            result = train_step(state, feed.at(state.sequences), feed.separator, config)
             log.note(result)
 
             latest: Evaluation | None = None
-            evaluates = is_due(state.step, config.eval_every) or state.step == config.steps
+            evaluates = is_evaluated(state.step, config)
             if evaluates:
                 log.clock.pause()
                 latest = evaluate(*trained, lambda: stop.requested is not None)
@@ -57,6 +66,28 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     last = evaluation or evaluate(*trained)
     assert last is not None  # this evaluation has no `stopped` function
     return last
+
+
+def unevaluated_step(run: RunDirectory, step: int, config: TrainConfig) -> StepMetrics | None:
+    """Return the metrics of a run's latest step if a signal prevented its evaluation, else None.
+
+    Raises StorageError.
+    """
+    if not is_evaluated(step, config) or not run.metrics_path.exists():
+        return None
+    try:
+        last = read_lines(run.metrics_path)[-1:]
+        metrics = [StepMetrics.from_json(line) for line in last]
+    except OSError as error:
+        raise StorageError(f"{run.metrics_path}: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError):  # a line that was written by another version
+        return None
+    return next((m for m in metrics if m.step == step and m.val_loss is None), None)
+
+
+def is_evaluated(step: int, config: TrainConfig) -> bool:
+    """Return whether a step is followed by an evaluation. The last step of a run always is."""
+    return step > 0 and (is_due(step, config.eval_every) or step == config.steps)
 
 
 def is_due(step: int, every: int) -> bool:

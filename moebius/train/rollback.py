@@ -1,4 +1,4 @@
-"""Return to a checkpoint before a loss spike, and continue without the batches that led to it.
+"""Return to a checkpoint before a loss spike, and continue without the sequences that led to it.
 
 PaLM was trained this way (Chowdhery et al. 2022, arXiv 2204.02311, section 5.1).
 """
@@ -14,7 +14,7 @@ from moebius.train.state import TrainState
 def roll_back(
     alarm: Alarm, state: TrainState, writer: CheckpointWriter, log: StepLog, max_rollbacks: int
 ) -> None:
-    """Load the newest intact checkpoint from before the alarm's cause, and skip the batches since.
+    """Load the newest intact checkpoint from before the alarm's cause, and skip the text since.
 
     Without such a checkpoint, the run continues as it is. Raises NumericError if the run has
     already been rolled back max_rollbacks times, and StorageError if a checkpoint could not be
@@ -35,7 +35,7 @@ def roll_back(
             f"{alarm}; rolled back {state.rollbacks} times already, "
             f"train.max_rollbacks={max_rollbacks}"
         )
-    batch, rollbacks = state.batch, state.rollbacks
+    sequences, rollbacks = state.sequences, state.rollbacks
     lines: list[str] = []  # about the checkpoints that are passed over
     try:
         checkpoint_store.load_newest(
@@ -43,10 +43,10 @@ def roll_back(
         )
     except CheckpointError as error:
         return log.event(alarm, f"not rolled back: {error}")
-    num_skipped = batch - state.batch
-    state.batch, state.rollbacks = batch, rollbacks + 1
+    num_skipped = sequences - state.sequences
+    state.sequences, state.rollbacks = sequences, rollbacks + 1
     checkpoint_store.discard_after(writer.checkpoints, state.step)
     log.rewind()
-    done = f"rolled back to step {state.step}, leaving out {num_skipped} batches"
+    done = f"rolled back to step {state.step}, leaving out {num_skipped:,} sequences"
     log.event(alarm, "; ".join([done, *lines]), rewound_to=state.step)
-    writer.save(state)  # so that a resumed run leaves out the same batches, too
+    writer.save(state)  # so that a resumed run leaves them out, too

@@ -1,18 +1,31 @@
 """A run's folder, OUT/NAME, which holds all files of the run."""
 
+import errno
+import os
 import re
 import shutil
+import tempfile
 import time
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from itertools import count
 from pathlib import Path
 
 from moebius.config import Config
-from moebius.config.files import read_config, to_toml
+from moebius.config.files import read_config, read_toml, to_toml
 from moebius.data import Tokenizer
-from moebius.errors import ConfigError, StorageError
+from moebius.data.shards import file_sha256
+from moebius.errors import CheckpointError, ConfigError, StorageError
 from moebius.observe.json_lines import EVENTS, METRICS
+from moebius.train.ownership import Ownership
+from moebius.train.run_record import RunRecord, setting_names, write_atomically
 
 LONGEST_STEM = 48  # characters of a name before its date and time; 64 characters in all
+STARTING = ".starting"  # suffix of a folder that becomes a run
+ABANDONED_SECONDS = 3600  # age at which what a killed process left of a new run is removed
+
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -25,12 +38,12 @@ class RunDirectory:
     def plan(cls, config: Config, source: str) -> "RunDirectory":
         """Return the directory that a new run will have, without creating it.
 
-        source is the preset or file that an unnamed run is named after. Raises ConfigError if the
-        path already exists, because a run never writes into the directory of another run.
+        source is the preset or file that an unnamed run is named after. Raises ConfigError if a
+        named run already exists, because a run never writes into the directory of another run.
         """
         unnamed = f"{_letters(Path(source).stem)}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = cls(Path(config.train.out) / (config.train.name or unnamed))
-        if run.root.exists():
+        if config.train.name and run.root.exists():
             raise run._exists()
         return run
 
@@ -42,32 +55,67 @@ class RunDirectory:
             raise ConfigError(f"{path}: not a run directory, there is no config.toml in it")
         return run
 
-    def create(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Create the folder with config.toml and tokenizer.json in one step.
-
-        A process that is killed in between leaves no partial folder. Raises ConfigError if the
-        path already exists, and StorageError if the folder cannot be created.
-        """
-        aside = RunDirectory(self.root.with_name(f".{self.root.name}.partial"))
+    def check_writable(self) -> None:
+        """Raise StorageError if the directory could not be created. Leaves nothing behind."""
+        place = self.root.parent
+        while not os.path.lexists(place) and place != place.parent:
+            place = place.parent
         try:
-            shutil.rmtree(aside.root, ignore_errors=True)
-            aside.root.mkdir(parents=True)
-            aside.config_path.write_text(to_toml(config), encoding="utf-8")
-            tokenizer.save(aside.tokenizer_path)
-            if self.root.exists() or self.root.is_symlink():
-                raise self._exists()
-            aside.root.rename(self.root)
+            with tempfile.TemporaryFile(dir=place):
+                pass
         except OSError as error:
-            raise StorageError(
-                f"{self.root}: {error.strerror}; choose another --train.out"
-            ) from None
+            raise self._not_writable(error) from None
+
+    def create(self, record: RunRecord, tokenizer: Tokenizer, report: Report) -> Ownership:
+        """Create the folder in one step, with all that a run begins with, and own it.
+
+        A process that is killed in between leaves no partial run. An unnamed run takes the next
+        name if another process has just taken its own; the ownership has the folder. Raises
+        ConfigError if a named run already exists, and StorageError if the folder cannot be
+        created.
+        """
+        try:
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_abandoned()
+            name = f".{self.root.name}.{uuid.uuid4().hex[:8]}{STARTING}"  # no other process has it
+            aside = RunDirectory(self.root.with_name(name))
+            aside.root.mkdir()
+        except OSError as error:
+            raise self._not_writable(error) from None
+        try:
+            owner = aside.own(report)
+            aside.write_config(record.config)
+            tokenizer.save(aside.tokenizer_path)
+            checksum = file_sha256(aside.tokenizer_path)
+            replace(record, tokenizer=checksum).write(aside.record_path)
+            is_named = bool(record.config.train.name)
+            self._move(owner, [self.root] if is_named else self._names())
+            return owner
+        except OSError as error:
+            raise self._not_writable(error) from None
         finally:
             shutil.rmtree(aside.root, ignore_errors=True)
+
+    def own(self, report: Report) -> Ownership:
+        """Return the right to write into the folder, which one process at a time can have.
+
+        `report` gets a line if the file system cannot tell. Raises ConfigError, which names the
+        owner, if another process has it, and StorageError if the folder cannot be written.
+        """
+        try:
+            return Ownership(self.root, report)
+        except OSError as error:
+            raise StorageError(f"{error.filename or self.root}: {error.strerror}") from None
 
     @property
     def config_path(self) -> Path:
         """Path of config.toml, the run's resolved configuration."""
         return self.root / "config.toml"
+
+    @property
+    def record_path(self) -> Path:
+        """Path of run.json, with which a resumed run is compared."""
+        return self.root / "run.json"
 
     @property
     def metrics_path(self) -> Path:
@@ -76,8 +124,13 @@ class RunDirectory:
 
     @property
     def events_path(self) -> Path:
-        """Path of events.jsonl, which has one line per alarm and per skipped update."""
+        """Path of events.jsonl, which has one line per alarm, skipped update and change."""
         return self.root / EVENTS
+
+    @property
+    def logs(self) -> tuple[Path, Path]:
+        """The paths of metrics.jsonl and events.jsonl."""
+        return self.metrics_path, self.events_path
 
     @property
     def tokenizer_path(self) -> Path:
@@ -90,12 +143,82 @@ class RunDirectory:
         return self.root / "checkpoints"
 
     def config(self) -> Config:
-        """Return the run's configuration. Raises ConfigError if it cannot be read."""
+        """Return the run's configuration.
+
+        Raises CheckpointError if a part of config.toml is missing, because defaults in its place
+        would be another run, and ConfigError if a setting is not allowed.
+        """
+        remedy = "restore config.toml from a copy"
+        if self.record_path.exists():
+            remedy += f", or its values from {self.record_path.name}"
+        try:
+            values = read_toml(self.config_path)
+        except ConfigError as error:
+            raise CheckpointError(f"{error}; {remedy}") from None
+        record = self.record(lambda line: None)
+        sections = [field.name for field in fields(Config)]
+        missing = [f"[{name}]" for name in sections if not values.get(name)]
+        if record and not missing:
+            missing = sorted(record.settings - setting_names(values))
+        if missing:
+            raise CheckpointError(
+                f"{self.config_path}: damaged, {', '.join(missing[:3])} "
+                f"{'is' if len(missing) == 1 else 'are'} missing; {remedy}"
+            )
         return read_config(str(self.config_path), [])
+
+    def record(self, report: Report) -> RunRecord | None:
+        """Return what the run was trained with last; None in a run of an earlier version.
+
+        `report` gets a line if the record is damaged, which is the same as none.
+        """
+        try:
+            return RunRecord.read(self.record_path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            report(
+                f"{self.record_path}: damaged ({type(error).__name__}), so that changes since the "
+                "run was last trained cannot be noticed; written anew"
+            )
+            return None
+
+    def write_config(self, config: Config) -> None:
+        """Write config.toml. A crash leaves either the old or the new one. Raises StorageError."""
+        write_atomically(self.config_path, to_toml(config))
 
     def tokenizer(self) -> Tokenizer:
         """Return the run's tokenizer. Raises DataError if it cannot be read."""
         return Tokenizer.load(self.tokenizer_path)
+
+    def _move(self, owner: Ownership, places: "list[Path] | map[Path]") -> None:
+        """Rename the owner's folder to the first of the places that does not exist."""
+        for place in places:
+            if os.path.lexists(place):
+                continue
+            try:
+                return owner.rename(place)
+            except OSError as error:  # another process may have created it since
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+        raise self._exists()
+
+    def _names(self) -> "map[Path]":
+        """Return the run's own path, and then the same with a number at the end, in turn."""
+        stem, date, clock = self.root.name.rsplit("-", 2)
+
+        def numbered(number: int) -> Path:
+            end = f"-{date}-{clock}" + (f"-{number}" if number > 1 else "")
+            return self.root.with_name(stem[: 64 - len(end)] + end)
+
+        return map(numbered, count(1))
+
+    def _remove_abandoned(self) -> None:
+        for partial in self.root.parent.glob(f".*{STARTING}"):
+            if time.time() - partial.lstat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _not_writable(self, error: OSError) -> StorageError:
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+        return StorageError(f"{self.root}: {reason}; choose another --train.out")
 
     def _exists(self) -> ConfigError:
         return ConfigError(

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 import torch
 
 from moebius.config import Config
+from moebius.config.resuming import resumed_config
 from moebius.data import Batches, Corpus, Feed, check_evaluable, prepare
-from moebius.errors import ConfigError
+from moebius.data.shards import file_sha256
 from moebius.hardware.backends import backends_for
 from moebius.hardware.device import choose_device
 from moebius.model.transformer import lookahead, seeded
+from moebius.observe.sink import Event
 from moebius.parallel.layout import lay_out
 from moebius.parallel.process import Process
-from moebius.train.checkpoint_store import load_newest, tidy
+from moebius.train.checkpoint_store import tidy
 from moebius.train.common_start import tie_experts
+from moebius.train.ownership import Ownership
+from moebius.train.resumption import Resumed, check_steps, corpus_of, load_checkpoint, set_aside
 from moebius.train.run_directory import RunDirectory
+from moebius.train.run_record import RunRecord
 from moebius.train.state import TrainState
 from moebius.train.summary import summary
 
@@ -33,11 +38,28 @@ class Session:
     """The training batches, on their way to the device."""
     state: TrainState
     process: Process
+    record: RunRecord
+    """What run.json says about this run once it trains."""
+    owner: Ownership | None = None
+    """The right to write into the run's directory; None in a process that does not write."""
+    resumed: Resumed | None = None
+    """What has changed in a run that is resumed; None if nothing has."""
 
     @property
     def device(self) -> torch.device:
         """The device that this process trains on."""
         return self.feed.device
+
+    def begin(self, report: Callable[[Event], None]) -> None:
+        """Report what has changed in a run that is resumed, and record the new state of it.
+
+        The record comes last. If the process is killed before, the change is reported again.
+        Raises StorageError.
+        """
+        if self.resumed is not None:
+            report(self.resumed)
+        if self.process.writes and self.run.record(lambda line: None) != self.record:
+            self.record.write(self.run.record_path)
 
 
 def start(
@@ -48,16 +70,22 @@ def start(
     source is the preset or file that the configuration came from; an unnamed run is named after
     it. say takes the lines of the summary. The run's directory is created last, so that a run that
     cannot begin leaves no directory. Without `process`, the environment says which one this is.
+    Raises StorageError at once if the directory could not be created.
     """
     process = process or Process.from_environment()
     device = choose_device(config.train.device)
     run = RunDirectory.plan(config, source)
+    if process.writes:
+        run.check_writable()
     corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
     feed = feed_for(config, corpus, device, process)
+    record, owner = RunRecord.of(config, corpus), None
     if process.writes:
-        run.create(config, corpus.tokenizer)
+        owner = run.create(record, corpus.tokenizer, say)
+        run = RunDirectory(owner.folder)
+        record = run.record(say) or record
     state = build(config, corpus, device, say)
-    return Session(config, run, corpus, feed, state, process)
+    return Session(config, run, corpus, feed, state, process, record, owner)
 
 
 def resume(
@@ -66,27 +94,40 @@ def resume(
     say: Say,
     progress: bool = False,
     process: Process | None = None,
+    step: int | None = None,
 ) -> Session:
     """Return the session of a run that continues from its newest intact checkpoint.
 
-    A run that was stopped before its first checkpoint starts over. say and process are those of
-    `start`. Raises ConfigError if the run's text has changed.
+    With `step`, it continues from the checkpoint of that step, and what it wrote later is set
+    aside. A run that was stopped before its first checkpoint starts over. say and process are
+    those of `start`. The configuration may differ from the run's as moebius/config/resuming.py
+    says; it is then the run's from now on.
+
+    Raises ConfigError if another process trains the run or a setting may not change, and
+    CheckpointError if no checkpoint can be loaded or the run's text has changed.
     """
     process = process or Process.from_environment()
     device = choose_device(config.train.device)
+    record = run.record(say)
+    before = record.config if record else run.config()
+    config = resumed_config(before, config)
+    owner = run.own(say) if process.writes else None
     if process.writes:
         tidy(run.checkpoints)
-    corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
-    if corpus.tokenizer.to_json() != run.tokenizer().to_json():
-        raise ConfigError(
-            f"{run.root}: data.source={config.data.source!r} gives another tokenizer than the "
-            "run's: its text has changed"
-        )
+    corpus = corpus_of(config, run, record, say, progress)
     state = build(config, corpus, device, say)
-    load_newest(run.checkpoints, state.load, say, set_aside=process.writes)
-    say(f"resuming {run.root} at step {state.step:,} of {config.train.steps:,}")
+    load_checkpoint(run, state, say, step, owns=process.writes)
+    check_steps(before, config, state.step)
     feed = feed_for(config, corpus, device, process)
-    return Session(config, run, corpus, feed, state, process)
+    aside = set_aside(run, state.step) if step is not None and process.writes else ""
+    resumed = Resumed.of(state.step, before, config, aside)
+    say(f"resuming {run.root} at step {state.step:,} of {config.train.steps:,}")
+    for line in resumed.lines() if resumed else ():
+        say(line)
+    if process.writes and run.config() != config:
+        run.write_config(config)
+    record = RunRecord.of(config, corpus, file_sha256(run.tokenizer_path))
+    return Session(config, run, corpus, feed, state, process, record, owner, resumed)
 
 
 def feed_for(

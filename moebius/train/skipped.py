@@ -17,9 +17,8 @@ class SkippedStep:
     """The event of one skipped update."""
 
     step: int
-    batch: int
-    """Index of the global batch that the step was computed from."""
     first_sequence: int
+    """Number of the first sequence of the step's batch, in the order of the data."""
     last_sequence: int
     in_a_row: int
     """Number of steps in a row, up to this one, whose update was skipped."""
@@ -29,15 +28,14 @@ class SkippedStep:
         return {
             "event": "skipped",
             "step": self.step,
-            "batch": self.batch,
             "sequences": [self.first_sequence, self.last_sequence],
             "in_a_row": self.in_a_row,
         }
 
     def __str__(self) -> str:
         return (
-            f"step {self.step}: loss or gradient not finite; the update was skipped (batch "
-            f"{self.batch}, sequences {self.first_sequence:,} to {self.last_sequence:,})"
+            f"step {self.step}: loss or gradient not finite; the update was skipped "
+            f"(sequences {self.first_sequence:,} to {self.last_sequence:,})"
         )
 
 
@@ -46,11 +44,11 @@ class SkippedSteps:
 
     def __init__(self, config: TrainConfig, state: TrainState):
         self._config, self._state = config, state
-        self._steps: list[tuple[int, int, Tensor]] = []  # step, batch, whether it was skipped
+        self._steps: list[tuple[int, int, Tensor]] = []  # step, end, is_skipped
 
     def note(self, is_skipped: Tensor) -> None:
         """Remember whether the latest step was skipped, without waiting for the device."""
-        self._steps.append((self._state.step, self._state.batch - 1, is_skipped))
+        self._steps.append((self._state.step, self._state.sequences, is_skipped))
 
     def settle(self, report: Callable[[SkippedStep], None]) -> None:
         """Report each skipped step since the last call. Waits for the device.
@@ -63,11 +61,10 @@ class SkippedSteps:
             return
         flags = torch.stack([flag for _, _, flag in steps]).tolist()
         size = self._config.batch_size
-        for (step, batch, _), is_skipped in zip(steps, flags, strict=True):
+        for (step, end, _), is_skipped in zip(steps, flags, strict=True):
             self._state.skipped = self._state.skipped + 1 if is_skipped else 0
             if is_skipped:
-                last = (batch + 1) * size - 1
-                report(SkippedStep(step, batch, batch * size, last, self._state.skipped))
+                report(SkippedStep(step, end - size, end - 1, self._state.skipped))
         if self._state.skipped > self._config.max_skipped:
             raise NumericError(
                 f"step {self._state.step}: loss or gradient not finite {self._state.skipped} "

@@ -1,13 +1,13 @@
 """Everything that a run needs to continue exactly where it stopped, in one place."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moebius.config import Config
+from moebius.config import Config, TrainConfig
 from moebius.errors import CheckpointError, ForeignCheckpointError
 from moebius.model.transformer import Transformer, routed_layers
 from moebius.observe.alarms import Alarms
@@ -16,7 +16,7 @@ from moebius.train.optimizer import build_optimizers
 from moebius.train.optimizer_state import check_named_state, load_named_state, named_state
 from moebius.train.state_values import check_values
 
-_NUMBERS = ("step", "batch", "tokens", "skipped", "rollbacks", "aux_levels")
+_NUMBERS = ("step", "sequences", "tokens", "skipped", "rollbacks", "aux_levels")
 SMALLEST_RAISED = 0.005  # smallest coefficient that `raise_aux` doubles, if the configured is less
 
 
@@ -24,7 +24,7 @@ SMALLEST_RAISED = 0.005  # smallest coefficient that `raise_aux` doubles, if the
 class TrainState:
     """The model, its optimizers, its alarms, and the progress of the run.
 
-    The learning rate depends only on `step`, and the data only on `batch`.
+    The learning rate depends only on `step`, and the data only on `sequences`.
     """
 
     model: Transformer
@@ -34,8 +34,9 @@ class TrainState:
     """How often an alarm has doubled the balance loss of each layer with experts."""
     step: int = 0
     """Number of finished optimizer steps."""
-    batch: int = 0
-    """Index of the next global batch; ahead of `step` by the batches that rollbacks skipped."""
+    sequences: int = 0
+    """Number of the next sequence in the order of the data. Those that roll-backs left out count,
+    too."""
     tokens: int = 0
     """Number of tokens trained on so far."""
     skipped: int = 0
@@ -43,14 +44,17 @@ class TrainState:
     rollbacks: int = 0
     """Number of times that the run was rolled back."""
     corpus: str = ""
-    """`Corpus.identity` of the text whose batches `batch` counts."""
+    """`Corpus.identity` of the text whose sequences `sequences` counts."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The settings of the training."""
 
     @classmethod
     def new(cls, model: Transformer, config: Config, corpus: str = "") -> "TrainState":
         """Return the state of a run before its first step."""
         levels = [0] * len(routed_layers(model))
         optimizers = build_optimizers(model, config.train)
-        return cls(model, optimizers, Alarms(config.observe), levels, corpus=corpus)
+        alarms = Alarms(config.observe)
+        return cls(model, optimizers, alarms, levels, corpus=corpus, train=config.train)
 
     def captured(self) -> tuple[checkpoint.Groups, dict[str, Any]]:
         """Return a checkpoint's tensors, random generators included, and its JSON values.
@@ -71,6 +75,7 @@ class TrainState:
         from another model, optimizer or text.
         """
         tensors, state = checkpoint.load(folder)
+        state = _in_sequences(state, self.train)
         check_values(folder, state, self._values())
         if missing := {"model", "optimizer", "random"} - tensors.keys():
             raise CheckpointError(
@@ -94,6 +99,21 @@ class TrainState:
         """Return copies of the values that a checkpoint's JSON has."""
         values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")}
         return deepcopy(values | {"alarms": self.alarms.state()})
+
+
+def _in_sequences(state: dict[str, Any], train: TrainConfig) -> dict[str, Any]:
+    """Return the values of a checkpoint, with `sequences` if its version counted batches instead.
+
+    The size of its batches follows from its tokens, because train.batch_size may have changed
+    since. If it changed before, that version went on at `batch` times the new size.
+    """
+    batch, tokens, step = (state.get(name) for name in ("batch", "tokens", "step"))
+    if "sequences" in state or not (
+        isinstance(batch, int) and isinstance(tokens, int) and isinstance(step, int)
+    ):
+        return state  # `check_values` says what is wrong
+    batch_size, rest = divmod(tokens, max(1, step) * train.seq_len)
+    return state | {"sequences": batch * (train.batch_size if rest else batch_size)}
 
 
 def aux_coefficients(state: TrainState) -> list[float]:

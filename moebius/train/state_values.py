@@ -46,6 +46,8 @@ def _is_alarms(value: Any) -> bool:
     """Return whether this has the form of what `Alarms.state` returns."""
     if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in _ALARMS):
         return False
+    if not all(_is_counted(entry) for entry in value.get("counted", [])):
+        return False
     return all(_is_seen(entry) for entry in value["seen"]) and all(
         _is_step_of_a_place(entry) for key in _ALARMS[1:] for entry in value[key]
     )
@@ -62,6 +64,13 @@ def _is_figure(figure: Any) -> bool:
     match figure:
         case [int(), int() | float()]:
             return True
+    return False
+
+
+def _is_counted(entry: Any) -> bool:
+    match entry:
+        case [int(), [*counts]]:
+            return all(type(count) is int for count in counts)
     return False
 
 

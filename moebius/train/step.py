@@ -79,7 +79,7 @@ def train_step(
     if model.config.router_bias_rate:
         shift_biases(model, stats, is_broken)
     state.step += 1
-    state.batch += 1
+    state.sequences += config.batch_size
     state.tokens += config.batch_size * config.seq_len
     return StepResult(
         loss=loss,

@@ -31,7 +31,7 @@ def test_it_learns_the_same_from_the_same_seed(contender):
         assert contender.learn(4)["seconds"] > 0
         losses.append(contender.evaluate()["loss"])
     assert losses[0] == losses[1] != losses[2]
-    assert contender.state.step == contender.state.batch == 4
+    assert (contender.state.step, contender.state.sequences) == (4, 16)
     assert contender.config.train.steps == 4
 
 

@@ -1,7 +1,11 @@
 """Tests of `moebius resume`."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,12 +81,13 @@ def test_a_resumed_run_keeps_its_model_and_data(trained, moebius):
     refused(
         moebius("resume", run, "--model.dim", "64"),
         2,
-        "--model.dim: a resumed run keeps its model",
+        "model.dim=64: a resumed run keeps model.dim=32, because the weights",
+        "start a new run to change it",
     )
     refused(
-        moebius("resume", run, "--data.source", "x"),
+        moebius("resume", run, "--train.seed", "1", "--train.steps", "20"),
         2,
-        "--data.source: a resumed run keeps its data",
+        "train.seed=1: a resumed run keeps train.seed=0, because it decides the order of the data",
     )
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
@@ -108,3 +113,129 @@ def test_more_than_one_process_is_refused(trained, monkeypatch, moebius):
     monkeypatch.setenv("RANK", "0")  # as torchrun sets them
     monkeypatch.setenv("WORLD_SIZE", "4")
     refused(moebius("resume", trained / "runs" / "run"), 2, "4 processes were started")
+
+
+def contents(run: Path) -> dict[Path, tuple[int, bytes]]:
+    """Return the time and the contents of each file of a run."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in run.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_settings_of_a_resume_last(trained, tmp_path: Path, moebius):
+    """This is what a user sees who resumes with more steps, stops, and resumes again."""
+    run = tmp_path / "run"
+    shutil.copytree(trained / "runs" / "run", run)
+    changed = moebius("resume", run, "--train.steps", "14", "--train.batch-size=4")
+    assert changed.code == 0
+    for line in ("train.steps 10 -> 14", "train.batch_size 2 -> 4"):
+        assert f"changed from step 11 on: {line}\n" in changed.out
+    assert "the learning rate jumps: step 11 has " in changed.out
+    shutil.rmtree(run / "checkpoints" / "step-00000014")
+    again = moebius("resume", run)
+    assert "at step 12 of 14" in again.out and "changed from" not in again.out
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["tokens"] == 10 * 2 * 32 + 4 * 4 * 32
+
+
+@pytest.mark.parametrize("flags", [[], ["--step", "10"], ["--train.steps", "10"]])
+def test_a_finished_run_says_so_in_one_line_and_nothing_is_written(flags, trained, moebius):
+    run = trained / "runs" / "run"
+    before = contents(run)
+    result = moebius("resume", run, *flags)
+    assert (result.code, result.err) == (0, "") and contents(run) == before
+    assert result.out == (
+        f"{run} is finished: it is at step 10 of 10; `--train.steps` with a larger number trains "
+        "it further\n"
+    )
+
+
+def test_fewer_steps_than_the_run_has_made(trained, moebius):
+    run = trained / "runs" / "run"
+    before = contents(run)
+    refused(
+        moebius("resume", run, "--train.steps", "9"), 2, "train.steps=9: the run is at step 10"
+    )
+    assert contents(run) == before
+
+
+def test_a_step_without_a_checkpoint(trained, moebius):
+    run = trained / "runs" / "run"
+    for step in ("3", "-1"):
+        result = moebius("resume", run, "--step", step)
+        refused(result, 4, f"no checkpoint of step {step}; there are those of steps 4, 8, 10")
+    refused(moebius("resume", run, "--step", "x"), 2, "argument --step: invalid int value")
+    refused(moebius("resume", run, "--steps", "20"), 2, "did you mean --train.steps")
+
+
+def test_an_older_step(trained, tmp_path: Path, moebius):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "runs" / "run", run)
+    result = moebius("resume", run, "--step", "8")
+    assert result.code == 0 and "at step 8 of 10" in result.out
+    (aside,) = run.glob("aside-*")
+    assert (aside / "step-00000010").is_dir() and steps(aside) == [10]
+    assert steps(run) == steps(trained / "runs" / "run")
+
+
+@pytest.mark.parametrize("text", ["", "[model]\n", "\0" * 300])
+def test_a_run_without_its_configuration(text, trained, tmp_path: Path, moebius):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "runs" / "run", run)
+    (run / "config.toml").write_text(text)
+    before = contents(run)
+    refused(moebius("resume", run), 4, f"{run / 'config.toml'}: ", "restore config.toml from a")
+    refused(moebius("generate", run), 4, f"{run / 'config.toml'}: ")
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_damaged_lines_do_not_end_a_run(name, trained, tmp_path: Path, moebius):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "runs" / "run", run)
+    with (run / name).open("ab") as file:
+        file.write(b"\0" * 300 + b"\ngarbage\n")
+    result = moebius("resume", run, "--train.steps", "12")
+    assert result.code == 0
+    assert f"moebius: {run / name}: 2 damaged lines moved to {name}.damaged\n" in result.err
+    assert steps(run) == [2, 4, 5, 6, 8, 10, 12]
+
+
+def test_a_run_that_is_still_trained_is_refused(tmp_path: Path, moebius):
+    run = tmp_path / "runs" / "run"
+    flags = micro(tmp_path, train__name="run", train__steps=100_000, train__checkpoint_every=5)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "moebius", "train", "tiny", *flags], stdout=subprocess.DEVNULL
+    )
+    try:
+        while not (run / "checkpoints").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        result = moebius("resume", run, "--train.lr", "1")
+        refused(
+            result, 2, f"{run}: process {first.pid} on {os.uname().nodename} has been training"
+        )
+        assert moebius("generate", run, "--max-tokens", "1").code == 0
+    finally:
+        first.kill()
+        first.wait()
+    assert (run / ".lock").exists()
+    assert "lr = 1.0" not in (run / "config.toml").read_text()
+    newest = max(int(path.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*"))
+    assert moebius("resume", run, "--train.steps", newest + 2).code == 0
+
+
+def test_two_unnamed_runs_of_the_same_second(tmp_path: Path, monkeypatch, moebius):
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260102-030405")
+    for _ in range(2):
+        assert moebius("train", "tiny", *micro(tmp_path, train__steps=1)).code == 0
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["tiny-20260102-030405", "tiny-20260102-030405-2"]
+
+
+def test_the_help_lists_what_may_change(moebius):
+    shown = moebius("resume", "--help").out
+    assert "--train.batch_size INT" in shown and "--step N" in shown and "--data.source" in shown
+    assert not any(f"--{name}" in shown for name in ("train.seed", "model.dim", "data.weights"))

@@ -44,22 +44,22 @@ def test_shape_and_contents(lookahead):
 def test_every_window_comes_once_in_an_epoch_even_if_a_batch_spans_two_epochs():
     batches = Batches(stream(10 * 8 + 1), seq_len=8, batch_size=4, seed=3)
     assert batches.num_windows == 10
-    starts = np.concatenate([batches.at(step)[:, 0] for step in range(25)])
+    starts = np.concatenate([batches.at(4 * step)[:, 0] for step in range(25)])
     epochs = starts.reshape(10, 10)  # 10 epochs in 25 steps
     for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(0, 80, 8))
     assert len({tuple(epoch) for epoch in epochs.tolist()}) > 5
 
 
-def test_at_depends_on_nothing_but_seed_and_step():
+def test_at_depends_on_nothing_but_seed_and_first_sequence():
     def new_batches(seed: int) -> Batches:
         return Batches(stream(500), seq_len=8, batch_size=5, seed=seed)
 
-    expected = [new_batches(1).at(step) for step in range(40)]
+    expected = [new_batches(1).at(5 * step) for step in range(40)]
     batches = new_batches(1)
     np.random.seed(99)  # noqa: NPY002  (the global state must not matter)
     for step in (39, 0, 12, 13, 12, 25):
-        assert (batches.at(step) == expected[step]).all()
+        assert (batches.at(5 * step) == expected[step]).all()
     assert (new_batches(2).at(0) != expected[0]).any()
 
 
@@ -77,10 +77,10 @@ def test_the_rows_of_all_ranks_are_the_global_batch_for_any_world_size(world_siz
     batches_of_ranks = [new_batches() for _ in range(world_size)]
     for step in (7, 0, 31, 8):  # by step 31 batches have spanned two epochs
         rows = [
-            batches.at(step, rank, world_size) for rank, batches in enumerate(batches_of_ranks)
+            batches.at(6 * step, rank, world_size) for rank, batches in enumerate(batches_of_ranks)
         ]
         assert {len(rank_rows) for rank_rows in rows} == {6 // world_size}
-        assert (np.concatenate(rows) == global_batches.at(step)).all()
+        assert (np.concatenate(rows) == global_batches.at(6 * step)).all()
 
 
 def test_a_batch_that_the_processes_cannot_share_equally_is_an_error():
@@ -100,7 +100,7 @@ from moebius.data import Batches, open_split
 folder, out, rank, world_size, first, last = sys.argv[1:]
 batches = Batches(open_split(Path(folder), "train"), seq_len=50, batch_size=4, seed=1)
 steps = range(int(first), int(last))
-rows = [batches.at(step, int(rank), int(world_size)) for step in steps]
+rows = [batches.at(4 * step, int(rank), int(world_size)) for step in steps]
 np.save(out, np.stack(rows))
 """
 
@@ -127,13 +127,24 @@ def test_a_run_restarted_with_one_two_four_and_one_processes_reads_the_same(tmp_
         batches_read.append(np.concatenate([np.load(file) for file in files], axis=1))
         first = last
     assert batches.num_windows * 2 < 120 * 4  # several epochs
-    expected = np.stack([batches.at(step) for step in range(120)])
+    expected = np.stack([batches.at(4 * step) for step in range(120)])
     assert (np.concatenate(batches_read) == expected).all()
+
+
+def test_the_sequences_do_not_depend_on_the_size_of_the_batches():
+    """Batches of 6, 1, 3 and 4 sequences, one after another, are those of 14 batches of 1."""
+    one_by_one = Batches(mixed_stream(), seq_len=8, batch_size=1, seed=2)
+    expected = np.concatenate([one_by_one.at(sequence) for sequence in range(31, 45)])
+    rows, first = [], 31
+    for size in (6, 1, 3, 4):
+        rows.append(Batches(mixed_stream(), seq_len=8, batch_size=size, seed=2).at(first))
+        first += size
+    assert (np.concatenate(rows) == expected).all()
 
 
 def test_every_source_has_its_share_and_epochs_of_its_own():
     batches = Batches(mixed_stream(), seq_len=8, batch_size=6, seed=2)  # 10 and 25 windows, 2 : 1
-    starts = np.concatenate([batches.at(step)[:, 0] for step in range(25)])
+    starts = np.concatenate([batches.at(6 * step)[:, 0] for step in range(25)])
     small, large = starts[starts < 81], starts[starts >= 81]
     assert (len(small), len(large)) == (100, 50)
     for epoch in small.reshape(10, 10):

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from moebius.errors import StorageError
-from moebius.observe.json_lines import EVENTS, METRICS, JsonLines, read_lines, read_metrics
-from moebius.observe.sink import REWOUND_TO
+from moebius.observe.json_lines import (
+    EVENTS,
+    METRICS,
+    JsonLines,
+    lines_after,
+    read_lines,
+    read_metrics,
+)
+from moebius.observe.sink import RESUMED, REWOUND_TO
 from tests.observe.made_up import Happening, metrics_of
 
 
@@ -107,3 +114,68 @@ def test_a_full_disk_is_named_and_stays_the_error_when_the_file_is_closed(tmp_pa
     with pytest.raises(StorageError, match="/dev/full: No space left on device"):
         sink.write(metrics_of(step=1))
     sink.close()
+
+
+GARBAGE = {
+    "zeros": b"\0" * 300,
+    "not UTF-8": b"\xff\xfe{}",
+    "half a line": b'{"step": 3, "lo',
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "no step": b'{"event": "cv"}',
+    "a step in words": b'{"step": "three"}',
+    "a wrong step to go back to": b'{"step": 3, "rewound_to": "two"}',
+    "too deep": b"[" * 100_000,
+    "an endless number": b'{"step": ' + b"9" * 5000 + b"}",
+    "zeros before a line": b"\0" * 300 + b'{"step": 3}',
+}
+
+
+@pytest.mark.parametrize("name", [METRICS, EVENTS])
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_damaged_lines_are_set_aside_and_named(garbage, name, tmp_path: Path):
+    path, beside = tmp_path / name, tmp_path / f"{name}.damaged"
+    path.write_bytes(b'{"step": 1}\n' + garbage + b'\n{"step": 2}\n')
+    assert steps(path) == [1, 2]
+    lines: list[str] = []
+    sink = JsonLines(lines.append)
+    sink.open(tmp_path, 5)
+    sink.write(metrics_of(step=6))
+    sink.event(Happening(6))
+    sink.close()
+    assert lines == [f"{path}: 1 damaged line moved to {beside.name}"]
+    assert beside.read_bytes() == garbage + b"\n"
+    assert steps(path) == [1, 2, 6]
+    JsonLines(pytest.fail).open(tmp_path, 6)
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 300, b"\xff\xfe", b"garbage"])
+def test_damage_at_the_end_is_set_aside_too_and_gathered_in_one_file(garbage, tmp_path: Path):
+    path = tmp_path / METRICS
+    path.write_bytes(garbage + b'\n{"step": 1}\n' + garbage)
+    lines: list[str] = []
+    JsonLines(lines.append).open(tmp_path, 5)
+    with path.open("ab") as file:
+        file.write(garbage)
+    JsonLines(lines.append).open(tmp_path, 5)
+    assert [line.partition(": ")[2].partition(" moved")[0] for line in lines] == [
+        "2 damaged lines",
+        "1 damaged line",
+    ]
+    assert (tmp_path / f"{METRICS}.damaged").read_bytes() == (garbage + b"\n") * 3
+    assert steps(path) == [1]
+
+
+def test_a_whole_last_line_without_its_end_is_kept(tmp_path: Path):
+    (tmp_path / METRICS).write_text('{"step": 1}\n{"step": 2}')
+    assert steps(tmp_path / METRICS) == [1, 2]
+
+
+def test_events_of_changed_settings_stay_and_the_other_later_ones_can_be_kept(tmp_path: Path):
+    events = [{"step": 1}, {"step": 5, "event": RESUMED}, {"step": 6}, {"step": 7}]
+    path = tmp_path / EVENTS
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert lines_after(path, 3) == '{"step": 6}\n{"step": 7}\n'
+    assert lines_after(path, 7) == lines_after(tmp_path / "gone", 0) == ""
+    opened(tmp_path, 3).close()
+    assert steps(path) == [1, 5]

@@ -24,7 +24,7 @@ def test_the_pieces_are_the_step(small):
     assert all(measured.of(name, "forward") > 0 for name in components)
     assert all(measured.of(name, "backward") > 0 for name in in_both_directions)
     assert measured.experts_per_token == [1.0, 1.0, 3.0]
-    assert steps.state.step == steps.state.batch > 3
+    assert steps.state.sequences == 16 * steps.state.step > 48
 
 
 def test_experts_of_the_grouped_backend_are_cut_into_components(small):

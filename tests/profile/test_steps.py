@@ -35,6 +35,6 @@ def test_steps_train_the_model(small):
     assert steps.micro_batch == 2 and steps.state.step == 3
     before = steps.state.model.lm_head.weight.detach().clone()
     assert steps.run(2) > 0
-    assert steps.state.step == steps.state.batch == 5
+    assert (steps.state.step, steps.state.sequences) == (5, 20)
     assert not torch.equal(steps.state.model.lm_head.weight, before)
     assert steps.choices[0].startswith("expert backend: ")

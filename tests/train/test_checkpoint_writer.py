@@ -37,7 +37,7 @@ def saved_steps(folder: Path) -> list[int]:
 def save_steps(writer: CheckpointWriter, state: TrainState, steps: range) -> None:
     """Save the same weights as checkpoints of several steps."""
     for step in steps:
-        state.step = state.batch = step
+        state.step = state.sequences = step
         writer.save(state)
 
 
@@ -162,12 +162,12 @@ def test_a_step_is_saved_once(folder, state):
 
 
 def test_the_same_step_is_saved_again_after_a_roll_back(folder, state):
-    """The number of the step is the same as before, but the next batch is not."""
+    """The number of the step is the same as before, but the next sequence is not."""
     with CheckpointWriter(folder, keep_last=0, keep_every=0) as writer:
         save_steps(writer, state, range(1))
-        state.batch = 3
+        state.sequences = 3
         writer.save(state)
-    assert checkpoint.load(folder / "step-00000000")[1]["batch"] == 3
+    assert checkpoint.load(folder / "step-00000000")[1]["sequences"] == 3
 
 
 def test_a_process_that_does_not_write_saves_nothing(folder, state):

@@ -40,7 +40,7 @@ def writer(tmp_path, state, monkeypatch) -> CheckpointWriter:
 
 
 def save(writer: CheckpointWriter, state: TrainState, step: int) -> None:
-    state.step = state.batch = step
+    state.step = state.sequences = step
     writer.save(state)
 
 

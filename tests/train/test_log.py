@@ -40,7 +40,7 @@ def log_of(session: Session, process: Process | None = None) -> StepLog:
 
 def take_step(session: Session) -> StepResult:
     state, feed = session.state, session.feed
-    return train_step(state, feed.at(state.batch), feed.separator, session.config.train)
+    return train_step(state, feed.at(state.sequences), feed.separator, session.config.train)
 
 
 def skipped_result(session: Session) -> StepResult:
@@ -195,9 +195,11 @@ def test_skipped_steps_are_reported_when_a_step_is_written(small, capsys):
         assert read_lines(session.run.events_path) == []
         step_log.write(take_step(session))
     (event,) = read_lines(session.run.events_path)
-    assert (event["event"], event["step"], event["batch"]) == ("skipped", 1, 0)
+    assert (event["event"], event["step"], event["sequences"]) == ("skipped", 1, [0, 3])
     first, *_ = capsys.readouterr().out.splitlines()
-    assert first.startswith("step 1: loss or gradient not finite; the update was skipped (batch 0")
+    assert first.startswith(
+        "step 1: loss or gradient not finite; the update was skipped (sequences 0"
+    )
 
 
 def test_too_many_skipped_steps_end_the_run_once_all_are_reported(small):

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moebius.config.observe import Rule
 from moebius.errors import Interrupted, NumericError
 from moebius.observe.json_lines import read_lines
-from moebius.train import checkpoint, checkpoint_store
+from moebius.observe.tensorboard import FOLDER
+from moebius.train import checkpoint, checkpoint_store, loop
+from moebius.train.evaluate import Evaluation
 from moebius.train.loop import is_due
 from moebius.train.run_directory import RunDirectory
 from moebius.train.session import Session, resume
@@ -149,6 +152,42 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(small, variation, mon
         assert sides >= {(action, side) for action in actions for side in (False, True)}
 
 
+def stop_in_evaluation(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send SIGTERM to this process while a run evaluates for the n-th time."""
+    evaluate, calls = loop.evaluate, iter(range(1, 100))
+
+    def interrupted(*arguments: Any) -> Evaluation | None:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 5), (2, 10), (3, 12)])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_evaluation_that_a_signal_prevented_is_made_up_for(
+    small, number, step, times, monkeypatch
+):
+    config = with_train(small, log_every=3)
+    whole = new_session(config, name="whole")
+    expected = train(whole)
+    broken = new_session(config, name="broken")
+    for attempt in range(times):
+        with monkeypatch.context() as patched:
+            stop_in_evaluation(number if attempt == 0 else 1, patched)
+            with pytest.raises(Interrupted, match=f"stopped at step {step}"):
+                train(broken)
+        assert "val_loss" not in metrics_of(broken)[-1]
+        broken = resume(broken.config, broken.run, silent)
+    assert train(broken) == expected
+    assert without_timing(whole) == without_timing(broken)
+    board = EventAccumulator(str(broken.run.root / FOLDER))
+    board.Reload()
+    assert [scalar.step for scalar in board.Scalars("val_loss")] == [5, 10, 12]
+    assert [scalar.step for scalar in board.Scalars("loss")] == [3, 5, 6, 9, 10, 12]
+
+
 def test_resuming_uses_the_newest_intact_checkpoint_and_says_what_it_passed_over(small):
     session = new_session(small)
     train(session)
@@ -208,7 +247,7 @@ def test_exactly_the_broken_updates_are_skipped(small, optimizer, monkeypatch):
     break_gradients_of({3, 4, 8}, broken)
     train(broken)
     shorter = new_session(config, name="shorter", steps=9)
-    good_batches = iter(batch for batch in range(12) if batch + 1 not in {3, 4, 8})
+    good_batches = iter(4 * batch for batch in range(12) if batch + 1 not in {3, 4, 8})
     read_batch = shorter.feed.batches.at
     monkeypatch.setattr(shorter.feed.batches, "at", lambda *_: read_batch(next(good_batches)))
     train(shorter)
@@ -218,12 +257,11 @@ def test_exactly_the_broken_updates_are_skipped(small, optimizer, monkeypatch):
     skipped = [
         event for event in read_lines(broken.run.events_path) if event["event"] == "skipped"
     ]
-    assert [(event["step"], event["batch"], event["in_a_row"]) for event in skipped] == [
-        (3, 2, 1),
-        (4, 3, 2),
-        (8, 7, 1),
+    assert [(event["step"], event["sequences"], event["in_a_row"]) for event in skipped] == [
+        (3, [8, 11], 1),
+        (4, [12, 15], 2),
+        (8, [28, 31], 1),
     ]
-    assert skipped[0]["sequences"] == [8, 11]
 
 
 def test_weights_that_are_not_finite_are_never_saved(small):

@@ -20,6 +20,8 @@ from moebius.train.session import Session, resume, start
 from tests.train.runs import silent, train, with_train
 
 STEPS = 30
+B = 4
+"""Number of sequences in a batch."""
 SPOILED = 17
 """Index of the batch that is replaced with noise. It is that of step 18; the last checkpoint
 before it is that of step 15."""
@@ -37,9 +39,10 @@ def spoil(session: Session, batches: set[int]) -> list[int]:
     """Replace these batches with noise. Return a list that records every batch that is read."""
     read_batch, batches_read = session.feed.batches.at, []
 
-    def at(batch: int, *rank: int) -> np.ndarray:
+    def at(sequence: int, *rank: int) -> np.ndarray:
+        batch = sequence // B
         batches_read.append(batch)
-        tokens_BL = read_batch(batch, *rank)
+        tokens_BL = read_batch(sequence, *rank)
         if batch not in batches:
             return tokens_BL
         return np.random.default_rng(batch).integers(1, 257, tokens_BL.shape)
@@ -58,10 +61,13 @@ def test_a_spike_is_rolled_back_and_its_batches_are_left_out(small):
     batches_read = spoil(session, {SPOILED})
     train(session)
     assert session.state.step == STEPS and session.state.rollbacks == 1
-    assert session.state.batch == STEPS + 3
+    assert session.state.sequences == B * (STEPS + 3)
     assert batches_read == list(range(STEPS + 3))  # no batch twice
     (event,) = spikes(session)
-    assert (event["step"], event["done"]) == (18, "rolled back to step 15, leaving out 3 batches")
+    assert (event["step"], event["done"]) == (
+        18,
+        "rolled back to step 15, leaving out 12 sequences",
+    )
     assert event["value"] > 1.3 and event["figures"]["loss"] > 4
 
     # metrics.jsonl and TensorBoard show one history, in which there was no spike
@@ -88,7 +94,8 @@ def test_a_run_that_stops_after_a_rollback_goes_on_with_the_same_batches(small):
     assert newest == {f"step-{step:08d}" for step in (5, 10, 15, 20, 25, 30)}
     checkpoint_store.discard_after(broken.run.checkpoints, 20)
     resumed = resume(broken.config, broken.run, silent)
-    assert (resumed.state.step, resumed.state.batch, resumed.state.rollbacks) == (20, 23, 1)
+    assert (resumed.state.step, resumed.state.sequences) == (20, B * 23)
+    assert resumed.state.rollbacks == 1
     train(resumed)
     expected, weights = (
         checkpoint.load(session.run.checkpoints / "step-00000030")[0]["model"]
@@ -105,22 +112,23 @@ def test_a_run_that_is_killed_right_after_a_rollback_does_not_read_the_spoiled_b
         train(killed)
     assert batches_read == list(range(SPOILED + 2))
     resumed = resume(killed.config, killed.run, silent)
-    assert (resumed.state.step, resumed.state.batch, resumed.state.rollbacks) == (15, 18, 1)
+    assert (resumed.state.step, resumed.state.sequences) == (15, B * 18)
+    assert resumed.state.rollbacks == 1
     batches_read = spoil(resumed, {SPOILED})
     train(resumed)
     assert batches_read == list(range(18, STEPS + 3))
     (event,) = spikes(resumed)
-    assert event["done"] == "rolled back to step 15, leaving out 3 batches"
+    assert event["done"] == "rolled back to step 15, leaving out 12 sequences"
 
 
 def die_at(last: int, session: Session) -> None:
     """Make reading a batch end the run as a signal would."""
     read_batch = session.feed.batches.at
 
-    def at(batch: int, *rank: int) -> np.ndarray:
-        if batch == last:
+    def at(sequence: int, *rank: int) -> np.ndarray:
+        if sequence == B * last:
             raise KeyboardInterrupt
-        return read_batch(batch, *rank)
+        return read_batch(sequence, *rank)
 
     session.feed.batches.at = at  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -146,10 +154,10 @@ def interfere(session: Session, at_batch: int, change: Callable[[], Any]) -> Non
     """Make reading a batch change something first."""
     read_batch = session.feed.batches.at
 
-    def at(batch: int, *rank: int) -> np.ndarray:
-        if batch == at_batch:
+    def at(sequence: int, *rank: int) -> np.ndarray:
+        if sequence == B * at_batch:
             change()
-        return read_batch(batch, *rank)
+        return read_batch(sequence, *rank)
 
     session.feed.batches.at = at  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -160,9 +168,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_to_be(small):
     interfere(session, SPOILED, lambda: damage(session, 15))
     train(session)
     (event,) = spikes(session)
-    assert event["done"].startswith("rolled back to step 10, leaving out 8 batches; passed over: ")
+    assert event["done"].startswith(
+        "rolled back to step 10, leaving out 32 sequences; passed over: "
+    )
     assert "step-00000015: set aside as step-00000015.damaged" in event["done"]
-    assert session.state.step == STEPS and session.state.batch == STEPS + 8
+    assert session.state.step == STEPS and session.state.sequences == B * (STEPS + 8)
     names = {path.name for path in session.run.checkpoints.iterdir()}
     assert {"step-00000015", "step-00000015.damaged"} <= names  # saved again on the way
 
@@ -174,7 +184,8 @@ def test_if_none_can_be_loaded_the_run_goes_on_with_its_own_weights(small):
     train(session)
     done = spikes(session)[0]["done"]
     assert done.startswith("not rolled back: ") and "no intact checkpoint" in done
-    assert (session.state.step, session.state.batch, session.state.rollbacks) == (STEPS, STEPS, 0)
+    assert (session.state.step, session.state.sequences) == (STEPS, B * STEPS)
+    assert session.state.rollbacks == 0
 
 
 def test_an_alarm_is_recorded_even_if_a_checkpoint_could_not_be_written(small, monkeypatch):
@@ -196,4 +207,4 @@ def test_without_an_earlier_checkpoint_the_run_says_so_and_goes_on(small):
     train(session)
     done = spikes(session)[0]["done"]
     assert done == "not rolled back: there is no checkpoint of step 17 or before"
-    assert session.state.step == session.state.batch == STEPS
+    assert (session.state.step, session.state.sequences) == (STEPS, B * STEPS)

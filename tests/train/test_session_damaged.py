@@ -15,7 +15,7 @@ from moebius.errors import CheckpointError, ForeignCheckpointError, Interrupted
 from moebius.parallel.process import Process
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.checkpoint_file import write_file
-from moebius.train.session import Session, resume
+from moebius.train.session import Session, resume, start
 from tests.train.checkpoints import lie, names_in, spoiled
 from tests.train.runs import before_step, new_session, silent, train, with_train
 
@@ -24,7 +24,7 @@ def saved(session: Session, *steps: int) -> None:
     """Save the session's state as the checkpoints of several steps."""
     for step in steps:
         state = session.state
-        state.step, state.batch, state.tokens = step, step, step * 128
+        state.step, state.sequences, state.tokens = step, 4 * step, step * 128
         with torch.no_grad():
             state.model.embedding.weight.fill_(step)
         checkpoint.save(session.run.checkpoints / f"step-{step:08d}", *state.captured())
@@ -76,7 +76,7 @@ def test_a_state_with_the_right_hash_and_wrong_values_is_passed_over(small, chan
     checkpoint.verify(session.run.checkpoints / "step-00000006")
     lines: list[str] = []
     resumed = resume(small, session.run, lines.append)
-    assert (resumed.state.step, resumed.state.batch, resumed.state.tokens) == (3, 3, 384)
+    assert (resumed.state.step, resumed.state.sequences, resumed.state.tokens) == (3, 12, 384)
     passed_over = [line for line in lines if line.startswith("passed over: ")]
     assert len(passed_over) == 1 and "step-00000006/state.json: " in passed_over[0]
     assert names_in(session.run.checkpoints) == ["step-00000003", "step-00000006.damaged"]
@@ -129,16 +129,18 @@ def test_a_checkpoint_of_another_optimizer_is_an_error_and_nothing_of_it_is_load
         other.state.load(session.run.checkpoints / "step-00000006")
     assert torch.equal(other.state.model.embedding.weight, before)
     with pytest.raises(ForeignCheckpointError, match=r"own model and train\.optimizer"):
-        resume(with_train(small, optimizer="muon"), session.run, silent)
+        checkpoint_store.load_newest(session.run.checkpoints, other.state.load, silent)
     assert names_in(session.run.checkpoints) == ["step-00000003", "step-00000006"]
 
 
 def test_a_checkpoint_of_another_model_is_not_passed_over_for_an_older_one(small):
     session = new_session(small)
     saved(session, 3, 6)
-    larger = replace(small, model=replace(small.model, dim=64))
+    train_config = replace(small.train, name="larger")
+    config = replace(small, model=replace(small.model, dim=64), train=train_config)
+    larger = start(config, "small", silent)
     with pytest.raises(ForeignCheckpointError, match=r"step-00000006: .* the model's is"):
-        resume(larger, session.run, silent)
+        checkpoint_store.load_newest(session.run.checkpoints, larger.state.load, silent)
 
 
 def test_several_damaged_checkpoints_cost_one_restart(small):

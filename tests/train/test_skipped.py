@@ -14,18 +14,18 @@ from moebius.train.state import TrainState
 TRAIN = TrainConfig(batch_size=4, max_skipped=2)
 
 
-def state_at(step: int, batch: int | None = None, skipped: int = 0) -> TrainState:
-    """Return a state without a model. By default, the index of the next batch is the step."""
+def state_at(step: int, left_out: int = 0, skipped: int = 0) -> TrainState:
+    """Return a state without a model, after roll-backs that left out a number of sequences."""
     nothing: Any = None
-    batch = step if batch is None else batch
-    return TrainState(nothing, [], nothing, [], step=step, batch=batch, skipped=skipped)
+    sequences = step * TRAIN.batch_size + left_out
+    return TrainState(nothing, [], nothing, [], step=step, sequences=sequences, skipped=skipped)
 
 
 def note_steps(steps: SkippedSteps, state: TrainState, *is_skipped: bool) -> None:
     """Make steps, of which some are skipped."""
     for flag in is_skipped:
         state.step += 1
-        state.batch += 1
+        state.sequences += TRAIN.batch_size
         steps.note(torch.tensor(flag))
 
 
@@ -36,14 +36,14 @@ def settled(steps: SkippedSteps) -> list[SkippedStep]:
     return events
 
 
-def test_each_skipped_step_is_an_event_with_its_batch():
-    state = state_at(step=10, batch=13)  # a roll-back has left out three batches
+def test_each_skipped_step_is_an_event_with_its_sequences():
+    state = state_at(step=10, left_out=12)
     steps = SkippedSteps(TRAIN, state)
     note_steps(steps, state, False, True, True, False, True)
     assert settled(steps) == [
-        SkippedStep(step=12, batch=14, first_sequence=56, last_sequence=59, in_a_row=1),
-        SkippedStep(step=13, batch=15, first_sequence=60, last_sequence=63, in_a_row=2),
-        SkippedStep(step=15, batch=17, first_sequence=68, last_sequence=71, in_a_row=1),
+        SkippedStep(step=12, first_sequence=56, last_sequence=59, in_a_row=1),
+        SkippedStep(step=13, first_sequence=60, last_sequence=63, in_a_row=2),
+        SkippedStep(step=15, first_sequence=68, last_sequence=71, in_a_row=1),
     ]
     assert state.skipped == 1
     assert settled(steps) == []
@@ -91,15 +91,13 @@ def test_forgotten_steps_are_not_reported():
 
 
 def test_an_event_in_json_and_as_a_line():
-    event = SkippedStep(step=812, batch=815, first_sequence=3260, last_sequence=3263, in_a_row=2)
+    event = SkippedStep(step=812, first_sequence=3260, last_sequence=3263, in_a_row=2)
     assert json.loads(json.dumps(event.to_json())) == {
         "event": "skipped",
         "step": 812,
-        "batch": 815,
         "sequences": [3260, 3263],
         "in_a_row": 2,
     }
     assert str(event) == (
-        "step 812: loss or gradient not finite; the update was skipped (batch 815, "
-        "sequences 3,260 to 3,263)"
+        "step 812: loss or gradient not finite; the update was skipped (sequences 3,260 to 3,263)"
     )

@@ -24,6 +24,8 @@ from tests.observe.made_up import metrics_of
 from tests.train.models import copied
 from tests.train.states import TOKENS, TRAIN, V, config_of
 
+B = TRAIN.batch_size
+
 
 def new_state(config: Config, seed: int = 0, corpus: str = "a text") -> TrainState:
     return TrainState.new(seeded(seed, config.model), config, corpus)
@@ -49,7 +51,7 @@ def test_a_loaded_state_goes_on_bit_identically(tmp_path, optimizer):
     torch.manual_seed(6)  # in a new process, the generator's state is arbitrary
     loaded = new_state(config, seed=1)
     loaded.load(folder)
-    assert (loaded.step, loaded.batch, loaded.tokens) == (2, 2, 2 * TOKENS)
+    assert (loaded.step, loaded.sequences, loaded.tokens) == (2, 2 * B, 2 * TOKENS)
     assert (loaded.aux_levels, loaded.rollbacks, loaded.skipped) == ([0, 3], 1, 2)
     take_steps(loaded, config, 2)
     tensors, values = state.captured()

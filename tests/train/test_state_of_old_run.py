@@ -5,6 +5,7 @@ and tied embeddings, trained with Muon. Its checkpoint of step 8 was kept.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,25 @@ def test_its_metrics_are_read():
     assert all(sum(metrics.layers[0].tokens_per_expert) == B * S for metrics in steps)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_its_place_in_the_data_does_not_depend_on_the_size_of_the_next_batches(batch_size):
+    """Its checkpoint counts batches of 4 sequences."""
+    config = RUN.config()
+    config = replace(config, train=replace(config.train, batch_size=batch_size))
+    folder = checkpoint_store.latest(RUN.checkpoints, pytest.fail)
+    corpus = json.loads((folder / "state.json").read_text())["corpus"]
+    state = TrainState.new(seeded(1, config.model), config, corpus)
+    state.load(folder)
+    assert state.sequences == 32
+
+
 def test_its_newest_checkpoint_goes_on_with_the_same_losses():
     config = RUN.config()
     folder = checkpoint_store.latest(RUN.checkpoints, pytest.fail)
     corpus = json.loads((folder / "state.json").read_text())["corpus"]
     state = TrainState.new(seeded(1, config.model), config, corpus)
     state.load(folder)
-    assert (state.step, state.batch, state.tokens) == (8, 8, 8 * B * S)
+    assert (state.step, state.sequences, state.tokens) == (8, 8 * B, 8 * B * S)
     losses = [
         train_step(state, tokens_of(step), None, config.train).loss.item()
         for step in range(len(LOSSES))
