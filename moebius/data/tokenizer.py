@@ -6,6 +6,7 @@ All three are run by the `tokenizers` library.
 import json
 import re
 from collections.abc import Iterable, Iterator
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Tokenizer:
         inner.no_truncation()
         self._inner = inner
         self._words = WordCache(self._encode_all) if splits_by_words(inner) else None
+        self._wrong_byte = inner.token_to_id("<0xFF>")  # a byte that is in no character
         self.end_of_text = self._find_end_of_text(origin)
         self.size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -144,6 +146,17 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Return the text of the ids. Bytes that are not valid UTF-8 become U+FFFD."""
         return self._inner.decode(ids, skip_special_tokens=False)
+
+    def decode_settled(self, ids: list[int]) -> str:
+        """Return the beginning of the text of the ids that later ids cannot change.
+
+        An unfinished character at the end is left out. So is a run of byte tokens: the library
+        decodes such a run as a whole, and one wrong byte at its end makes all of it U+FFFD.
+        """
+        text = self.decode(ids)
+        if self._wrong_byte is not None:
+            text = commonprefix([text, self.decode([*ids, self._wrong_byte])])
+        return text.rstrip("\ufffd")
 
     def _find_end_of_text(self, origin: str) -> int:
         for token in KNOWN_ENDS:
