@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 
 from moebius.cli.command import RUN, Command
+from moebius.cli.output import is_terminal, say
 from moebius.errors import ConfigError
 
 CHANGEABLE = ("train", "parallel", "observe")
@@ -28,8 +29,7 @@ def run(options: Namespace) -> None:
     from moebius.cli.training import train_to_end
     from moebius.train.session import resume
 
-    is_terminal = sys.stderr.isatty()
-    train_to_end(resume(config, directory, print, is_terminal, process))
+    train_to_end(resume(config, directory, say, is_terminal(sys.stderr), process))
 
 
 COMMAND = Command(

@@ -6,7 +6,7 @@ All three are run by the `tokenizers` library.
 import json
 import re
 from collections.abc import Iterable, Iterator
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,8 @@ class Tokenizer:
         """
         text = self.decode(ids)
         if self._wrong_byte is not None:
-            text = commonprefix([text, self.decode([*ids, self._wrong_byte])])
+            pairs = zip(text, self.decode([*ids, self._wrong_byte]), strict=False)
+            text = "".join(old for old, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return text.rstrip("\ufffd")
 
     def _find_end_of_text(self, origin: str) -> int:

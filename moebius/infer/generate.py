@@ -1,5 +1,6 @@
 """Generate text from a model, one token at a time."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import torch
 
 from moebius.config import ParallelConfig
 from moebius.data import Tokenizer
-from moebius.errors import NumericError
+from moebius.errors import DataError, NumericError
 from moebius.hardware.backends import backends_for
 from moebius.model.transformer import Transformer
 from moebius.train import checkpoint, checkpoint_store
@@ -23,21 +24,46 @@ UNIFORM_ABOVE = 1e30
 
 def load_trained(
     run: RunDirectory, device: torch.device, report: Callable[[str], None] = print
-) -> Transformer:
-    """Return the model of a run's newest intact checkpoint, in evaluation mode.
+) -> tuple[Transformer, Tokenizer]:
+    """Return the model of a run's newest intact checkpoint, in evaluation mode, and its tokenizer.
 
     `report` gets a line for each damaged checkpoint that is skipped. Raises CheckpointError
-    if none is intact.
+    if none is intact, and DataError if tokenizer.json is not the run's own any more.
     """
     config = run.config()
     folder = checkpoint_store.latest(run.checkpoints, report)
-    tensors, _ = checkpoint.load(folder)
+    tensors, values = checkpoint.load(folder)
+    tokenizer = _own_tokenizer(run, config.model.vocab_size, values.get("tokenizer", ""))
     # The model is not compiled, because a text grows with every token, and every length would be
     # compiled again.
     uncompiled = replace(config, parallel=ParallelConfig(compile="off"))
     model = Transformer(config.model, backends_for(uncompiled, device)).to(device)
     load_model(model, tensors["model"], folder)
-    return model.eval()
+    return model.eval(), tokenizer
+
+
+def _own_tokenizer(run: RunDirectory, vocab_size: int, sha256: str) -> Tokenizer:
+    """Return the tokenizer that the run was trained with.
+
+    `sha256` is that of its tokenizer.json, or "" in a checkpoint of an older Moebius. Raises
+    DataError if the file is missing or another one, with which any text would be nonsense.
+    """
+    path = run.tokenizer_path
+    if not path.is_file():
+        raise DataError(
+            f"{path}: missing; the run was trained with this tokenizer, so copy it back from a "
+            "backup, or from the folder of the prepared data (--data.cache)"
+        )
+    tokenizer = run.tokenizer()
+    # The library may write another text for the same tokenizer in another version.
+    contents = (path.read_bytes(), tokenizer.to_json().encode())
+    is_other = sha256 and all(hashlib.sha256(data).hexdigest() != sha256 for data in contents)
+    if is_other or tokenizer.size > vocab_size:
+        raise DataError(
+            f"{path}: has changed, it is not the tokenizer that the run was trained with; "
+            "copy that one back"
+        )
+    return tokenizer
 
 
 @torch.no_grad()

@@ -15,19 +15,20 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     """Train to the configured step, evaluating, logging and saving on the way.
 
     Returns the last evaluation. Raises NumericError when too many updates in a row are not finite
-    or an alarm stops the run; Interrupted, with the state saved, on SIGINT or SIGTERM;
-    StorageError when a checkpoint cannot be written.
+    or an alarm stops the run; Interrupted, with the state saved, on a signal or when the terminal
+    cannot be written to any more; StorageError when a checkpoint cannot be written.
     """
     config, state, feed = session.config.train, session.state, session.feed
     trained = (state.model, session.corpus, session.config, session.device)
     evaluation: Evaluation | None = None
     with (
-        StopSignals() as stop,
+        StopSignals(session.run.checkpoints) as stop,
         StepLog(session, terminal) as log,
         CheckpointWriter(
             session.run.checkpoints, config.keep_last, config.keep_every, session.process
         ) as writer,
     ):
+        terminal.when_lost(stop.output_lost)
         while state.step < config.steps and not stop.requested:
             log.clock.go_on()
             result = train_step(state, feed.at(state.batch), feed.separator, config)
@@ -50,7 +51,8 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
         writer.wait()
         if stop.requested:
             raise Interrupted(
-                f"stopped at step {state.step}, state saved; `moebius resume {session.run.root}`",
+                f"stopped at step {state.step}{stop.reason}, state saved; "
+                f"`moebius resume {session.run.root}`",
                 stop.requested,
             )
     last = evaluation or evaluate(*trained)

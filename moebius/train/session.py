@@ -1,5 +1,6 @@
 """Turn a configuration into a session that is ready to train, new or resumed."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -124,4 +125,5 @@ def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> Tra
         say(line)
     if config.train.common_start:
         tie_experts(model)
-    return TrainState.new(model, config, corpus.identity)
+    tokenizer = hashlib.sha256(corpus.tokenizer.to_json().encode()).hexdigest()
+    return TrainState.new(model, config, corpus.identity, tokenizer)

@@ -43,13 +43,18 @@ class TrainState:
     """Number of times that the run was rolled back."""
     corpus: str = ""
     """`Corpus.identity` of the text whose batches `batch` counts."""
+    tokenizer: str = ""
+    """SHA-256 of the run's tokenizer.json; checkpoints of older versions do not have it."""
 
     @classmethod
-    def new(cls, model: Transformer, config: Config, corpus: str = "") -> "TrainState":
+    def new(
+        cls, model: Transformer, config: Config, corpus: str = "", tokenizer: str = ""
+    ) -> "TrainState":
         """Return the state of a run before its first step."""
         levels = [0] * len(routed_layers(model))
         optimizers = build_optimizers(model, config.train)
-        return cls(model, optimizers, Alarms(config.observe), levels, corpus=corpus)
+        alarms = Alarms(config.observe)
+        return cls(model, optimizers, alarms, levels, corpus=corpus, tokenizer=tokenizer)
 
     def captured(self) -> tuple[checkpoint.Groups, dict[str, Any]]:
         """Return a checkpoint's tensors, random generators included, and its JSON values.
@@ -61,7 +66,7 @@ class TrainState:
             "optimizer": named_state(self.optimizers, self.model),
             "random": checkpoint.random_state(),
         }
-        values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")}
+        values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus", "tokenizer")}
         return tensors, deepcopy(values | {"alarms": self.alarms.state()})
 
     def load(self, folder: Path) -> None:

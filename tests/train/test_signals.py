@@ -1,19 +1,22 @@
 """The first signal is recorded; a second one, or a step that never ends, ends the process."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from moebius.train.signals import StopSignals
 
 SCRIPT = """
-import os, signal, time
+import errno, os, signal, sys, time
+from pathlib import Path
 from moebius.train.signals import StopSignals
-with StopSignals(grace_seconds={grace}) as stop:
+with StopSignals(Path({checkpoints!r}), grace_seconds={grace}) as stop:
     os.kill(os.getpid(), {first})
     assert stop.requested == {first}
     {then}
@@ -21,32 +24,93 @@ with StopSignals(grace_seconds={grace}) as stop:
 """
 
 
-def run_alone(first: int, then: str, grace: float = 20.0) -> subprocess.CompletedProcess[str]:
+def run_alone(
+    first: int, then: str, grace: float = 20.0, checkpoints: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Send a signal to a separate process, which then runs a line of code; return its result."""
-    code = SCRIPT.format(first=int(first), then=then, grace=grace)
+    code = SCRIPT.format(first=int(first), then=then, grace=grace, checkpoints=checkpoints)
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        # whatever the tests were started with
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_noted(number):
+def send(*numbers: int) -> str:
+    """Return the line of code that sends these signals to its own process."""
+    return "; ".join(f"os.kill(os.getpid(), {int(number)})" for number in numbers)
+
+
+@pytest.fixture(autouse=True)
+def sighup_is_not_ignored() -> Iterator[None]:
+    """Run the tests as on a terminal, even if they were started with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> str:
+    """A folder with two checkpoints, and one that is still being written."""
+    for name in ("step-00000004", "step-00000008", ".step-00000012.partial"):
+        (tmp_path / name).mkdir()
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_is_noted(number, tmp_path):
     before = signal.getsignal(number)
-    with StopSignals() as stop:
+    with StopSignals(tmp_path) as stop:
         assert stop.requested is None
         os.kill(os.getpid(), number)
-        assert stop.requested == number
+        assert stop.requested == number and not stop.reason
     assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_the_process_at_once(first, second):
-    done = run_alone(first, f"os.kill(os.getpid(), {int(second)})")
+def test_the_second_signal_ends_the_process_at_once(first, second, checkpoints):
+    done = run_alone(first, send(second), checkpoints=checkpoints)
     assert done.returncode == 128 + second
     assert "went on" not in done.stdout
-    message = "moebius: stopped at once by a second signal; the last checkpoint is unharmed"
-    assert done.stderr.strip() == message
+    assert done.stderr.strip() == (
+        "moebius: stopped at once by a second signal; "
+        "the last checkpoint, step-00000008, is unharmed"
+    )
+
+
+@pytest.mark.parametrize("folder", ["", "gone"])
+def test_before_the_first_checkpoint_nothing_is_said_to_be_saved(folder, tmp_path):
+    done = run_alone(signal.SIGTERM, send(signal.SIGTERM), checkpoints=str(tmp_path / folder))
+    assert done.returncode == 143
+    assert done.stderr.strip().endswith(
+        "second signal; there is no checkpoint yet, so a resumed run will start over"
+    )
+
+
+HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "code"),
+    [
+        (HUP, [HUP], None),
+        (HUP, [TERM], None),
+        (TERM, [HUP, HUP], None),
+        (HUP, [TERM, HUP], None),
+        (HUP, [TERM, INT], 128 + INT),
+        (TERM, [HUP, TERM], 128 + TERM),
+    ],
+)
+def test_a_closing_terminal_is_not_in_a_hurry(first, others, code):
+    """It may send SIGHUP twice, and SIGTERM with it, though nobody pressed Ctrl-C twice."""
+    done = run_alone(first, send(*others))
+    assert done.returncode == (code or 0)
+    assert ("went on" in done.stdout) == (code is None)
 
 
 def test_a_step_that_does_not_end_is_left():
@@ -56,6 +120,50 @@ def test_a_step_that_does_not_end_is_left():
     assert time.perf_counter() - start < 20
 
 
+@pytest.mark.parametrize("closing", ["os.close(2)", "sys.stderr = None; os.close(2)"])
+def test_a_step_that_does_not_end_is_left_without_a_terminal_too(closing):
+    done = run_alone(signal.SIGHUP, f"{closing}; time.sleep(30)", grace=0.5)
+    assert done.returncode == 129
+
+
 def test_once_heeded_there_is_time_for_saving():
     done = run_alone(signal.SIGTERM, "stop.heeded(); time.sleep(1)", grace=0.3)
     assert done.returncode == 0 and "went on" in done.stdout
+
+
+def test_output_that_is_lost_during_saving_does_not_end_it():
+    """The countdown of a step must not begin again."""
+    code = (
+        "stop.heeded(); stop.requested = None; "
+        "stop.output_lost(BrokenPipeError(errno.EPIPE, 'x')); time.sleep(1)"
+    )
+    done = run_alone(signal.SIGTERM, code, grace=0.3)
+    assert done.returncode == 0 and "went on" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "reason"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), signal.SIGPIPE, "(Broken pipe)"),
+        (OSError(errno.EIO, "Input/output error"), signal.SIGHUP, "(Input/output error)"),
+        (OSError(errno.ENOSPC, "No space left"), signal.SIGPIPE, "(No space left)"),
+        (ValueError("I/O operation on closed file."), signal.SIGPIPE, "(I/O operation on"),
+    ],
+)
+def test_output_that_is_lost_stops_the_run(error, number, reason, tmp_path):
+    with StopSignals(tmp_path) as stop:
+        stop.output_lost(error)
+        stop.output_lost(error)  # once more: not a second signal
+        assert stop.requested == number and reason in stop.reason
+
+
+def test_under_nohup_a_terminal_that_is_gone_stops_nothing(tmp_path):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals(tmp_path) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        stop.output_lost(OSError(errno.EIO, "Input/output error"))
+        assert stop.requested is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        stop.output_lost(BrokenPipeError(errno.EPIPE, "Broken pipe"))  # not a terminal
+        assert stop.requested == signal.SIGPIPE
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
