@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from moebius.config import DataConfig
 from moebius.data.output import Output
-from moebius.data.rows import PARQUET_SUFFIXES
+from moebius.data.rows import LINE_SUFFIXES, PARQUET_SUFFIXES
 from moebius.data.sources import source_files
 
 
@@ -18,12 +18,12 @@ from moebius.data.sources import source_files
 def progress_bar(config: DataConfig) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr inside the with block; yield a function that adds bytes of text to it.
 
-    The bar shows no total if the bytes of text are not known beforehand, as for compressed files
-    and datasets on the Hugging Face hub.
+    The bar shows no total if the bytes of text are not known beforehand, as for rows of JSON or
+    Parquet, compressed files and datasets on the Hugging Face hub.
     """
     files = source_files(config)
-    is_compressed = any(file.suffix.lower() in PARQUET_SUFFIXES for file in files)
-    total = None if is_compressed or not files else sum(file.stat().st_size for file in files)
+    has_rows = any(file.suffix.lower() in LINE_SUFFIXES | PARQUET_SUFFIXES for file in files)
+    total = None if has_rows or not files else sum(file.stat().st_size for file in files)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
