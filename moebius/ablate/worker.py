@@ -12,16 +12,16 @@ import subprocess
 import sys
 import threading
 import tomllib
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from moebius.config import Config
 from moebius.config.files import override, to_toml
+from moebius.data.child import python_command
 from moebius.errors import MoebiusError
 
 Reply = dict[str, Any]
-COMMAND = "from moebius.ablate.worker import serve; serve()"
+CODE = "from moebius.ablate.worker import serve; serve()"
 
 
 class WorkerFailed(Exception):
@@ -36,15 +36,12 @@ class Worker:
     """A configuration in its own process. Whoever creates it must call `end`."""
 
     def __init__(self, config: Config):
-        package = str(Path(__file__).parents[2])
-        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._errors = TemporaryFile()  # noqa: SIM115  (closed by `end`)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND],
+            python_command(CODE),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {"PYTHONPATH": path},
         )
         self._config = to_toml(config)
 

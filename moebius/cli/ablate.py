@@ -2,8 +2,11 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 
 from moebius.cli.command import CONFIG, SECTIONS, Command
+from moebius.cli.output import is_terminal
+from moebius.config.printable import printable
 from moebius.errors import MoebiusError
 
 
@@ -29,15 +32,16 @@ def run(options: Namespace) -> None:
     )
     compared = variants(config, options.over, options.twin, options.iso_active)
     ablation = ablate(compared, ablate_options, _say_progress)
-    print(as_json(ablation) if options.as_json else "\n".join(lines(ablation)))
+    print(as_json(ablation) if options.as_json else printable("\n".join(lines(ablation))))
     if not ablation.sound:
         raise MoebiusError("no variant could be run; the table says why")
 
 
 def _say_progress(line: str) -> None:
     """Print a line of progress on stderr, if somebody is watching."""
-    if sys.stderr.isatty():
-        print(line, file=sys.stderr, flush=True)
+    if is_terminal(sys.stderr):
+        with suppress(OSError):
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def _add_options(parser: ArgumentParser) -> None:

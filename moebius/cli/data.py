@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 
 from moebius.cli.command import CONFIG, SECTIONS, Command
+from moebius.cli.output import is_terminal, say
 
 
 def run(options: Namespace) -> None:
@@ -14,10 +15,10 @@ def run(options: Namespace) -> None:
     from moebius.data import prepare
 
     corpus = prepare(
-        config.data, config.model.vocab_size, report=print, progress=sys.stderr.isatty()
+        config.data, config.model.vocab_size, report=say, progress=is_terminal(sys.stderr)
     )
-    for line in (*corpus.notes, corpus.summary(), corpus.folder):
-        print(line)
+    for line in (*corpus.notes, corpus.summary(), str(corpus.folder)):
+        say(line)
 
 
 COMMAND = Command(

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from moebius.cli.command import SECTIONS, Command
+from moebius.config.printable import printable
 from moebius.errors import NumericError
 
 
@@ -20,7 +21,7 @@ def run(options: Namespace) -> None:
 
     def say(line: str) -> None:
         if not options.as_json:
-            print(line, flush=True)
+            print(printable(line), flush=True)
 
     diagnosis = examine(config, choose_device(config.train.device), say)
     if options.as_json:

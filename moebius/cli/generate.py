@@ -6,6 +6,8 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
 from moebius.cli.command import RUN, Command
+from moebius.cli.output import is_terminal
+from moebius.config.printable import printable
 from moebius.errors import ConfigError
 
 
@@ -17,7 +19,7 @@ def run(options: Namespace) -> None:
     directory = RunDirectory.open(options.run)
     # Check the device like the setting train.device.
     name = replace(directory.config().train, device=options.device).device
-    from moebius.cli.sample import continuation, printable
+    from moebius.cli.sample import continuation
     from moebius.hardware.device import choose_device
 
     texts = continuation(
@@ -28,7 +30,7 @@ def run(options: Namespace) -> None:
         options.temperature,
         options.seed,
     )
-    shown = printable if sys.stdout.isatty() else str
+    shown = printable if is_terminal(sys.stdout) else str
     print(shown(options.prompt), end="", flush=True)
     for text in texts:
         print(shown(text), end="", flush=True)
@@ -37,6 +39,8 @@ def run(options: Namespace) -> None:
 
 def _check(options: Namespace) -> None:
     """Raise ConfigError for an option whose value is not allowed."""
+    if options.max_tokens < 0:
+        raise ConfigError(f"--max-tokens {options.max_tokens}: must be at least 0")
     if not 0 <= options.temperature < math.inf:
         raise ConfigError(
             f"--temperature {options.temperature}: must be a finite number, at least 0"
@@ -64,7 +68,7 @@ def _add_options(parser: ArgumentParser) -> None:
         type=float,
         default=0.8,
         metavar="T",
-        help="randomness; 0 always takes the likeliest token (default: %(default)s)",
+        help="randomness; 0, or almost 0, always takes the likeliest token (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",

@@ -1,5 +1,6 @@
 """The entry point: find the command, run it, and turn errors into a line and an exit code."""
 
+import errno
 import io
 import os
 import select
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from moebius.cli.output import complain, discard_unwritable, finish
 from moebius.errors import ConfigError, MoebiusError, StorageError
 
 CLOSED_PIPE = 128 + 13  # as if ended by SIGPIPE, which is 13 wherever it exists
@@ -21,6 +23,9 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     `--debug` the error is raised instead, so that its traceback is shown. A bug in Moebius itself
     is raised either way.
     """
+    if words is None:
+        # Processes that libraries start must not import from the working directory either.
+        os.environ["PYTHONSAFEPATH"] = "1"
     words = list(sys.argv[1:] if words is None else words)
     is_debugging = "--debug" in words
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -28,20 +33,24 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _run([word for word in words if word != "--debug"])
-        if sys.stdout:  # None if it was closed before Python started
-            sys.stdout.flush()  # a closed pipe is an error here, not while Python shuts down
+        finish()
     except (MoebiusError, OSError, KeyboardInterrupt, RuntimeError) as error:
-        if _is_stdout_closed():
-            _discard_stdout()
-            if isinstance(error, BrokenPipeError):
-                sys.exit(CLOSED_PIPE)
+        is_closed = _is_stdout_closed()
+        discard_unwritable(sys.stdout)
+        if is_closed and _is_output_error(error):
+            _end(CLOSED_PIPE)
         explained = _explain(error)
         if is_debugging or explained is None:
             raise
         code, line = _with_notes(error, *explained)
-        print(f"moebius: {line}", file=sys.stderr)
-        sys.exit(code)
-    sys.exit(0)
+        complain(line)
+        _end(code)
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    discard_unwritable(sys.stderr)
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> None:
@@ -72,7 +81,7 @@ def _run(words: list[str]) -> None:
 def _explain(error: BaseException) -> tuple[int, str] | None:
     """Return the exit code and the line for an error, or None for a bug in Moebius itself."""
     if isinstance(error, MoebiusError):
-        return error.exit_code, " ".join(str(error).split())
+        return error.exit_code, str(error)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return StorageError.exit_code, f"{place}{error.strerror or error}"
@@ -108,9 +117,15 @@ def _is_stdout_closed() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def _discard_stdout() -> None:
-    """Discard buffered output, because Python would fail to flush it while shutting down."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _is_output_error(error: BaseException) -> bool:
+    """Return whether the error comes from writing to a closed pipe or terminal.
+
+    It may have become another error on its way here, because all files' errors are OSErrors.
+    """
+    origin = error
+    while origin.__context__ is not None and not isinstance(origin, OSError):
+        origin = origin.__context__
+    return isinstance(origin, OSError) and origin.errno in (errno.EPIPE, errno.EIO)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from moebius.cli.command import RUN, Command
+from moebius.cli.output import is_terminal, say
 from moebius.config.resuming import CHANGEABLE
 
 
@@ -24,10 +25,10 @@ def run(options: Namespace) -> None:
     from moebius.train.session import resume
 
     if line := finished(directory, config, options.step):
-        print(line)
+        say(line)
         return
-    is_terminal = sys.stderr.isatty()
-    train_to_end(resume(config, directory, print, is_terminal, process, options.step))
+    session = resume(config, directory, say, is_terminal(sys.stderr), process, options.step)
+    train_to_end(session)
 
 
 def _add_options(parser: ArgumentParser) -> None:

@@ -1,16 +1,14 @@
-"""Generate text from the newest checkpoint of a run, and make it safe for a terminal."""
+"""Generate text from the newest checkpoint of a run."""
 
-import re
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from moebius.cli.output import complain
 
 if TYPE_CHECKING:
     import torch
 
     from moebius.train.run_directory import RunDirectory
-
-CONTROL_CHARACTERS = re.compile(r"[^\n\t -~\xa0-\U0010ffff]")
 
 
 def continuation(
@@ -24,32 +22,21 @@ def continuation(
     """Return an iterator over the pieces of text that continue the prompt.
 
     The model is loaded by this call, before the first piece. For each damaged checkpoint that is
-    skipped, a line is printed on stderr. Raises CheckpointError if no checkpoint is intact.
+    skipped, a line is printed on stderr. Raises CheckpointError if no checkpoint is intact, and
+    DataError if the run's tokenizer.json is missing or not the one that it was trained with.
     """
     from moebius.hardware.precision import matmul_dtype
     from moebius.infer.generate import generate, load_trained
 
     train = directory.config().train
-    model = load_trained(
-        directory, device, report=lambda line: print(f"moebius: {line}", file=sys.stderr)
-    )
+    model, tokenizer = load_trained(directory, device, report=complain)
     return generate(
         model,
-        directory.tokenizer(),
+        tokenizer,
         prompt,
         max_tokens,
         train.seq_len,
         temperature,
         seed,
         matmul_dtype(train, device),
-    )
-
-
-def printable(text: str) -> str:
-    """Return the text with control characters escaped, except for new lines and tabs.
-
-    A corpus may contain terminal sequences, and a model may have learned them.
-    """
-    return CONTROL_CHARACTERS.sub(
-        lambda match: match.group().encode("unicode_escape").decode(), text
     )

@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 
 from moebius.cli.command import CONFIG, SECTIONS, Command
+from moebius.cli.output import is_terminal, say
 
 
 def run(options: Namespace) -> None:
@@ -16,8 +17,7 @@ def run(options: Namespace) -> None:
     from moebius.cli.training import train_to_end
     from moebius.train.session import start
 
-    is_terminal = sys.stderr.isatty()
-    train_to_end(start(config, options.config, print, is_terminal, process))
+    train_to_end(start(config, options.config, say, is_terminal(sys.stderr), process))
 
 
 COMMAND = Command(

@@ -3,7 +3,8 @@
 import shlex
 from typing import TYPE_CHECKING
 
-from moebius.cli.sample import continuation, printable
+from moebius.cli.sample import continuation
+from moebius.config.printable import printable
 from moebius.errors import CheckpointError
 from moebius.observe.terminal import Terminal
 from moebius.train import checkpoint, checkpoint_store
@@ -58,5 +59,6 @@ def train_to_end(session: "Session") -> None:
     sample = prompt + "".join(continuation(directory, session.device, prompt, SAMPLE_TOKENS))
     print("\na sample:\n" + "\n".join(f"    {line}" for line in printable(sample).splitlines()))
     run = shlex.quote(str(directory.root))
-    print(f"\nrun directory: {directory.root}")
-    print(f"more text:     moebius generate {run} --prompt {shlex.quote(prompt or 'The ')}")
+    print(printable(f"\nrun directory: {directory.root}"))
+    more = f"moebius generate {run} --prompt {shlex.quote(prompt or 'The ')}"
+    print(printable(f"more text:     {more}"))

@@ -5,7 +5,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from moebius.config.fields import annotations, settings, shown
 from moebius.config.flags import Values, parse_flags
 from moebius.config.presets import preset
+from moebius.config.printable import CONTROL_CHARACTERS, printable_line
 from moebius.config.removed import explanation, without_removed
 from moebius.config.suggestions import nearest, suggestion
 from moebius.config.tree import Config
@@ -27,7 +28,9 @@ Report = Callable[[str], None]
 @functools.cache  # a run's config.toml is read several times by one command
 def print_note(note: str) -> None:
     """Print a line to stderr, once per process."""
-    print(f"moebius: {note}", file=sys.stderr)
+    if sys.stderr is not None:  # print would take stdout instead
+        with suppress(OSError):
+            print(f"moebius: {printable_line(note)}", file=sys.stderr)
 
 
 def read_config(source: str, flags: list[str], report: Report = print_note) -> Config:
@@ -198,6 +201,7 @@ def _tables(section: Any, path: str) -> list[str]:
 def _toml_value(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
-    # JSON's strings, numbers and booleans are TOML's, except for the delete character, which
-    # JSON does not escape, and the characters that JSON would escape as two surrogates.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # JSON's strings, numbers and booleans are TOML's, except for the characters that JSON would
+    # escape as two surrogates. JSON leaves some of the control characters as they are.
+    text = json.dumps(value, ensure_ascii=False)
+    return CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)

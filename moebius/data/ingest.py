@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moebius.data.record import RECORD_FILE, Record
-from moebius.data.shards import TOKENIZER, ShardWriter, Split
+from moebius.data.shards import TOKENIZER, ShardWriter, Split, shard_file, token_dtype
 from moebius.data.sources import Document
 from moebius.data.tokenizer import Tokenizer
 from moebius.data.workers import encode_batches
@@ -59,6 +59,8 @@ def ingest(
     OSError, and whatever `read_documents` raises.
     """
     record = Record.read(folder, val_fraction)
+    if not record.is_on_disk(folder, token_dtype(tokenizer.size).itemsize):
+        record = Record(val_fraction)
     while True:
         try:
             return _ingest(folder, read_documents(), tokenizer, record, num_workers, advance)
@@ -142,7 +144,7 @@ def _remove_other_files(folder: Path, record: Record) -> None:
     kept = {TOKENIZER, RECORD_FILE} if record.documents else {TOKENIZER}
     for name, split in record.splits.items():
         kept |= {file for shard in split.shards for file in (shard.file, shard.checksums)}
-        kept.add(f"{name}-{len(split.shards):05d}.bin")
+        kept.add(shard_file(name, len(split.shards)))
     for file in folder.iterdir():
         if file.name not in kept:
             file.unlink()

@@ -1,13 +1,16 @@
 """The progress bar that is shown while a source is tokenized."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from moebius.config import DataConfig
 from moebius.data.formats import TEXT
+from moebius.data.output import Output
 from moebius.data.sources import inventory, on_hub
 
 
@@ -27,6 +30,7 @@ def progress_bar(config: DataConfig) -> Iterator[Callable[[int], None]]:
         DownloadColumn(),
         TransferSpeedColumn(),
     )
-    with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+    console = Console(file=cast(Any, Output(sys.stderr)))
+    with Progress(*columns, transient=True, console=console) as bar:
         task = bar.add_task("tokenizing", total=total)
         yield lambda num_bytes: bar.advance(task, num_bytes)

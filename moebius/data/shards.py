@@ -214,7 +214,7 @@ class ShardWriter:
         return self.split
 
     def _next_path(self) -> Path:
-        return self.folder / f"{self.name}-{len(self.split.shards):05d}.bin"
+        return self.folder / shard_file(self.name, len(self.split.shards))
 
     def _write(self, tokens: np.ndarray) -> None:
         if self._file is None:
@@ -241,6 +241,11 @@ class ShardWriter:
             os.fsync(file.fileno())
         self.split.shards.append(shard)
         self._file, self._in_shard = None, 0
+
+
+def shard_file(name: str, number: int) -> str:
+    """Return the name of the file of a split's shard, counted from 0."""
+    return f"{name}-{number:05d}.bin"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -6,6 +6,7 @@ All three are run by the `tokenizers` library.
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Tokenizer:
         inner.no_truncation()
         self._inner = inner
         self._words = WordCache(self._encode_all) if splits_by_words(inner) else None
+        self._wrong_byte = inner.token_to_id("<0xFF>")  # a byte that is in no character
         self.end_of_text = self._find_end_of_text(origin)
         self.is_lossless = _is_lossless(json.loads(inner.to_str()))
         self.size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
@@ -172,6 +174,18 @@ class Tokenizer:
                 )
                 return f"{shown} becomes {instead}"
         return ""
+
+    def decode_settled(self, ids: list[int]) -> str:
+        """Return the beginning of the text of the ids that later ids cannot change.
+
+        An unfinished character at the end is left out. So is a run of byte tokens: the library
+        decodes such a run as a whole, and one wrong byte at its end makes all of it U+FFFD.
+        """
+        text = self.decode(ids)
+        if self._wrong_byte is not None:
+            pairs = zip(text, self.decode([*ids, self._wrong_byte]), strict=False)
+            text = "".join(old for old, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return text.rstrip("\ufffd")
 
     def _find_end_of_text(self, origin: str) -> int:
         for token in KNOWN_ENDS:

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, TypeVar
 
 import numpy as np
 
+from moebius.data.child import python_command
 from moebius.data.tokenizer import Tokenizer
 from moebius.errors import StorageError
 
@@ -47,7 +49,8 @@ def encode_batches(
     """Yield the ids (uint32) of each batch's texts, with the context that came with the texts.
 
     The order is that of the batches, for any number of workers. `tokenizer_json` is the file from
-    which the workers load the tokenizer. Raises StorageError if a worker is killed.
+    which the workers load the tokenizer. Raises StorageError, with what it printed, if a worker
+    ends.
     """
     head = list(islice(batches, 2))
     batches = chain(head, batches)
@@ -90,6 +93,7 @@ class _Worker:
 
     def __init__(self, tokenizer_json: Path):
         self._tokenizer_json = tokenizer_json
+        self._errors = TemporaryFile()  # noqa: SIM115  (closed by `end`)
         self._process: subprocess.Popen[bytes] | None = None
 
     def encode(self, texts: Texts) -> Ids:
@@ -99,51 +103,54 @@ class _Worker:
             _send(self._process.stdin, [text.encode() for text in texts])
             return [np.frombuffer(ids, dtype=np.uint32) for ids in _receive(self._process.stdout)]
         except (EOFError, OSError):
-            raise StorageError(
-                f"a tokenizing process ended with exit code {self._process.wait()}, perhaps "
-                "because memory ran out; lower --data.workers"
-            ) from None
+            raise StorageError(self._death(self._process)) from None
 
     def end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
+        self._errors.close()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {
-            "PYTHONPATH": path,
             # One thread per process, because there are as many processes as cores.
             "TOKENIZERS_PARALLELISM": "false",
             "OPENBLAS_NUM_THREADS": "1",
         }
-        command = [
-            sys.executable,
-            "-c",
-            "from moebius.data.workers import serve; serve()",
-            str(self._tokenizer_json),
-        ]
+        code = "from moebius.data.workers import serve; serve()"
         return subprocess.Popen(
-            command,
+            python_command(code, str(self._tokenizer_json)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             env=environment,
         )
+
+    def _death(self, process: "subprocess.Popen[bytes]") -> str:
+        """Return in one line how the process ended, with the last line that it printed."""
+        code = process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        last = f": {lines[-1].strip()}" if lines else ""
+        is_killed = code == -signal.SIGKILL
+        if is_killed or "memory" in last.lower():
+            last += ", perhaps because memory ran out; lower --data.workers"
+        return f"a tokenizing process ended with exit code {code}{last}"
 
 
 def serve() -> None:
     """Run a worker: read texts from stdin and write their ids to stdout until stdin ends."""
     # Ctrl-C reaches all processes of the terminal, but only the owner decides what it does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ids_of_texts = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # so that what libraries print is not taken for ids
     tokenizer = Tokenizer.load(Path(sys.argv[1]))
     while True:
         try:
             texts = [text.decode() for text in _receive(sys.stdin.buffer)]
         except EOFError:
             return
-        _send(sys.stdout.buffer, [ids.tobytes() for ids in tokenizer.encode_batch(texts)])
+        _send(ids_of_texts, [ids.tobytes() for ids in tokenizer.encode_batch(texts)])
 
 
 def _send(pipe: IO[bytes], parts: list[bytes]) -> None:

@@ -1,13 +1,12 @@
 """Sum a tensor over all devices, with one process per device."""
 
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 
+from moebius.data.child import python_command
 from moebius.doctor.trial import TrialFailed
 
 SECONDS = 120  # time limit for everything, including the start of the processes and of NCCL
@@ -22,13 +21,10 @@ def collective(folder: Path, kind: str = "nccl", world: int = 0) -> str:
     of torch.distributed. world: number of processes; 0 means one per GPU. Raises TrialFailed.
     """
     world = world or torch.cuda.device_count()
-    package = str(Path(__file__).parents[2])
-    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     arguments = [kind, str(folder / "rendezvous"), str(world)]
     members = [
         subprocess.Popen(
-            [sys.executable, "-c", CODE, *arguments, str(rank)],
-            env=os.environ | {"PYTHONPATH": path},
+            python_command(CODE, *arguments, str(rank)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

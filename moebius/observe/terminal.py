@@ -1,7 +1,9 @@
 """A run's output on the terminal: a progress bar, or a line per logged step without one."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -14,17 +16,24 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from moebius.config.printable import printable
 from moebius.cost.units import short
+from moebius.data.output import Output
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Event
 from moebius.parallel.process import Process
 
 
 class Terminal:
-    """A sink that prints. A process that does not write prints nothing."""
+    """A sink that prints. A process that does not write prints nothing.
+
+    It never raises an error because its output cannot be written: see `when_lost`.
+    """
 
     def __init__(self, total_steps: int, progress: bool = True, process: Process | None = None):
-        self.console = Console(highlight=False, soft_wrap=True)
+        # sys.stdout is None if it was closed before Python started.
+        self._output = Output(sys.stdout) if sys.stdout else None
+        self.console = Console(file=cast(Any, self._output), highlight=False, soft_wrap=True)
         self.console.quiet = process is not None and not process.writes
         self.is_live = progress and self.console.is_terminal and not self.console.quiet
         self.progress = Progress(
@@ -38,6 +47,11 @@ class Terminal:
         )
         self.total_steps = total_steps
         self.task = self.progress.add_task("train", total=total_steps, metrics=None)
+
+    def when_lost(self, report: Callable[[Exception], None]) -> None:
+        """Call `report` once the terminal or pipe is closed, now if that has already happened."""
+        if self._output is not None:
+            self._output.when_lost(report)
 
     def open(self, run: Path, step: int) -> None:
         """Show the bar as after `step` steps."""
@@ -69,7 +83,7 @@ class Terminal:
     def say(self, *lines: str) -> None:
         """Print lines above the bar."""
         for line in lines:
-            self.console.print(line, markup=False)
+            self.console.print(printable(line), markup=False)
 
 
 def describe(metrics: StepMetrics) -> str:

@@ -6,7 +6,6 @@ from moebius.observe.json_lines import read_lines
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.terminal import Terminal
 from moebius.train.actions import answer
-from moebius.train.checkpoint_store import last_good
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.evaluate import Evaluation, evaluate
 from moebius.train.log import StepLog
@@ -20,19 +19,20 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     """Train to the configured step, evaluating, logging and saving on the way.
 
     Returns the last evaluation. Raises NumericError when too many updates in a row are not finite
-    or an alarm stops the run; Interrupted, with the state saved, on SIGINT or SIGTERM;
-    StorageError when a checkpoint cannot be written.
+    or an alarm stops the run; Interrupted, with the state saved, on a signal or when the terminal
+    cannot be written to any more; StorageError when a checkpoint cannot be written.
     """
     config, state, feed = session.config.train, session.state, session.feed
     trained = (state.model, session.corpus, session.config, session.device)
     evaluation: Evaluation | None = None
     with (
-        StopSignals(last_words=lambda: last_good(session.run.checkpoints)) as stop,
+        StopSignals(session.run.checkpoints) as stop,
         StepLog(session, terminal) as log,
         CheckpointWriter(
             session.run.checkpoints, config.keep_last, config.keep_every, session.process
         ) as writer,
     ):
+        terminal.when_lost(stop.output_lost)
         session.begin(log.sinks.event)
         if unevaluated := unevaluated_step(session.run, state.step, config):
             evaluation = evaluate(*trained, lambda: stop.requested is not None)
@@ -60,7 +60,8 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
         writer.wait()
         if stop.requested:
             raise Interrupted(
-                f"stopped at step {state.step}, state saved; `moebius resume {session.run.root}`",
+                f"stopped at step {state.step}{stop.reason}, state saved; "
+                f"`moebius resume {session.run.root}`",
                 stop.requested,
             )
     last = evaluation or evaluate(*trained)

@@ -1,42 +1,55 @@
-"""Signals that stop a run.
+"""What stops a run from outside: signals, and output that nobody can read any more.
 
-SIGINT and SIGTERM end a run after the current step. A second signal, or a step that does not end
-in time, ends it immediately.
+SIGINT, SIGTERM, SIGHUP (the terminal was closed) and a closed pipe end a run after the current
+step, with its state saved. A second SIGINT or SIGTERM, or a step that does not end in time, ends
+it immediately.
 """
 
+import errno
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 
 from moebius.errors import Interrupted
+from moebius.train.checkpoint_store import last_good
 
 LAST_WORDS_SECONDS = 1.0  # for looking at the disk, which may hang, before the process ends
 GRACE_SECONDS = 20.0  # schedulers kill 30 seconds after SIGTERM; the other 10 are for saving
+DELIBERATE = (signal.SIGINT, signal.SIGTERM)
+"""Signals that somebody sends on purpose. Only these count as a second signal, because a terminal
+that is closed sends SIGHUP, often twice, and then makes writing fail, and some systems send
+SIGTERM as well."""
+TERMINAL_GONE = (errno.EIO, errno.ENXIO)
+"""Errors of writing to a terminal that was closed."""
 
 
 class StopSignals:
-    """A context manager that records signals. `requested` is the number of the first one.
+    """A context manager that records signals.
 
-    `last_words` returns what the message of a process that ends immediately closes with. An error
-    that is raised after a signal gets a note on that signal.
+    `checkpoints` is the folder of the run's checkpoints, for the message of an immediate end. An
+    error that is raised after a signal gets a note on that signal.
     """
 
-    def __init__(
-        self,
-        grace_seconds: float = GRACE_SECONDS,
-        last_words: Callable[[], str] | None = None,
-    ) -> None:
+    def __init__(self, checkpoints: Path, grace_seconds: float = GRACE_SECONDS) -> None:
         self.requested: int | None = None
-        self._last_words = last_words
+        """The number of the first signal; SIGPIPE's for output that was lost."""
+        self.reason = ""
+        """Why the run stops, if that is not a signal: text to put after "stopped at step N"."""
+        self._checkpoints = checkpoints
         self._grace_seconds = grace_seconds
+        self._is_deliberate = False
+        self._is_heeded = False
         self._timer: threading.Timer | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # nohup starts a program with SIGHUP ignored, so that it outlives its terminal.
+        outlives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        for number in DELIBERATE if outlives else (*DELIBERATE, signal.SIGHUP):
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -53,15 +66,36 @@ class StopSignals:
             error.add_note(f"{signal.Signals(self.requested).name} had asked the run to stop")
 
     def heeded(self) -> None:
-        """Stop the countdown, because the step has ended and saving may take its time."""
+        """Stop the countdown, now and later: the last step has ended, and saving may take long."""
+        self._is_heeded = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def output_lost(self, error: Exception) -> None:
+        """Stop the run because its output cannot be written.
+
+        A run that ignores SIGHUP goes on without output if its terminal was closed.
+        """
+        is_terminal_gone = isinstance(error, OSError) and error.errno in TERMINAL_GONE
+        if is_terminal_gone and signal.SIGHUP not in self._previous:
+            return
+        if self.requested is None:
+            detail = error.strerror if isinstance(error, OSError) else error
+            self.reason = f", because its output could not be written ({detail})"
+            self._request(signal.SIGHUP if is_terminal_gone else signal.SIGPIPE)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None:
+        if self._is_deliberate and number in DELIBERATE:
             self._leave(number, "stopped at once by a second signal")
+        self._is_deliberate |= number in DELIBERATE
+        if self.requested is None:
+            self._request(number)
+
+    def _request(self, number: int) -> None:
         self.requested = number
+        if self._is_heeded:
+            return
         reason = f"stopped: the step did not end within {self._grace_seconds:g} s"
         self._timer = threading.Timer(self._grace_seconds, self._leave, (number, reason))
         self._timer.daemon = True
@@ -73,16 +107,17 @@ class StopSignals:
         This does not wait for a compiler, the device, or a checkpoint that is being written; the
         previous checkpoint stays.
         """
-        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        words = [reason] if self._last_words is None else [reason, _in_time(self._last_words)]
-        os.write(2, f"{show_cursor}\nmoebius: {'; '.join(words)}\n".encode())
+        with suppress(Exception):  # stderr may be closed, and the process must end all the same
+            show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+            message = f"{show_cursor}\nmoebius: {reason}; {_kept(self._checkpoints)}\n"
+            os.write(2, message.encode())
         os._exit(128 + number)
 
 
-def _in_time(last_words: Callable[[], str]) -> str:
-    """Return the last words, unless finding them takes too long."""
+def _kept(checkpoints: Path) -> str:
+    """Return in words which checkpoint there is, unless finding it takes too long."""
     words: list[str] = []
-    thread = threading.Thread(target=lambda: words.append(last_words()), daemon=True)
+    thread = threading.Thread(target=lambda: words.append(last_good(checkpoints)), daemon=True)
     thread.start()
     thread.join(LAST_WORDS_SECONDS)
     return words[0] if words else "the disk does not answer"

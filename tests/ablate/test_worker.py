@@ -58,3 +58,15 @@ def test_a_worker_that_dies_says_how(few):
             worker.ask("start")
     finally:
         worker.end()
+
+
+def test_files_in_the_working_directory_are_not_imported(few, tmp_path, monkeypatch):
+    for name in ("queue", "json", "types", "random", "token", "tomllib", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    worker = Worker(few)
+    try:
+        with pytest.raises(WorkerFailed, match="AttributeError"):  # it has read the question
+            worker.ask("nothing_like_that")
+    finally:
+        worker.end()

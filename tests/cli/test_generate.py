@@ -25,15 +25,16 @@ def test_generate_continues_the_prompt_and_depends_on_the_seed(trained, moebius)
             "--max-tokens",
             "8",
             "--temperature",
-            "0",
+            temperature,
             "--seed",
             seed,
             "--device",
             "cpu",
         ).out
-        for seed in ("1", "2")
+        for seed, temperature in (("1", "0"), ("2", "0"), ("3", "1e-38"), ("4", "5e-324"))
     ]
-    assert greedy[0] == greedy[1]
+    assert len(set(greedy)) == 1
+    assert moebius("generate", run, "--prompt", "a", "--max-tokens", "0").out == "a\n"
 
 
 def test_a_run_without_checkpoints(trained, tmp_path: Path, moebius):
@@ -42,7 +43,7 @@ def test_a_run_without_checkpoints(trained, tmp_path: Path, moebius):
     for name in ("config.toml", "tokenizer.json"):
         (run / name).write_bytes((trained / "runs" / "run" / name).read_bytes())
     result = moebius("generate", run, "--prompt", "never shown")
-    refused(result, 4, f"{run / 'checkpoints'}: no intact checkpoint")
+    refused(result, 4, f"{run / 'checkpoints'}: no checkpoint yet")
     assert not result.out
     refused(
         moebius("generate", run, "--device", "gpu"),
@@ -72,6 +73,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_apart_from_the_text(
         (["x", "--max-token", "3"], "--max-token: unknown option; did you mean --max-tokens?"),
         (["x", "--temperature", "-1"], "--temperature -1.0: must be a finite number, at least 0"),
         (["x", "--temperature", "nan"], "--temperature nan"),
+        (["x", "--max-tokens", "-3"], "--max-tokens -3: must be at least 0"),
         (["x", "--seed", str(2**64)], "--seed 18446744073709551616: must be from 0 to"),
         (["x", "--prompt", "\udcff"], "--prompt '\\udcff': must be UTF-8"),
         (["gone"], "gone: not a run directory, there is no config.toml in it"),
@@ -90,3 +92,13 @@ def test_a_terminal_is_not_sent_control_characters(
     monkeypatch.setattr(type(sys.stdout), "isatty", lambda _: is_terminal)
     result = moebius("generate", trained / "runs" / "run")
     assert result.out == f"{shown}bold\n"
+
+
+def test_a_tokenizer_that_is_gone_or_has_changed_is_one_line(trained, tmp_path: Path, moebius):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "runs" / "run", run)
+    tokenizer = run / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"a":', '"?":', 1).replace('"b":', '"a":'))
+    refused(moebius("generate", run), 3, f"{tokenizer}: has changed")
+    tokenizer.unlink()
+    refused(moebius("generate", run), 3, f"{tokenizer}: missing")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,6 +198,89 @@ def test_a_closed_pipe_leaves_no_traceback(words, monkeypatch, capsys):
     stream.close()  # as Python does when it exits; nothing may be left to write
     assert ended.value.code == (2 if "tiyn" in words else 141)
     assert capsys.readouterr().err.count("\n") == (1 if "tiyn" in words else 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("\x1b]0;title\x07 \x9b \u202e"),
+        OSError(2, "No such file", "a\x1b]0;title\x07\nb"),
+        DataError("a\x85b\r\x1bc"),
+    ],
+)
+def test_an_error_that_quotes_a_users_text_is_safe_for_a_terminal(
+    error, failing: Failing, moebius
+):
+    err = moebius(*failing(error)).err
+    assert err.count("\n") == 1 and err.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("as_another", [True, False])
+def test_a_closed_pipe_that_became_another_error_is_still_one(
+    as_another, failing: Failing, monkeypatch, capsys
+):
+    try:
+        try:
+            raise BrokenPipeError(32, "Broken pipe")
+        except OSError as error:
+            if not as_another:
+                raise
+            raise StorageError(f"the cache: {error.strerror}") from None
+    except (OSError, StorageError) as error:
+        words = failing(error)
+    stream = closed_pipe()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    stream.close()
+    assert ended.value.code == 141 and not capsys.readouterr().err
+
+
+def test_an_error_that_nobody_can_read_keeps_its_exit_code(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream := closed_pipe())
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "tiyn"])
+    stream.close()
+    assert ended.value.code == 2
+    for closed in ("2>&-", "2>&- 1>&-"):
+        command = ["sh", "-c", f'"$@" {closed}', "sh", *PYTHON, "train", "tiyn"]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (2, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_stdout_is_named(monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PYTHON, "config", "tiny"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (6, "moebius: stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("is_module", [True, False])
+def test_the_working_directory_is_not_importable(is_module, tmp_path):
+    for name in ("queue", "random", "token", "json", "dataclasses", "difflib", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('from the working directory')")
+    script = tmp_path / "bin" / "moebius"  # as pip writes it
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom moebius.cli import main\nsys.exit(main())\n")
+    command = PYTHON if is_module else [sys.executable, str(script)]
+    package = str(Path(cli.__file__).parents[2])
+    for words, code in ((["config", "tiny"], 0), (["train", "tiyn"], 2)):
+        done = subprocess.run(
+            [*command, *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": package},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_pipe_to_head_leaves_no_traceback():

@@ -43,16 +43,16 @@ def test_an_alarm_that_stops_a_run_and_the_run_without_it(tmp_path, moebius):
     refused(
         result,
         5,
-        "step 2: alarm: layer ",
+        "step 4: alarm: layer ",
         "stopped as observe.cv.action says",
         f"`moebius resume {run}`",
     )
     assert "; state saved" in result.out and [
         path.name for path in (run / "checkpoints").iterdir()
-    ] == ["step-00000002"]
+    ] == ["step-00000004"]
     (event,) = (json.loads(line) for line in (run / "events.jsonl").read_text().splitlines())
     assert (event["step"], event["rule"], event["action"], event["done"]) == (
-        2,
+        4,
         "cv",
         "stop",
         "state saved",
@@ -166,7 +166,7 @@ def test_a_step_without_a_checkpoint(trained, moebius):
     for step in ("3", "-1"):
         result = moebius("resume", run, "--step", step)
         refused(result, 4, f"no checkpoint of step {step}; there are those of steps 4, 8, 10")
-    refused(moebius("resume", run, "--step", "x"), 2, "argument --step: invalid int value")
+    refused(moebius("resume", run, "--step", "x"), 2, "--step: not an integer: ")
     refused(moebius("resume", run, "--steps", "20"), 2, "did you mean --train.steps")
 
 

@@ -1,18 +1,57 @@
-"""Tests of showing a model's text on a terminal."""
+"""A continuation comes from the run's own weights and tokenizer, or there is none."""
+
+import json
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
-from moebius.cli.sample import printable
+from moebius.cli.sample import continuation
+from moebius.config import DataConfig
+from moebius.data.tokenizer import prepare_tokenizer
+from moebius.errors import DataError
+from moebius.train.run_directory import RunDirectory
+
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("def f():\n\treturn 1\n", "def f():\n\treturn 1\n"),
-        ("naïve 漢字 🙂\u3000\xa0", "naïve 漢字 🙂\u3000\xa0"),
-        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
-        ("\x00\x07\r\x7f\x9b", "\\x00\\x07\\r\\x7f\\x9b"),
-    ],
-)
-def test_control_characters_are_escaped(text, shown):
-    assert printable(text) == shown
+@pytest.fixture
+def run(trained, tmp_path) -> RunDirectory:
+    """A copy of a trained run."""
+    return RunDirectory(shutil.copytree(trained / "runs" / "run", tmp_path / "run"))
+
+
+def text(run: RunDirectory) -> str:
+    return "".join(continuation(run, CPU, "line", 5))
+
+
+def test_a_tokenizer_that_is_gone_is_named(run):
+    run.tokenizer_path.unlink()
+    with pytest.raises(DataError, match=r"tokenizer\.json: missing; the run was trained with"):
+        continuation(run, CPU, "line", 5)
+
+
+def swap_two_ids(path: Path) -> None:
+    contents = json.loads(path.read_text())
+    vocabulary = contents["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(contents))
+
+
+def use_more_ids(path: Path) -> None:
+    prepare_tokenizer(DataConfig(), 300, ["line after line " * 50]).save(path)
+
+
+@pytest.mark.parametrize("change", [swap_two_ids, use_more_ids])
+def test_a_tokenizer_that_has_changed_is_named(run, change):
+    change(run.tokenizer_path)
+    with pytest.raises(DataError, match=r"tokenizer\.json: has changed"):
+        continuation(run, CPU, "line", 5)
+
+
+def test_the_same_tokenizer_may_be_written_in_another_way(run):
+    expected = text(run)
+    contents = json.loads(run.tokenizer_path.read_text())
+    run.tokenizer_path.write_text(json.dumps(contents, indent=3))
+    assert text(run) == expected

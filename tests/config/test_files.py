@@ -328,3 +328,17 @@ def test_a_note_is_printed_once_per_process(capsys):
     printed = capsys.readouterr()
     assert printed.err == "moebius: first.toml: a note\nmoebius: second.toml: a note\n"
     assert not printed.out
+
+
+def test_toml_has_no_control_characters():
+    """It is printed on terminals, and a source may have any name."""
+    source = "a\x1b]0;b\x07\x7f\x9b\u202e\u2066\u2028é漢\U0001f600"
+    config = replace(Config(), data=replace(Config().data, source=source))
+    text = to_toml(config)
+    assert all(letter == "\n" or letter.isprintable() for letter in text)
+    assert override(Config(), tomllib.loads(text)) == config
+
+
+def test_a_note_is_one_line_without_control_characters(capsys):
+    print_note("a\x1b]0;title\x07\nb")
+    assert capsys.readouterr().err == "moebius: a\\x1b]0;title\\x07 b\n"

@@ -1,6 +1,7 @@
 """Ingesting writes the same bytes for any number of workers and after any number of kills."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,17 @@ def test_what_a_killed_process_recorded_is_not_tokenized_again(
 
 
 @pytest.mark.parametrize(
-    "change", ["another document", "fewer documents", "damaged record", "another fraction"]
+    "change",
+    [
+        "another document",
+        "fewer documents",
+        "damaged record",
+        "another fraction",
+        "counts that are text",
+        "nested too deeply",
+        "no shard",
+        "a short shard",
+    ],
 )
 def test_a_record_that_does_not_fit_is_not_continued(tmp_path, tokenizer, small_batches, change):
     documents = some_documents()
@@ -112,6 +123,15 @@ def test_a_record_that_does_not_fit_is_not_continued(tmp_path, tokenizer, small_
         documents = documents[:20]
     elif change == "damaged record":
         (folder / RECORD_FILE).write_text('{"documents": 3}')
+    elif change == "counts that are text":
+        values = json.loads((folder / RECORD_FILE).read_text())
+        (folder / RECORD_FILE).write_text(json.dumps(values | {"documents": "3"}))
+    elif change == "nested too deeply":
+        (folder / RECORD_FILE).write_text("[" * 100_000)
+    elif change == "no shard":
+        (folder / "train-00000.bin").unlink()
+    elif change == "a short shard":
+        os.truncate(folder / "train-00000.bin", 10)
     fill(folder, tokenizer, documents)
     fill(tmp_path / "whole", tokenizer, documents)
     assert contents(folder) == contents(tmp_path / "whole")

@@ -1,6 +1,8 @@
 """The bar counts bytes of text on stderr, with a total where it is known."""
 
 import json
+import os
+import sys
 
 import pytest
 
@@ -19,11 +21,13 @@ def on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
 
 
-def test_bytes_of_files_have_a_total(source, capsys):
-    other = source.with_name("b.txt")
-    other.write_text("é" * 500)
-    total = source.stat().st_size + 1000
-    with progress_bar(configure(source.parent)) as advance:
+def test_bytes_of_files_have_a_total(tmp_path, capsys):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a.md").write_text("some text\n" * 2_210)
+    (folder / "b.txt").write_text("é" * 500)
+    total = 22_100 + 1000
+    with progress_bar(configure(folder)) as advance:
         advance(1000)
         advance(total - 1000)
     out, err = capsys.readouterr()
@@ -31,7 +35,7 @@ def test_bytes_of_files_have_a_total(source, capsys):
     assert "tokenizing" in err and f"{total / 1000:.1f}/{total / 1000:.1f} kB" in err
 
 
-@pytest.mark.parametrize("kind", ["rows.parquet", "rows.PARQUET", "hub"])
+@pytest.mark.parametrize("kind", ["rows.parquet", "rows.PARQUET", "a.jsonl", "a.NDJSON", "hub"])
 def test_text_of_unknown_length_has_no_total(tmp_path, kind, capsys):
     source = tmp_path / "source" / kind
     source.parent.mkdir()
@@ -64,6 +68,15 @@ def test_a_source_that_does_not_exist_shows_no_bar(tmp_path, capsys):
     ):
         raise AssertionError
     assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_work(source, monkeypatch):
+    """Hours of tokenizing would be lost."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stderr", os.fdopen(writing, "w"))
+    with progress_bar(configure(source)) as advance:
+        advance(9)
 
 
 def test_where_stderr_is_no_terminal_nothing_is_drawn_over(source, monkeypatch, capsys):

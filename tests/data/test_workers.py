@@ -13,6 +13,7 @@ import pytest
 
 from moebius.config import DataConfig
 from moebius.data import workers
+from moebius.data.child import python_command
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
 from moebius.data.workers import BATCHES_PER_WORKER, cores, encode_batches
 from moebius.errors import StorageError
@@ -123,8 +124,32 @@ def test_a_process_that_is_killed_is_one_line(saved, started):
 
 def test_a_tokenizer_that_workers_cannot_load_is_one_line(saved):
     saved.file.write_text("{")
-    with pytest.raises(StorageError, match="a tokenizing process ended with exit code 1"):
+    match = r"a tokenizing process ended with exit code 1: .*DataError: .*not a tokenizer\.json"
+    with pytest.raises(StorageError, match=match) as caught:
         list(saved.encoded(iter(some_batches(4)), 2))
+    assert "memory" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_files_in_the_working_directory_are_not_imported(saved, tmp_path, monkeypatch):
+    for name in ("queue", "json", "types", "random", "token", "struct", "numpy", "tokenizers"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    batches = some_batches(6)
+    encoded = [ids for ids, _ in saved.encoded(iter(batches), 2)]
+    assert [len(ids) for ids in encoded] == [len(texts) for texts, _ in batches]
+
+
+def test_what_a_library_prints_is_not_taken_for_ids(saved, monkeypatch):
+    noisy = (
+        "from moebius.data.tokenizer import Tokenizer; load = Tokenizer.load; "
+        "Tokenizer.load = staticmethod(lambda path: print('noise', flush=True) or load(path)); "
+    )
+    monkeypatch.setattr(
+        workers, "python_command", lambda code, *words: python_command(noisy + code, *words)
+    )
+    batches = some_batches(6)
+    encoded = [ids for ids, _ in saved.encoded(iter(batches), 2)]
+    assert [len(ids) for ids in encoded] == [len(texts) for texts, _ in batches]
 
 
 def test_a_worker_ignores_an_interrupt_and_ends_with_its_owner(saved, started):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from moebius.config import DataConfig, ModelConfig
 from moebius.data import Tokenizer
 from moebius.data.tokenizer import prepare_tokenizer
+from moebius.errors import NumericError
 from moebius.infer.generate import generate
 from moebius.model.transformer import Transformer, seeded
 
@@ -89,6 +90,7 @@ def test_a_character_of_several_tokens_comes_out_whole(tokenizer):
 
 
 def test_half_a_character_is_never_shown(tokenizer):
+    assert recite("é", tokenizer, max_tokens=1)[0] == []
     assert recite("a😀", tokenizer, max_tokens=4)[0] == ["a"]
     assert recite("a😀", tokenizer, max_tokens=5)[0] == ["a", "😀"]
 
@@ -96,6 +98,7 @@ def test_half_a_character_is_never_shown(tokenizer):
 def test_bytes_that_make_no_character_do_not_stop_the_text(tokenizer):
     pieces, _ = recite(b"a\xff\x80b", tokenizer)
     assert "".join(pieces) == "a\ufffd\ufffdb"
+    assert "".join(recite(b"a\xff", tokenizer)[0]) == "a\ufffd"
 
 
 def test_ids_past_the_tokenizer_are_never_written(tokenizer):
@@ -134,6 +137,48 @@ def test_temperature_0_takes_the_likeliest_token(untrained, tokenizer):
                 break
             tokens.append(following)
     assert text == tokenizer.decode(tokens[3:]).rstrip("\ufffd")
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-38, 1e-39, 1e-45, 1e-310, 5e-324])
+def test_a_temperature_of_almost_0_takes_the_likeliest_token(temperature, untrained, tokenizer):
+    options: Any = {"prompt": "ab", "max_tokens": 12, "context": 8}
+    greedy = "".join(generate(untrained, tokenizer, temperature=0, **options))
+    for seed in (1, 2):
+        drawn = generate(untrained, tokenizer, temperature=temperature, seed=seed, **options)
+        assert "".join(drawn) == greedy
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e37])
+@pytest.mark.parametrize("temperature", [1e-6, 1e-5, 0.01, 1.0, 1e30, 1e38, 1e300, 1.7e308])
+def test_no_temperature_overflows(temperature, scale, tokenizer):
+    class Scaled(Recited):
+        """A model with logits of very different sizes, 3 * `scale` at most."""
+
+        def forward(self, tokens_BS: Tensor) -> Logits:
+            logits_V = torch.linspace(-3, 3, 257) * scale
+            return Logits(logits_V.expand(*tokens_BS.shape, 257).clone())
+
+    model: Any = Scaled([1], vocab_size=257)
+    text = "".join(generate(model, tokenizer, "", 40, context=4, temperature=temperature))
+    last = tokenizer.decode([256])
+    if temperature <= 0.01 and scale == 1.0:
+        assert set(text) <= {last, tokenizer.decode([255]), tokenizer.decode([254]), "\ufffd"}
+    if temperature >= 1e30 and scale == 1.0:
+        assert len(set(text)) > 10
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("logit", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_are_one_line(logit, temperature, tokenizer):
+    class Broken(Recited):
+        """A model whose weights are damaged."""
+
+        def forward(self, tokens_BS: Tensor) -> Logits:
+            return Logits(torch.full((*tokens_BS.shape, self.vocab_size), logit))
+
+    model: Any = Broken([1], vocab_size=257)
+    with pytest.raises(NumericError, match=f"highest logit is {logit}"):
+        list(generate(model, tokenizer, "", 3, context=4, temperature=temperature))
 
 
 def test_sampling_follows_the_probabilities(tokenizer):

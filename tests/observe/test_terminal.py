@@ -1,5 +1,8 @@
 """What a run prints on a terminal, and what it prints elsewhere."""
 
+import io
+import os
+import sys
 from typing import Any
 
 import pytest
@@ -103,3 +106,40 @@ def test_a_roll_back_moves_the_bar_back(tmp_path):
     terminal.rewind(5)
     assert terminal.progress.tasks[0].completed == 5
     terminal.close()
+
+
+def closed_pipe() -> io.TextIOWrapper:
+    """Return a stream whose reader has gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return io.TextIOWrapper(io.FileIO(writing, "w"))
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_terminal_that_is_gone_is_reported_and_nothing_is_raised(is_live, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stdout", closed_pipe())
+    if is_live:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    terminal = Terminal(30)
+    lost: list[Exception] = []
+    terminal.when_lost(lost.append)
+    terminal.open(tmp_path, 0)
+    terminal.write(uneven_metrics())
+    terminal.say("a line")
+    terminal.progress.refresh()
+    terminal.close()
+    assert [type(error) for error in lost] == [BrokenPipeError]
+
+
+def test_without_a_stdout_nothing_is_lost(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stdout", None)
+    terminal = Terminal(30)
+    terminal.when_lost(lambda error: pytest.fail(str(error)))
+    terminal.open(tmp_path, 0)
+    terminal.write(uneven_metrics())
+    terminal.close()
+
+
+def test_control_characters_are_escaped(capsys):
+    Terminal(30).say("\x1b]0;title\x07 \x9b1m \u202e")
+    assert capsys.readouterr().out == "\\x1b]0;title\\x07 \\x9b1m \\u202e\n"
