@@ -14,6 +14,7 @@ from moebius.hardware.backends import Backends, is_compiled
 from moebius.hardware.device import describe
 from moebius.hardware.precision import dtype_name, matmul_dtype
 from moebius.observe.terminal import table
+from moebius.train.remarks import remarks
 
 
 def summary(
@@ -43,6 +44,7 @@ def summary(
         ("rotary", _rotary(model)),
         ("data", corpus.summary()),
         ("schedule", _schedule(config)),
+        *remarks(config, corpus),
         ("device", f"{describe(device)}, {dtype_name(dtype)}"),
         *((name, choice) for name, _, choice in (line.partition(": ") for line in choices)),
     ]
