@@ -12,7 +12,6 @@ from moebius.moe.statistics import LayerStats
 from moebius.observe.metrics import StepMetrics, layer_metrics
 from tests.observe.made_up import HEALTHY, dense_metrics, metrics_of
 
-
 NOT_ALWAYS = {"mtp_loss", "mtp_loss_2", "val_loss", "val_bpb", "val_by_source"}
 BY_SOURCE: dict[str, Any] = {
     "a.jsonl": {"share": 0.75, "loss": 2.5, "bpb": 1.0, "tokens": 700},
