@@ -7,7 +7,7 @@ import torch
 
 from moebius.config import Config
 from moebius.data import prepare
-from moebius.errors import NumericError
+from moebius.errors import DataError, NumericError
 from moebius.hardware.device import choose_device, describe, peak_memory, wait
 from moebius.profile.steps import Steps
 from moebius.train.evaluate import evaluate
@@ -47,13 +47,18 @@ class Contender:
         """Create a new model from a seed, to be trained on the configuration's text.
 
         Its learning rate schedule ends after `steps` steps. Each evaluation reads `eval_tokens`
-        tokens.
+        tokens. Raises DataError if the tokenizer loses text.
         """
         for attribute in ("steps", "state"):
             self.__dict__.pop(attribute, None)  # frees the old model before there is a new one
         train = replace(self.config.train, seed=seed, steps=steps, eval_tokens=eval_tokens)
         self.config = replace(self.config, train=train)
         self.corpus = prepare(self.config.data, self.config.model.vocab_size)
+        if lost := self.corpus.lossy:
+            raise DataError(
+                f"data.tokenizer={self.config.data.tokenizer!r}: does not give {lost!r} back, so "
+                "its variant cannot be compared in bits per byte"
+            )
         self.feed = feed_for(self.config, self.corpus, self.device)
         self.state = build(self.config, self.corpus, self.device, say=lambda line: None)
         return {}
@@ -86,7 +91,8 @@ class Contender:
     def evaluate(self) -> dict[str, float]:
         """Return the loss on the held-out text, in nats per token and in bits per byte."""
         evaluation = evaluate(self.state.model, self.corpus, self.config, self.device)
-        assert evaluation is not None  # this evaluation has no `stopped` function
+        # This evaluation has no `stopped` function, and `begin` refuses tokenizers that lose text.
+        assert evaluation is not None and evaluation.bits_per_byte is not None
         return {"loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte}
 
     def rest(self) -> None:

@@ -51,10 +51,7 @@ def train_to_end(session: "Session") -> None:
     evaluation = train(session, terminal)
     if not session.process.writes:
         return
-    print(
-        f"\nvalidation loss {evaluation.loss:.4f} nats per token, "
-        f"{evaluation.bits_per_byte:.4f} bits per byte ({evaluation.tokens:,} held-out tokens)"
-    )
+    print("\n" + "\n".join(evaluation.lines()))
     prompt = "def " if config.data.source == "python-stdlib" else ""
     sample = prompt + "".join(continuation(directory, session.device, prompt, SAMPLE_TOKENS))
     print("\na sample:\n" + "\n".join(f"    {line}" for line in printable(sample).splitlines()))

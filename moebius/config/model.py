@@ -97,7 +97,8 @@ class ModelConfig:
     gate of an untrained router 1 if a token has one expert, and 1 otherwise."""
     capacity_factor: PositiveFloat = 1.25
     """Capacity of an expert with the switch router, as a multiple of its even share of the tokens
-    in one forward pass. Tokens over capacity pass through on the residual stream."""
+    in one forward pass. Tokens over capacity pass through on the residual stream. A forward pass
+    is a micro-batch, so which tokens are dropped depends on train.micro_batch_size."""
     eval_capacity_factor: NonNegativeFloat = 0.0
     """The capacity factor outside of training. 0 means capacity_factor; with the number of
     experts, no token is ever dropped."""
@@ -109,7 +110,8 @@ class ModelConfig:
     """Weight of each layer's load-balancing loss (Switch Transformer)."""
     aux_loss_scope: Literal["sequence", "micro_batch", "global_batch"] = "micro_batch"
     """Tokens over which the load-balancing loss wants the load to be even. global_batch counts
-    all devices and those micro-batches of the step that have been computed so far."""
+    all devices and those micro-batches of the step that have been computed so far. Only with
+    sequence, a step's gradient does not depend on train.micro_batch_size."""
     router_z_loss_coeff: NonNegativeFloat = 0.0
     """Weight of each layer's router z-loss, which keeps the logits small (ST-MoE)."""
     router_bias_rate: NonNegativeFloat = 0.0

@@ -6,12 +6,16 @@ sequences, also with another batch size.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from moebius.data.order import Mixture, shuffled
-from moebius.data.stream import TokenStream
+from moebius.data.stream import Part, TokenStream
 from moebius.errors import ConfigError, DataError
+
+PADDING = -100
+"""Stands in for a token that is not there: `moebius.model.loss.IGNORED`, without torch."""
 
 
 class Batches:
@@ -96,32 +100,41 @@ class Batches:
         return starts
 
 
+class EvaluationBatch(NamedTuple):
+    """Windows of one source's held-out text."""
+
+    source: int
+    """Number of the source among the parts of the stream."""
+    tokens: np.ndarray
+    """The windows, int64, of shape (batch_size, seq_len + lookahead)."""
+
+
 def evaluation_windows(
     stream: TokenStream, seq_len: int, lookahead: int, limit_tokens: int, batch_size: int
-) -> Iterator[np.ndarray]:
-    """Yield the windows of a held-out stream in order, in batches shaped like those of `Batches`.
+) -> Iterator[EvaluationBatch]:
+    """Yield a sample of a held-out stream, in batches shaped like those of `Batches`.
 
-    At most about `limit_tokens` tokens are read, but at least one window. Several sources take
-    turns in proportion to their weights, so the mean over the windows is a mean over the mixture;
-    a source that is too short for its share starts again from its beginning.
+    A source's windows follow each other without a gap: each predicts the `seq_len` tokens after
+    its first one, and together they predict every token of the source but the first. If the sample
+    has to be smaller, its windows are spread evenly over the source, because the text at the
+    beginning may be unlike the rest. Each source gets a part of `limit_tokens` in proportion to
+    its weight, but at least one window, and no window is taken twice.
 
-    All batches have the same shape, because a compiled model would be recompiled for another
-    shape; windows that do not fill a last batch are left out. If the stream has fewer windows than
-    `batch_size`, they form one smaller batch. If a source is shorter than a window, all windows
-    are shortened to that source's length. Raises DataError if a source is too short to predict
-    anything.
+    The sample does not depend on `batch_size`, and neither does the shape on the text: `PADDING`
+    fills the rest of a source's last window and last batch. A compiled model would be compiled
+    again for another shape. Raises DataError if a source is too short to predict anything.
     """
     check_evaluable(stream, lookahead)
-    seq_len = min(seq_len, *(part.stop - part.start - lookahead for part in stream.parts))
-    starts = _evaluation_starts(stream, seq_len, lookahead, max(1, limit_tokens // seq_len))
-    batch_size = min(batch_size, len(starts))
-    for first in range(0, len(starts) - batch_size + 1, batch_size):
-        yield np.stack(
-            [
-                stream.read(start, start + seq_len + lookahead)
-                for start in starts[first : first + batch_size]
-            ]
-        )
+    weights = sum(part.weight for part in stream.parts)
+    for source, part in enumerate(stream.parts):
+        limit = int(limit_tokens * part.weight / weights)
+        starts = _evaluation_starts(part, seq_len, limit)
+        for first in range(0, len(starts), batch_size):
+            tokens = np.full((batch_size, seq_len + lookahead), PADDING, dtype=np.int64)
+            for row, start in zip(tokens, starts[first : first + batch_size], strict=False):
+                stop = min(start + seq_len + lookahead, part.stop)
+                row[: stop - start] = stream.read(start, stop)
+            yield EvaluationBatch(source, tokens)
 
 
 def check_evaluable(stream: TokenStream, lookahead: int) -> None:
@@ -134,16 +147,14 @@ def check_evaluable(stream: TokenStream, lookahead: int) -> None:
         )
 
 
-def _evaluation_starts(
-    stream: TokenStream, seq_len: int, lookahead: int, max_windows: int
-) -> list[int]:
-    windows_per_source = np.array(
-        [_num_windows(part.stop - part.start, seq_len, lookahead) for part in stream.parts]
-    )
-    source_starts = np.array([part.start for part in stream.parts])
-    mixture = Mixture([part.weight for part in stream.parts])
-    sources, numbers = mixture.locate(np.arange(min(max_windows, windows_per_source.sum())))
-    return (source_starts[sources] + numbers % windows_per_source[sources] * seq_len).tolist()
+def _evaluation_starts(part: Part, seq_len: int, limit_tokens: int) -> list[int]:
+    """Return where the windows of a source's sample start, spread evenly over the source."""
+    num_targets = part.stop - part.start - 1
+    num_windows = -(-num_targets // seq_len)
+    num_taken = num_windows if num_targets <= limit_tokens else max(1, limit_tokens // seq_len)
+    # the middle one of each of num_taken equal stretches
+    numbers = (2 * np.arange(num_taken) + 1) * num_windows // (2 * num_taken)
+    return (part.start + numbers * seq_len).tolist()
 
 
 def _num_windows(num_tokens: int, seq_len: int, lookahead: int) -> int:

@@ -1,9 +1,11 @@
 """A prepared corpus: all that training and evaluation need to know about the text."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from moebius.data.stream import TokenStream
+from moebius.data.text_bytes import TextBytes
 from moebius.data.tokenizer import Tokenizer
 
 
@@ -41,11 +43,17 @@ class Corpus:
     def val_bytes_per_token(self) -> float:
         """Bytes of held-out text per held-out token, separators included.
 
-        This is the mean over the sources, by weight. It converts nats per token to bits per byte.
+        This is the mean over the sources, by weight. A sample of the text has its own number of
+        bytes, which `text_bytes` counts.
         """
         parts = self.val.parts
         weighted = (part.weight * part.num_bytes / (part.stop - part.start) for part in parts)
         return sum(weighted) / sum(part.weight for part in parts)
+
+    @cached_property
+    def text_bytes(self) -> TextBytes:
+        """Counts the bytes of text that tokens stand for."""
+        return TextBytes(self.tokenizer)
 
     def summary(self) -> str:
         """Return the sizes of the corpus as one line for the user."""

@@ -83,7 +83,10 @@ class Attention(nn.Module):
 
 
 def _normalized(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """Return x normalized in float32, the weight's dtype; torch has no fused mixed-dtype norm."""
+    """Return x normalized in the weight's dtype, usually float32.
+
+    torch has no fused norm for inputs of another dtype than the weight.
+    """
     return norm(x.to(norm.weight.dtype)).type_as(x)
 
 

@@ -9,7 +9,7 @@ from moebius.config import ModelConfig
 
 
 class Rotation(NamedTuple):
-    """The angles of all positions and rotated pairs; float32, of shape (S, rotary_dims / 2)."""
+    """The angles of all positions and rotated pairs, of shape (S, rotary_dims / 2)."""
 
     cos: Tensor
     """Cosine of each angle."""
@@ -17,15 +17,21 @@ class Rotation(NamedTuple):
     """Sine of each angle."""
 
 
-def rotation(seq_len: int, config: ModelConfig, device: torch.device) -> Rotation:
-    """Return the angles of the positions 0 to seq_len - 1.
+def rotation(
+    seq_len: int,
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Rotation:
+    """Return the angles of the positions 0 to seq_len - 1, in `dtype` but at least in float32.
 
     Attention depends only on differences between positions, so positions need not restart at 0 in
     each of several packed documents.
     """
-    pairs = torch.arange(config.rotary_dims // 2, device=device, dtype=torch.float32)
+    dtype = torch.promote_types(dtype, torch.float32)
+    pairs = torch.arange(config.rotary_dims // 2, device=device, dtype=dtype)
     frequencies = config.rope_theta ** (-2 * pairs / max(config.rotary_dims, 1))
-    angles = torch.arange(seq_len, device=device, dtype=torch.float32)[:, None] * frequencies
+    angles = torch.arange(seq_len, device=device, dtype=dtype)[:, None] * frequencies
     return Rotation(angles.cos(), angles.sin())
 
 

@@ -7,12 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moebius.config import MTP_OFFSETS, ModelConfig
+from moebius.config import ModelConfig
 from moebius.hardware.backends import Backends, choose_backends
 from moebius.model.attention import Attention, AttentionFunction, attention_backend
 from moebius.model.head import head_cross_entropy, part_of_loss
 from moebius.model.init import initialize
-from moebius.model.loss import Loss, documents, shifted_targets, total_loss
+from moebius.model.loss import (
+    IGNORED,
+    Divisors,
+    Loss,
+    all_targets,
+    documents,
+    offsets,
+    total_loss,
+)
 from moebius.model.mtp import MultiTokenPrediction
 from moebius.model.rope import Rotation, rotation
 from moebius.moe.backends import expert_backend
@@ -66,41 +74,55 @@ class Transformer(nn.Module):
         return Output(self.lm_head(self.norm(hidden_BSD)), stats)
 
     def loss(
-        self, tokens_BL: Tensor, end_of_text: int | None = None, balancing: Balancing | None = None
+        self,
+        tokens_BL: Tensor,
+        end_of_text: int | None = None,
+        balancing: Balancing | None = None,
+        divisors: Divisors | None = None,
     ) -> Loss:
         """Return the training loss of sequences of S tokens.
 
         tokens_BL: the S tokens that the model reads, and then the `lookahead` tokens that only
-        serve as targets.
+        serve as targets. Tokens of IGNORED are padding: they are read as the id 0, and are no
+        targets. Padding belongs at the end, where no other token sees it.
         end_of_text: the token that every document begins with. Attention and loss then stay inside
         each document. None lets them cross documents.
         balancing: how strongly each layer is balanced, and over which tokens. None means as
         configured, over these sequences.
+        divisors: the counts of the step that these sequences are a part of; the result is then
+        what they add to the step's loss. None means that they are the whole step.
         """
-        S = tokens_BL.shape[1] - lookahead(self.config)
-        document_BL = document_BS = None
-        if end_of_text is not None:
-            document_BL = documents(tokens_BL, end_of_text)
-            document_BS = document_BL[:, :S]
-        hidden_BSD, stats = self.hidden(tokens_BL[:, :S], document_BS)
-        next_token = self.head_loss(hidden_BSD, shifted_targets(tokens_BL, 1, S, document_BL))
+        config = self.config
+        document_BL = None if end_of_text is None else documents(tokens_BL, end_of_text)
+        targets = all_targets(tokens_BL, config, document_BL)
+        divisors = divisors or Divisors.of(targets)
+        times = divisors.sequences.double() / len(tokens_BL)
+        tokens_BS = tokens_BL[:, : targets[0].shape[1]]
+        document_BS = None if document_BL is None else document_BL[:, : tokens_BS.shape[1]]
+        hidden_BSD, stats = self.hidden(
+            tokens_BS.masked_fill(tokens_BS == IGNORED, 0), document_BS
+        )
+        next_token = self.head_loss(hidden_BSD, targets[0], None, divisors.targets_O[0])
         if self.mtp is None:
-            return total_loss(next_token, None, stats, self.config, balancing)
+            return total_loss(next_token, None, stats, config, balancing, times)
         outputs, mtp_stats = self.mtp(hidden_BSD)
-        losses = []
-        for offset, (ahead_BSD, bias_V) in zip(MTP_OFFSETS, outputs, strict=True):
-            target_BS = shifted_targets(tokens_BL, offset, S, document_BL)
-            losses.append(self.head_loss(ahead_BSD, target_BS, bias_V))
+        parts = zip(outputs, targets[1:], divisors.targets_O[1:], strict=True)
+        mtp_O = torch.stack(
+            [
+                self.head_loss(ahead_BSD, target_BS, bias_V, num_targets)
+                for (ahead_BSD, bias_V), target_BS, num_targets in parts
+            ]
+        )
         stats += (mtp_stats,) if mtp_stats is not None else ()
-        return total_loss(next_token, torch.stack(losses).mean(), stats, self.config, balancing)
+        return total_loss(next_token, mtp_O, stats, config, balancing, times)
 
     def hidden(
         self, tokens_BS: Tensor, document_BS: Tensor | None = None
     ) -> tuple[Tensor, tuple[LayerStats, ...]]:
         """Return hidden_BSD, the residual stream before the final norm, and the statistics."""
         mask = self.attention_mask(document_BS)
-        angles = rotation(tokens_BS.shape[1], self.config, tokens_BS.device)
         hidden_BSD = self.embed(tokens_BS)
+        angles = rotation(tokens_BS.shape[1], self.config, tokens_BS.device, hidden_BSD.dtype)
         all_stats: list[LayerStats] = []
         for layer in self.layers:
             hidden_BSD, stats = layer(hidden_BSD, angles, mask)
@@ -109,12 +131,24 @@ class Transformer(nn.Module):
         return hidden_BSD, tuple(all_stats)
 
     def head_loss(
-        self, hidden_BSD: Tensor, target_BS: Tensor, bias_V: Tensor | None = None
+        self,
+        hidden_BSD: Tensor,
+        target_BS: Tensor,
+        bias_V: Tensor | None = None,
+        num_targets: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean cross-entropy of the LM head's logits, with bias_V added to them."""
-        chunks = self.backends.loss_chunks
+        """Return the cross-entropy of the LM head's logits, with bias_V added to them.
+
+        It is the sum over the targets divided by num_targets, by default by their number.
+        """
         return head_cross_entropy(
-            self.norm(hidden_BSD), self.lm_head.weight, target_BS, bias_V, chunks, self.loss_part
+            self.norm(hidden_BSD),
+            self.lm_head.weight,
+            target_BS,
+            bias_V,
+            self.backends.loss_chunks,
+            self.loss_part,
+            num_targets,
         )
 
     def embed(self, tokens_BS: Tensor) -> Tensor:
@@ -172,7 +206,7 @@ def routed_layers(model: Transformer) -> list[RoutedLayer]:
 
 def lookahead(config: ModelConfig) -> int:
     """Return how many tokens the loss needs beyond those that the model reads."""
-    return max(MTP_OFFSETS) if config.use_mtp else 1
+    return max(offsets(config))
 
 
 def seeded(seed: int, config: ModelConfig, backends: Backends | None = None) -> Transformer:

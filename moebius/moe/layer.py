@@ -60,5 +60,7 @@ class MoE(nn.Module):
             return routed_BSD
         if self.mix is None:
             return base_BSD + routed_BSD
-        share = torch.softmax(self.mix(x_BSD).float(), dim=-1).type_as(routed_BSD)
+        logits = self.mix(x_BSD)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        share = torch.softmax(logits, dim=-1, dtype=dtype).type_as(routed_BSD)
         return base_BSD * share[..., :1] + routed_BSD * share[..., 1:]

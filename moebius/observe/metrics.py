@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from moebius.config import MTP_OFFSETS
 from moebius.moe.load import dead_experts, max_violation, variation
 from moebius.moe.statistics import LayerStats
 
@@ -47,6 +48,20 @@ class LayerMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceMetrics:
+    """The held-out loss of one of several sources."""
+
+    share: float
+    """The source's share of the training sequences, and of the held-out loss of all sources."""
+    loss: float
+    """Nats per token."""
+    bpb: float | None
+    """Bits per byte of text. None if the tokenizer loses text."""
+    tokens: int
+    """Number of held-out tokens of the source that were predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepMetrics:
     """Everything that is logged about one step, over all micro-batches and processes."""
 
@@ -65,7 +80,11 @@ class StepMetrics:
     z_loss: float
     """Mean of the layers' router z-losses."""
     mtp_loss: float | None = None
-    """Mean loss of multi-token prediction in nats per token. None without it."""
+    """Loss of multi-token prediction, the mean over its offsets. None without it."""
+    mtp_losses: list[float | None] = field(default_factory=list)
+    """Loss of each offset of multi-token prediction in nats per token. None for an offset without
+    a target: all documents of the step were too short for it. Empty without multi-token
+    prediction."""
     layers: list[LayerMetrics]
     """One value per layer. The MTP layer's, over its three passes, comes last."""
     tokens_per_second: float
@@ -77,7 +96,10 @@ class StepMetrics:
     val_loss: float | None = None
     """Held-out loss in nats per token. None if the step was not evaluated."""
     val_bpb: float | None = None
-    """Held-out loss in bits per byte of raw text."""
+    """Held-out loss in bits per byte of the text that was evaluated. None if the tokenizer loses
+    text."""
+    val_by_source: dict[str, SourceMetrics] = field(default_factory=dict)
+    """The held-out loss of each source by its name. Empty for a single source."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the step as a line of metrics.jsonl, without figures that the step does not have.
@@ -87,11 +109,17 @@ class StepMetrics:
         line: dict[str, Any] = {name: getattr(self, name) for name in _BEFORE_LAYERS}
         if self.mtp_loss is not None:
             line["mtp_loss"] = self.mtp_loss
+        if self.mtp_losses:
+            line |= dict(zip(_MTP_KEYS, self.mtp_losses, strict=True))
         for name, key in _LAYER_KEYS.items():
             line[key] = [getattr(layer, name) for layer in self.layers]
         line |= {name: getattr(self, name) for name in _AFTER_LAYERS}
         if self.val_loss is not None:
             line |= {"val_loss": self.val_loss, "val_bpb": self.val_bpb}
+        if self.val_by_source:
+            line["val_by_source"] = {
+                name: asdict(source) for name, source in self.val_by_source.items()
+            }
         return line
 
     @classmethod
@@ -115,6 +143,10 @@ class StepMetrics:
             name: math.nan if line[name] is None else line[name] for name in names
         }
         figures |= {name: line.get(name) for name in ("mtp_loss", "val_loss", "val_bpb")}
+        figures["mtp_losses"] = [line[key] for key in _MTP_KEYS if key in line]
+        figures["val_by_source"] = {
+            name: SourceMetrics(**source) for name, source in line.get("val_by_source", {}).items()
+        }
         return cls(layers=layers, **figures)
 
     @property
@@ -124,6 +156,7 @@ class StepMetrics:
 
 
 _BEFORE_LAYERS = ("step", "tokens", "loss", "lr", "grad_norm", "balance_loss", "z_loss")
+_MTP_KEYS = tuple(f"mtp_loss_{offset}" for offset in MTP_OFFSETS)
 _AFTER_LAYERS = ("tokens_per_second", "mfu", "memory_gb")
 _LAYER_KEYS = {figure.name: figure.name for figure in fields(LayerMetrics)}
 # Without the prefix, these are the names of the means over all layers.

@@ -21,9 +21,9 @@ FOLDER = "tb"
 class TensorBoard:
     """A sink that writes every figure as a scalar, tagged by its name, layer and expert.
 
-    Tags look like `loss`, `cv/layer_03` and `tokens_per_expert/layer_03/1`. A step is one event,
-    not one per scalar: a large model has hundreds of them, and the GPU waits while they are
-    written.
+    Tags look like `loss`, `cv/layer_03`, `tokens_per_expert/layer_03/1` and, with several sources,
+    `val_by_source/NAME/loss`. A step is one event, not one per scalar: a large model has hundreds
+    of them, and the GPU waits while they are written.
     """
 
     def open(self, run: Path, step: int) -> None:
@@ -70,13 +70,15 @@ class TensorBoard:
 
 
 def _scalars(line: dict[str, Any]) -> list[tuple[str, float]]:
-    """Return the figures of a metrics line with their tags; the step is not one of them."""
+    """Return a metrics line's figures with their tags; the step is not one of them."""
     return [
         pair for name, value in line.items() if name != "step" for pair in _tagged(name, value)
     ]
 
 
 def _tagged(tag: str, value: Any) -> list[tuple[str, float]]:
+    if isinstance(value, dict):
+        return [pair for name, item in value.items() for pair in _tagged(f"{tag}/{name}", item)]
     if isinstance(value, list):
         # Layer numbers have two digits, so that TensorBoard sorts them numerically.
         of_layers = "/" not in tag

@@ -104,7 +104,8 @@ def describe(metrics: StepMetrics) -> str:
         if unrouted := max(layer.unrouted_share for layer in layers.values()):
             parts.append(f"unrouted {unrouted:.0%}")
     if metrics.val_loss is not None:
-        parts.append(f"val {metrics.val_loss:.3f} ({metrics.val_bpb:.3f} bpb)")
+        bpb = "no" if metrics.val_bpb is None else f"{metrics.val_bpb:.3f}"
+        parts.append(f"val {metrics.val_loss:.3f} ({bpb} bpb)")
     return "  ".join(parts)
 
 

@@ -98,10 +98,14 @@ def _mark_head(model: Transformer, timeline: Timeline) -> None:
     next_token = timeline.around("lm_head", model.head_loss)
     ahead = timeline.around("mtp", model.head_loss)
 
-    def head_loss(hidden_BSD: Tensor, target_BS: Tensor, bias_V: Tensor | None = None) -> Tensor:
-        if bias_V is None:
-            return next_token(hidden_BSD, target_BS)
-        return ahead(hidden_BSD, target_BS, bias_V)
+    def head_loss(
+        hidden_BSD: Tensor,
+        target_BS: Tensor,
+        bias_V: Tensor | None = None,
+        num_targets: Tensor | None = None,
+    ) -> Tensor:
+        marked = next_token if bias_V is None else ahead
+        return marked(hidden_BSD, target_BS, bias_V, num_targets)
 
     model.head_loss = head_loss
 

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moebius.config import TrainConfig
+from moebius.config import ModelConfig, TrainConfig
 from moebius.hardware.precision import autocast
-from moebius.model.loss import Loss
+from moebius.model.loss import Divisors, Loss, all_targets, documents
 from moebius.model.transformer import Transformer, routed_layers
 from moebius.moe.balance import Balancing
 from moebius.moe.statistics import LayerStats, flat, summed, unflat
-from moebius.parallel.ranks import average_gradients, mean_over_ranks, sum_over_ranks
+from moebius.parallel.ranks import sum_gradients, sum_over_ranks
 from moebius.train.common_start import share_expert_gradients
 from moebius.train.optimizer import set_learning_rate, skip_update_if
 from moebius.train.schedule import learning_rate
@@ -27,7 +27,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     """Mean next-token loss in nats per token."""
     mtp_loss: Tensor | None
-    """Mean loss of multi-token prediction; None without it."""
+    """Loss of multi-token prediction, the mean over its offsets; None without it."""
     balance_loss_M: Tensor | None
     """Each layer's balance loss, without its coefficient; None without experts."""
     z_loss_M: Tensor | None
@@ -42,6 +42,9 @@ class StepResult(NamedTuple):
     """Whether the update was skipped because the loss or the gradient was not finite."""
     lr: float
     """Learning rate of the update."""
+    mtp_loss_O: Tensor | None = None
+    """Mean loss of each offset of multi-token prediction, NaN for an offset without a target in
+    the whole step; None without multi-token prediction."""
 
 
 def train_step(
@@ -58,18 +61,19 @@ def train_step(
     set_learning_rate(optimizers, lr)
     is_global = model.config.aux_loss_scope == "global_batch"
     balancing = Balancing(aux_coefficients(state), CountsSoFar() if is_global else None)
+    divisors = divisors_of(tokens_BL, separator, model.config)
     parts: list[Loss] = []
     for micro_BL in tokens_BL.chunk(config.accumulation_steps):
         with autocast(config, tokens_BL.device):
-            part = model.loss(micro_BL, separator, balancing)
-        (part.total / config.accumulation_steps).backward()
+            part = model.loss(micro_BL, separator, balancing, divisors)
+        part.total.backward()
         parts.append(detached(part))
-    average_gradients(model)
+    sum_gradients(model)
     if state.step < config.common_start * config.steps:
         share_expert_gradients(model)
     router_grad_norm_M = router_grad_norms(model)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or torch.inf)
-    loss = mean_over_ranks(torch.stack([part.next_token for part in parts]).mean())
+    loss = sum_over_ranks(torch.stack([part.next_token for part in parts]).sum())
     is_broken = sum_over_ranks((~(loss + grad_norm).isfinite()).float()) > 0
     skip_update_if(is_broken, optimizers)
     for optimizer in optimizers:
@@ -83,15 +87,27 @@ def train_step(
     state.tokens += config.batch_size * config.seq_len
     return StepResult(
         loss=loss,
-        mtp_loss=_mean([part.mtp for part in parts]),
-        balance_loss_M=_mean([part.balance_M for part in parts]),
-        z_loss_M=_mean([part.z_M for part in parts]),
+        mtp_loss=_sum([part.mtp for part in parts]),
+        balance_loss_M=_sum([part.balance_M for part in parts]),
+        z_loss_M=_sum([part.z_M for part in parts]),
         grad_norm=grad_norm,
         router_grad_norm_M=router_grad_norm_M,
         stats=stats,
         is_skipped=is_broken,
         lr=lr,
+        mtp_loss_O=_sum([part.mtp_O for part in parts], divisors.targets_O[1:] == 0),
     )
+
+
+def divisors_of(tokens_BL: Tensor, separator: int | None, config: ModelConfig) -> Divisors:
+    """Return the counts of targets and sequences of the whole step, over all processes.
+
+    They follow from the token ids, so they are known before the first forward pass.
+    """
+    document_BL = None if separator is None else documents(tokens_BL, separator)
+    counts = Divisors.of(all_targets(tokens_BL, config, document_BL))
+    counts_X = sum_over_ranks(torch.cat([counts.targets_O, counts.sequences[None]]))
+    return Divisors(counts_X[:-1], counts_X[-1])
 
 
 class CountsSoFar:
@@ -139,7 +155,13 @@ def detached(loss: Loss) -> Loss:
     return Loss(*values, stats=stats)  # pyright: ignore[reportArgumentType]
 
 
-def _mean(values: list[Tensor | None]) -> Tensor | None:
-    """Return the mean over micro-batches and processes, or None if the values are None."""
+def _sum(values: list[Tensor | None], is_unknown: Tensor | None = None) -> Tensor | None:
+    """Return the sum over micro-batches and processes, or None if the values are None.
+
+    The sum is NaN where is_unknown is true.
+    """
     present = [value for value in values if value is not None]
-    return mean_over_ranks(torch.stack(present).mean(dim=0)) if present else None
+    if not present:
+        return None
+    total = sum_over_ranks(torch.stack(present).sum(dim=0))
+    return total if is_unknown is None else total.masked_fill(is_unknown, torch.nan)

@@ -1,5 +1,7 @@
 """Convert a step's tensors on the device to its metrics."""
 
+import math
+
 import torch
 
 from moebius.config import Config
@@ -35,12 +37,14 @@ def step_metrics(
         balance_loss=sum(balance) / max(1, len(balance)),
         z_loss=sum(z_loss) / max(1, len(z_loss)),
         mtp_loss=None if result.mtp_loss is None else result.mtp_loss.item(),
+        mtp_losses=_mtp_losses(result),
         layers=layers,
         tokens_per_second=tokens_per_second,
         mfu=tokens_per_second * _flops_per_token(config, layers) / matmul_ceiling,
         memory_gb=memory / 1e9,
         val_loss=None if evaluation is None else evaluation.loss,
         val_bpb=None if evaluation is None else evaluation.bits_per_byte,
+        val_by_source={} if evaluation is None else dict(evaluation.by_source),
     )
 
 
@@ -56,6 +60,12 @@ def _layers(config: Config, result: StepResult) -> list[LayerMetrics]:
     if config.model.use_mtp:
         counts.append(counts[-1])
     return [next(routed) if count else LayerMetrics() for count in counts]
+
+
+def _mtp_losses(result: StepResult) -> list[float | None]:
+    """Return the loss of each MTP offset; None for an offset without a target."""
+    losses = [] if result.mtp_loss_O is None else result.mtp_loss_O.tolist()
+    return [None if math.isnan(loss) else loss for loss in losses]
 
 
 def _losses(result: StepResult) -> tuple[torch.Tensor | None, torch.Tensor | None]:

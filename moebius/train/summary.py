@@ -14,7 +14,7 @@ from moebius.hardware.backends import Backends, is_compiled
 from moebius.hardware.device import describe
 from moebius.hardware.precision import dtype_name, matmul_dtype
 from moebius.observe.terminal import table
-from moebius.train.cautions import cautions
+from moebius.train.remarks import remarks
 
 
 def summary(
@@ -43,8 +43,9 @@ def summary(
         ("balance", _balance(config)),
         ("rotary", _rotary(model)),
         ("data", corpus.summary()),
-        *(("", note) for note in (*corpus.notes, *cautions(config, corpus))),
+        *(("", note) for note in corpus.notes),
         ("schedule", _schedule(config)),
+        *remarks(config, corpus),
         ("device", f"{describe(device)}, {dtype_name(dtype)}"),
         *((name, choice) for name, _, choice in (line.partition(": ") for line in choices)),
     ]

@@ -10,9 +10,10 @@ import pytest
 
 from moebius.config import DataConfig
 from moebius.data import prepare
-from moebius.data.batches import Batches, evaluation_windows
+from moebius.data.batches import PADDING, Batches, evaluation_windows
 from moebius.data.stream import MappedShard, TokenStream
 from moebius.errors import ConfigError, DataError
+from moebius.model.loss import IGNORED
 
 # If these changed, every resumed run would get different batches.
 FIXED_STARTS = [32, 48, 64, 72]
@@ -174,37 +175,84 @@ def test_a_corpus_too_small_for_a_batch_is_an_error():
         assert caught.value.exit_code == 3
 
 
-def test_evaluation_reads_whole_batches_in_order():
-    windows = list(
-        evaluation_windows(stream(60), seq_len=8, lookahead=4, limit_tokens=10**6, batch_size=3)
-    )
-    assert [window.shape for window in windows] == [(3, 12), (3, 12)]
-    assert np.concatenate(windows)[:, 0].tolist() == [0, 8, 16, 24, 32, 40]
+# the sample of the held-out text
 
 
-@pytest.mark.parametrize(
-    ("limit_tokens", "num_windows"), [(50, 6), (47, 3), (40, 3), (8, 1), (1, 1)]
-)
-def test_evaluation_keeps_to_its_limit_but_reads_at_least_one_window(limit_tokens, num_windows):
-    windows = evaluation_windows(stream(100), 8, 1, limit_tokens, batch_size=3)
-    assert sum(map(len, windows)) == num_windows
+def predicted(
+    stream: TokenStream, seq_len: int, lookahead: int, limit_tokens: int, batch_size: int
+) -> list[list[int]]:
+    """Return the targets of each source's sample, in order, without padding.
+
+    The tokens of the test's streams are their own positions, so these are positions, too.
+    """
+    targets: list[list[int]] = [[] for _ in stream.parts]
+    shapes = set()
+    for source, window in evaluation_windows(stream, seq_len, lookahead, limit_tokens, batch_size):
+        shapes.add(window.shape)
+        for row in window.tolist():
+            kept = [token for token in row if token != PADDING]
+            assert row == kept + [PADDING] * (len(row) - len(kept))
+            assert kept == list(range(kept[0], kept[0] + len(kept))) if kept else True
+            targets[source] += [token for token in row[1 : seq_len + 1] if token != PADDING]
+    assert shapes == {(batch_size, seq_len + lookahead)}
+    return targets
 
 
-def test_evaluation_reads_the_sources_in_proportion_and_each_in_order():
-    windows = np.concatenate(
-        list(evaluation_windows(mixed_stream(), 8, 1, limit_tokens=240, batch_size=3))
-    )
-    starts = windows[:, 0]
-    short_twice = [8 * (n % 10) for n in range(20)]
-    assert sorted(starts[starts < 81].tolist()) == sorted(short_twice)
-    assert starts[starts >= 81].tolist() == [81 + 8 * n for n in range(10)]
-    assert sum(map(len, evaluation_windows(mixed_stream(), 8, 1, 10**9, 1))) == 35
+def test_padding_is_what_the_loss_ignores():
+    assert PADDING == IGNORED
 
 
-def test_evaluation_of_a_short_text_is_one_short_window():
-    (window,) = evaluation_windows(
-        stream(5), seq_len=8, lookahead=1, limit_tokens=100, batch_size=3
-    )
-    assert window.tolist() == [[0, 1, 2, 3, 4]]
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
+@pytest.mark.parametrize("lookahead", [1, 4])
+@pytest.mark.parametrize("length", [5, 8, 9, 10, 60, 65])
+def test_evaluation_predicts_every_token_once(length, lookahead, batch_size):
+    targets = predicted(stream(length), 8, lookahead, 10**6, batch_size)
+    assert targets == [list(range(1, length))]
+
+
+@pytest.mark.parametrize("seq_len", [8, 30])
+@pytest.mark.parametrize("limit_tokens", [1, 30, 64, 200, 999, 1000])
+def test_evaluation_keeps_to_its_limit_and_is_the_same_for_any_micro_batch(limit_tokens, seq_len):
+    (first,) = predicted(stream(1000), seq_len, 1, limit_tokens, 1)
+    assert len(first) == len(set(first))
+    if limit_tokens < 999:
+        assert limit_tokens - seq_len < len(first) <= max(seq_len, limit_tokens)
+    else:
+        assert first == list(range(1, 1000))
+    for batch_size in (3, 4, 50):
+        assert predicted(stream(1000), seq_len, 1, limit_tokens, batch_size) == [first]
+        assert predicted(stream(1000), seq_len, 4, limit_tokens, batch_size) == [first]
+
+
+@pytest.mark.parametrize("num_windows", [1, 2, 3, 7, 25, 90])
+def test_a_sample_is_spread_evenly_over_the_text(num_windows):
+    (targets,) = predicted(stream(801), 8, 1, 8 * num_windows, batch_size=4)
+    starts, stretch = targets[::8], 800 / num_windows
+    assert len(starts) == num_windows
+    for number, start in enumerate(starts):
+        assert (number + 0.5) * stretch - 8 < start - 1 <= (number + 0.5) * stretch
+
+
+def test_each_source_has_its_part_of_the_sample():
+    small, large = predicted(mixed_stream(), 8, 1, 96, batch_size=3)  # weights 2 and 1
+    assert (len(small), len(large)) == (64, 32)
+    assert max(small) < 81 <= min(large)
+
+
+def test_a_source_that_is_too_short_for_its_part_is_read_once():
+    small, large = predicted(mixed_stream(), 8, 1, 240, batch_size=3)
+    assert small == list(range(1, 81)) and len(large) == 80
+    small, large = predicted(mixed_stream(), 8, 1, 10**9, batch_size=3)
+    assert (len(small), len(large)) == (80, 200)
+
+
+def test_every_source_has_at_least_one_window():
+    rare = TokenStream.joined([stream(500), stream(500), stream(3)], (1000, 1, 1))
+    rare.shards[1].tokens += 500
+    rare.shards[2].tokens += 1000
+    assert [len(targets) for targets in predicted(rare, 8, 1, 80, 2)] == [72, 8, 2]
+
+
+def test_text_too_short_to_evaluate_is_an_error():
     with pytest.raises(DataError, match="the held-out text has 4 tokens, too few to evaluate"):
         next(evaluation_windows(stream(4), seq_len=8, lookahead=4, limit_tokens=100, batch_size=3))

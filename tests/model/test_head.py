@@ -1,5 +1,7 @@
 """The loss that is computed in parts equals the loss of all logits at once, with all gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -65,6 +67,39 @@ def test_no_gradients_are_computed_under_no_grad():
     with torch.no_grad():
         loss = head_cross_entropy(hidden_BSD, weight_VD, targets(), bias_V, chunks=3)
     assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("target", [-1, -99, -101, V, V + 7])
+@pytest.mark.parametrize("chunks", [1, 2, 14])
+def test_a_target_that_is_no_id_is_an_error_however_the_loss_is_computed(chunks, target):
+    hidden_BSD, weight_VD, _ = inputs()
+    target_BS = targets()
+    target_BS[1, 2] = target
+    for context in (torch.enable_grad(), torch.no_grad()):
+        with context, pytest.raises(IndexError, match=f"Target {target} is out of bounds"):
+            head_cross_entropy(hidden_BSD, weight_VD, target_BS, chunks=chunks)
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_without_any_target_the_loss_is_zero(chunks):
+    hidden_BSD, weight_VD, _ = inputs()
+    nothing_BS = torch.full((B, S), IGNORED)
+    loss = head_cross_entropy(hidden_BSD, weight_VD, nothing_BS, chunks=chunks)
+    loss.backward()
+    assert loss == 0 and hidden_BSD.grad is not None and not hidden_BSD.grad.any()
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_the_sum_is_divided_by_the_number_that_is_given(chunks):
+    hidden_BSD, weight_VD, bias_V = inputs(torch.float64)
+    arguments: Any = (hidden_BSD, weight_VD, targets(), bias_V, chunks)
+    mean = head_cross_entropy(*arguments)
+    part = head_cross_entropy(*arguments, num_targets=torch.tensor(100))
+    assert mean.dtype == torch.float64
+    torch.testing.assert_close(100 * part, (targets() != IGNORED).sum() * mean)
+    (gradient_VD,) = torch.autograd.grad(part, weight_VD)
+    (expected_VD,) = torch.autograd.grad(mean, weight_VD)
+    torch.testing.assert_close(100 * gradient_VD, (targets() != IGNORED).sum() * expected_VD)
 
 
 def model_loss(

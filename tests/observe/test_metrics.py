@@ -12,6 +12,12 @@ from moebius.moe.statistics import LayerStats
 from moebius.observe.metrics import StepMetrics, layer_metrics
 from tests.observe.made_up import HEALTHY, dense_metrics, metrics_of
 
+NOT_ALWAYS = {"mtp_loss", "mtp_loss_2", "val_loss", "val_bpb", "val_by_source"}
+BY_SOURCE: dict[str, Any] = {
+    "a.jsonl": {"share": 0.75, "loss": 2.5, "bpb": 1.0, "tokens": 700},
+    "hf:name": {"share": 0.25, "loss": 0.5, "bpb": None, "tokens": 300},
+}
+
 
 def stats_of(taken: list[float], chosen: list[list[float]], **figures: float) -> LayerStats:
     """Return sums over 12 tokens of a layer with three experts, with some figures replaced."""
@@ -90,6 +96,9 @@ def test_a_line_is_one_object_with_a_list_for_each_layer_figure():
         metrics_of(mtp_loss=1.5),
         metrics_of(val_loss=2.0, val_bpb=0.75),
         metrics_of(mtp_loss=1.5, val_loss=2.0, val_bpb=0.75),
+        metrics_of(mtp_loss=1.5, mtp_loss_2=1.0, mtp_loss_3=3.5, mtp_loss_4=None),
+        metrics_of(val_loss=2.0, val_bpb=None),
+        metrics_of(val_loss=2.0, val_bpb=0.75, val_by_source=BY_SOURCE),
     ],
 )
 def test_a_line_is_read_back_as_the_same_step(metrics: StepMetrics):
@@ -105,9 +114,24 @@ def test_a_line_of_a_version_with_fewer_figures_is_read():
 
 
 def test_figures_that_were_not_measured_are_not_in_the_line():
-    assert {"mtp_loss", "val_loss", "val_bpb"}.isdisjoint(metrics_of().to_json())
+    assert NOT_ALWAYS.isdisjoint(metrics_of().to_json())
     line = metrics_of(val_loss=2.0, val_bpb=0.75).to_json()
     assert line["val_loss"] == 2.0 and list(line)[-2:] == ["val_loss", "val_bpb"]
+
+
+def test_each_offset_and_each_source_has_its_figure():
+    line = {"mtp_loss": 1.5, "mtp_loss_2": 1.0, "mtp_loss_3": 3.5, "mtp_loss_4": None}
+    metrics = metrics_of(**line, val_loss=2.0, val_bpb=0.75, val_by_source=BY_SOURCE)
+    assert metrics.mtp_losses == [1.0, 3.5, None]
+    assert metrics.val_by_source["a.jsonl"].loss == 2.5
+    assert metrics.val_by_source["hf:name"].bpb is None
+    written = metrics.to_json()
+    assert {key: written[key] for key in line} == line and written["val_by_source"] == BY_SOURCE
+
+
+def test_lines_of_earlier_versions_have_no_figures_of_offsets_or_sources():
+    metrics = metrics_of(mtp_loss=1.5, val_loss=2.0, val_bpb=0.75)
+    assert metrics.mtp_losses == [] and metrics.val_by_source == {}
 
 
 def test_layers_without_experts_are_not_routed():

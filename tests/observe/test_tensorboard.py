@@ -59,6 +59,16 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     assert values["tokens"][-1] == (3, 1000.0)
 
 
+def test_figures_of_offsets_and_sources_have_tags(tmp_path: Path):
+    source = {"share": 0.5, "loss": 2.0, "bpb": None, "tokens": 10}
+    offsets = {"mtp_loss_2": 1.0, "mtp_loss_3": 3.0, "mtp_loss_4": None}
+    write(tmp_path, range(1, 2), mtp_loss=2.0, **offsets, val_by_source={"a/b.jsonl": source})
+    values = read(tmp_path)
+    assert values["mtp_loss_3"] == [(1, 3.0)] and "mtp_loss_4" not in values
+    assert values["val_by_source/a/b.jsonl/loss"] == [(1, 2.0)]
+    assert "val_by_source/a/b.jsonl/bpb" not in values
+
+
 def test_the_wall_time_can_be_set(tmp_path: Path):
     write(tmp_path, range(5, 6))
     accumulator = EventAccumulator(str(tmp_path / FOLDER))

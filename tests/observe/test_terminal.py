@@ -52,6 +52,8 @@ def test_a_dense_model_has_no_balance():
 def test_an_evaluation_and_a_fast_device():
     line = describe(uneven_metrics(tokens_per_second=1.5e6, val_loss=2.0, val_bpb=1.25))
     assert "1.50M tok/s" in line and line.endswith("val 2.000 (1.250 bpb)")
+    line = describe(uneven_metrics(val_loss=2.0, val_bpb=None))  # a tokenizer that loses text
+    assert line.endswith("val 2.000 (no bpb)")
 
 
 @pytest.mark.parametrize("progress", [True, False])

@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 from moebius.config import Config, ModelConfig, TrainConfig
 from moebius.model.transformer import routed_layers, seeded
 from moebius.moe.statistics import LayerStats, unflat
-from moebius.parallel.ranks import average_gradients, mean_over_ranks, sum_over_ranks
+from moebius.parallel.ranks import sum_gradients, sum_over_ranks
 from moebius.train import step
 from moebius.train.state import TrainState
 from moebius.train.step import CountsSoFar, train_step
@@ -37,6 +37,10 @@ VARIANTS = {
 }
 
 
+UNEQUAL = replace(MODEL, use_mtp=True, aux_loss_coeff=0.0, router_z_loss_coeff=0.1)
+END = 0
+
+
 def tokens_of(config: ModelConfig) -> Tensor:
     """Return a batch of random tokens, which is the same every time."""
     generator = torch.Generator().manual_seed(1)
@@ -54,8 +58,22 @@ class NotedCounts(CountsSoFar):
         return NotedCounts.last
 
 
+def unequal_tokens() -> Tensor:
+    """Return tokens of which the first process has one long document per sequence.
+
+    The other process has documents of one token, which have no targets but the next token.
+    """
+    tokens_BL = tokens_of(UNEQUAL).clamp(min=1)
+    tokens_BL[B // 2 :] = END
+    return tokens_BL
+
+
 def measure_step(
-    model: ModelConfig, tokens_BL: Tensor, micro_batches: int, is_broken: bool = False
+    model: ModelConfig,
+    tokens_BL: Tensor,
+    micro_batches: int,
+    is_broken: bool = False,
+    separator: int | None = None,
 ) -> dict[str, Any]:
     """Return what the first training step measures and changes.
 
@@ -70,7 +88,7 @@ def measure_step(
     if is_broken:
         state.model.lm_head.weight.data[0, 0] = torch.nan
     before = routed_layers(state.model)[0].router.weight_ED.detach().clone()
-    result = train_step(state, tokens_BL, None, settings)
+    result = train_step(state, tokens_BL, separator, settings)
     return {
         "stats": [list(layer) for layer in result.stats],
         "biases": [layer.router.bias_E for layer in routed_layers(state.model)],
@@ -78,6 +96,7 @@ def measure_step(
         "balance": result.balance_loss_M,
         "loss": result.loss,
         "mtp_loss": torch.zeros(()) if result.mtp_loss is None else result.mtp_loss,
+        "z_loss": result.z_loss_M,
         "grad_norm": result.grad_norm,
         "weights": [weight.detach() for weight in state.model.parameters()],
         "is_skipped": bool(result.is_skipped),
@@ -94,11 +113,13 @@ def work(rank: int, folder: str) -> None:
     )
     values = torch.tensor([rank + 1.0, 10.0])
     measured: dict[str, Any] = {"sum": sum_over_ranks(values), "values": values}
-    measured["mean"] = mean_over_ranks(values)
     for name, config in VARIANTS.items():
         measured[name] = measure_step(
             config, tokens_of(config).chunk(RANKS)[rank], micro_batches=2
         )
+    measured["unequal"] = measure_step(
+        UNEQUAL, unequal_tokens().chunk(RANKS)[rank], micro_batches=2, separator=END
+    )
     measured["broken"] = measure_step(
         MODEL, tokens_of(MODEL).chunk(RANKS)[rank], 1, is_broken=rank == 1
     )
@@ -132,19 +153,18 @@ def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
-def test_one_process_is_its_own_sum_and_mean():
+def test_one_process_is_its_own_sum():
     counts = torch.tensor([1.0, 2.0])
-    assert sum_over_ranks(counts) is counts and mean_over_ranks(counts) is counts
+    assert sum_over_ranks(counts) is counts
     layer = torch.nn.Linear(2, 1)
     layer(counts).backward()
-    average_gradients(layer)
+    sum_gradients(layer)
     assert layer.weight.grad is not None and torch.equal(layer.weight.grad[0], counts)
 
 
-def test_every_rank_has_the_sum_and_the_mean_and_keeps_its_own_values(ranks):
+def test_every_rank_has_the_sum_and_keeps_its_own_values(ranks):
     for rank, measured in enumerate(ranks):
         assert measured["sum"].tolist() == [3.0, 20.0]
-        assert measured["mean"].tolist() == [1.5, 10.0]
         assert measured["values"].tolist() == [rank + 1.0, 10.0]
 
 
@@ -188,6 +208,15 @@ def test_losses_and_gradient_norms_are_global(ranks, variant):
         for name in ("loss", "mtp_loss", "grad_norm"):
             torch.testing.assert_close(measured[variant][name], whole[name], msg=name)
     assert (whole["mtp_loss"] > 0) == VARIANTS[variant].use_mtp
+
+
+def test_processes_with_unequal_numbers_of_targets_add_up_to_one(ranks):
+    """The mean of both processes' means would be half of the first one's MTP loss."""
+    whole = measure_step(UNEQUAL, unequal_tokens(), micro_batches=1, separator=END)
+    for measured in ranks:
+        for name in ("loss", "mtp_loss", "z_loss", "grad_norm"):
+            torch.testing.assert_close(measured["unequal"][name], whole[name], msg=name)
+    assert whole["mtp_loss"] > 3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -10,7 +10,7 @@ import torch
 from moebius.config import Config, ModelConfig, TrainConfig
 from moebius.cost.counts import parameters, training_flops_per_token
 from moebius.moe.statistics import LayerStats
-from moebius.observe.metrics import LayerMetrics
+from moebius.observe.metrics import LayerMetrics, SourceMetrics
 from moebius.train.evaluate import Evaluation
 from moebius.train.state import TrainState
 from moebius.train.step import StepResult
@@ -156,7 +156,18 @@ def test_a_dense_model_has_only_the_models_figures():
 
 def test_an_evaluation_is_part_of_its_step():
     metrics = measured(CONFIG, ROUTED, Evaluation(loss=3.0, bits_per_byte=1.25, tokens=1000))
-    assert (metrics.val_loss, metrics.val_bpb) == (3.0, 1.25)
+    assert (metrics.val_loss, metrics.val_bpb, metrics.val_by_source) == (3.0, 1.25, {})
+    by_source = {"a": SourceMetrics(share=0.5, loss=2.0, bpb=None, tokens=10)}
+    evaluation = Evaluation(3.0, None, 20, 30, by_source)
+    metrics = measured(CONFIG, ROUTED, evaluation)
+    assert (metrics.val_bpb, metrics.val_by_source) == (None, by_source)
+
+
+def test_an_offset_without_a_target_has_no_loss():
+    losses = torch.tensor([2.0, math.nan, 4.0])
+    metrics = measured(CONFIG, ROUTED._replace(mtp_loss_O=losses))
+    assert metrics.mtp_losses == [2.0, None, 4.0]
+    assert measured(CONFIG, ROUTED).mtp_losses == []
 
 
 def test_a_loss_that_is_not_finite_stays_so():

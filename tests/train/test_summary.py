@@ -10,6 +10,7 @@ import torch
 from moebius.config import Config
 from moebius.config.observe import ObserveConfig, Rule
 from moebius.config.presets import preset
+from moebius.data.stream import Part
 from moebius.hardware.backends import backends_for
 from moebius.train import summary as module
 from moebius.train.summary import summary
@@ -49,6 +50,8 @@ rotary           24 of 32 dimensions in 28 of 28 query heads
 data             the size of the corpus
 schedule         20,000 steps of 64 x 2048 = 131,072 tokens (8 micro-batches), \
 adamw at 0.0006, cosine
+micro-batches    each of the step's 8 is balanced on its own; nothing else depends on \
+train.micro_batch_size
 device           a CPU, bfloat16
 expert backend   a backend (its reason)
 compile          off (a CPU: nothing gained)
@@ -84,8 +87,9 @@ def lines_of(config: Config) -> list[str]:
     corpus: Any = SimpleNamespace(
         summary=lambda: "the size of the corpus",
         notes=(),
+        lossy="",
         tokenizer=SimpleNamespace(size=config.model.vocab_size),
-        train=SimpleNamespace(parts=[]),
+        train=SimpleNamespace(parts=[Part(0, 10**12, 10**12)]),
     )
     choices = ["expert backend: a backend (its reason)", "compile: off (a CPU: nothing gained)"]
     return summary(config, corpus, CPU, backends_for(config, CPU), choices)
