@@ -51,6 +51,11 @@ def test_components_that_only_move_bytes_by_hand():
     found = components(config_of(), ITEM)
     embedding = Work(bytes=2 * 4 * TOKENS * D), Work(bytes=4 * (TOKENS + 2 * V) * D)
     assert found["embedding"] == Component(V * D, *embedding)
+    # Both norms of a layer read and write the stream in float32; what they add and what they give
+    # to the products is in the products' format. Backward reads one more stream of gradients.
+    numbers = 2 * 2 * TOKENS * D
+    norms = Work(bytes=numbers * (2 * 4 + 2 * ITEM)), Work(bytes=numbers * (3 * 4 + 2 * ITEM))
+    assert found["norms"] == Component(parameters(small())["norms"], *norms)
     rotated = Work(bytes=2 * ITEM * 2 * TOKENS * (N + G) * H)
     assert found["rotary"] == Component(0, rotated, rotated)
     hidden = TOKENS * sum(WIDTHS)
