@@ -25,7 +25,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 
-from cosmic_ray.ast import ast_nodes, get_ast_from_source
+from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
@@ -50,7 +50,7 @@ Mutation = tuple[str, str, int]
 
 def main() -> None:
     """Parse the arguments, sample, and print the survivors and the scores."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How many small changes the tests notice.")
     parser.add_argument("modules", nargs="*", default=MODULES, metavar="MODULE")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -67,7 +67,9 @@ def main() -> None:
     with TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as threads:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.jobs):
-            copies.put(_copied(Path(folder) / str(number)))
+            copies.put(copy := _copied(Path(folder) / str(number)))
+        if not _pass(copy, [test for module in modules for test in _mirrored(copy, module)]):
+            sys.exit("the tests fail without any change, so they cannot notice one")
 
         def tried(mutation: Mutation) -> None:
             if time.monotonic() > stop:
@@ -111,7 +113,7 @@ def _sample(modules: list[str], seed: int) -> Iterator[Mutation]:
 
 def _mutations(module: str) -> Iterator[Mutation]:
     """Yield every mutation of a module."""
-    nodes = list(ast_nodes(get_ast_from_source((ROOT / "moebius" / module).read_text())))
+    nodes = list(ast_nodes(get_ast((ROOT / "moebius" / module).read_text())))
     for name in sorted(operator_names()):
         if any(part in name for part in RARE):
             continue
@@ -128,16 +130,25 @@ def _survivor(copy: Path, mutation: Mutation) -> str:
     mutated = mutate_code(original, get_operator(name)(), occurrence)
     if mutated is None or mutated == original:
         return ""
-    folder, stem = Path("tests") / Path(module).parent, Path(module).stem
-    mirrored = sorted(str(path.relative_to(copy)) for path in copy.glob(f"{folder}/test_{stem}*"))
     file.write_text(mutated)
     try:
-        if not (_pass(copy, mirrored) and _pass(copy, [str(folder)])):
+        if not _pass(copy, _mirrored(copy, module)) or not _pass(copy, [str(_folder(module))]):
             return ""
     finally:
         file.write_text(original)
     lines = unified_diff(original.splitlines(), mutated.splitlines(), module, name, "", "", 0)
     return "\n".join(lines)
+
+
+def _folder(module: str) -> Path:
+    """Return the folder of a module's tests."""
+    return Path("tests") / Path(module).parent
+
+
+def _mirrored(copy: Path, module: str) -> list[str]:
+    """Return the files of tests that mirror a module, relative to the copy."""
+    files = copy.glob(f"{_folder(module)}/test_{Path(module).stem}*.py")
+    return sorted(str(file.relative_to(copy)) for file in files)
 
 
 def _pass(copy: Path, tests: list[str]) -> bool:

@@ -1,12 +1,13 @@
-"""What one run and two runs at once cost each other on a CPU, with threads that spin and that sleep.
+"""What two runs at once cost each other on a CPU, with idle threads that spin and that sleep.
 
-A thread of OpenMP that has nothing to do spins by default, for milliseconds, which takes the core
-away from the other run. `moebius` lets it sleep after a short while (moebius/cli/threads.py).
+    python bench/two_runs.py [ROUNDS [SPINS ...]]
 
-    python bench/two_runs.py [ROUNDS]
-
-prints how long a step takes in turns, alone and with a second run beside it, relative to a step
-alone with threads that spin. Other work on the machine falsifies it.
+A thread of OpenMP that has nothing to do spins by default, for milliseconds, which takes a core
+away from the other run. `moebius` lets it sleep sooner (moebius/hardware/threads.py). The script
+prints how long a step takes, alone and beside a second run, relative to a step alone with threads
+that spin as often as by default. Everything is measured in turns, and other work on the machine
+falsifies it. SPINS are the numbers to compare with the default, by default the one that `moebius`
+sets.
 """
 
 import os
@@ -15,58 +16,63 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from moebius.ablate.worker import Worker
-from moebius.config import Config
 from moebius.config.files import read_config
+from moebius.hardware.processor import Watch
+from moebius.hardware.threads import SPINS
 
-SECONDS = 2.0  # of each measurement
-WAYS: dict[str, dict[str, str]] = {
-    "spin": {"GOMP_SPINCOUNT": "300000"},
-    **{f"sleep after {count}": {"GOMP_SPINCOUNT": str(count)} for count in (0, 1000, 10_000)},
-}
+DEFAULT = "300000"
+SECONDS = 1.5
+"""Approximate seconds of each measurement."""
+FLAGS = ("--train.batch_size=4", "--train.seq_len=128")
+"""Changes to the preset tiny."""
 
 
-def main(rounds: int) -> None:
-    """Measure all ways in turns, and print a line for each."""
-    config = read_config("tiny", [])
-    pairs = {name: [worker_of(config, way) for _ in range(2)] for name, way in WAYS.items()}
+def main(rounds: int, *spins: str) -> None:
+    """Measure all numbers of spins in turns, and print a line for each."""
+    pairs = {number: [_worker(number), _worker(number)] for number in (DEFAULT, *spins)}
     try:
-        workers = [worker for pair in pairs.values() for worker in pair]
-        warm = [worker.ask("start")["seconds"] for worker in workers]
+        warm = [worker.ask("start")["seconds"] for pair in pairs.values() for worker in pair]
         count = max(1, round(SECONDS / min(warm)))
-        alone: dict[str, list[float]] = {name: [] for name in pairs}
-        beside: dict[str, list[float]] = {name: [] for name in pairs}
+        alone: dict[str, list[float]] = {number: [] for number in pairs}
+        beside: dict[str, list[float]] = {number: [] for number in pairs}
         with ThreadPoolExecutor(2) as both:
             for _ in range(rounds):
-                for name, pair in pairs.items():
-                    alone[name].append(pair[0].ask("run", count=count)["seconds"])
-                for name, pair in pairs.items():
-                    took = both.map(lambda worker: worker.ask("run", count=count)["seconds"], pair)
-                    beside[name].append(statistics.fmean(took))
+                for number, pair in pairs.items():
+                    alone[number].append(_seconds(pair[0], count))
+                for number, pair in pairs.items():
+                    took = both.map(_seconds, pair, [count, count])
+                    beside[number].append(statistics.fmean(took))
     finally:
         for pair in pairs.values():
             for worker in pair:
                 worker.end()
-    for name in pairs:
-        one, two = (
-            sorted(took / spin for took, spin in zip(times[name], alone["spin"], strict=True))
-            for times in (alone, beside)
+    step = statistics.median(alone[DEFAULT])
+    print(f"a step alone with {DEFAULT} spins: {step * 1e3:.1f} ms, in rounds of {count} steps")
+    for number in pairs:
+        print(
+            f"{number:>7} spins: alone {_ratios(alone[number], alone[DEFAULT])}, "
+            f"beside another {_ratios(beside[number], alone[DEFAULT])}"
         )
-        print(f"{name:<18}alone {in_words(one)}   two at once {in_words(two)}")
-    print(
-        f"a step alone, spinning: {[round(took, 3) for took in alone['spin']]} s, {os.getloadavg()}"
-    )
 
 
-def worker_of(config: Config, environment: dict[str, str]) -> Worker:
-    """Return a process that trains with these environment variables."""
-    os.environ.update(environment)
-    return Worker(config)
+def _worker(spins: str) -> Worker:
+    """Return a process whose idle threads spin that often before they sleep."""
+    os.environ["GOMP_SPINCOUNT"] = spins
+    return Worker(read_config("tiny", list(FLAGS)))
 
 
-def in_words(ratios: list[float]) -> str:
-    """Return the median, lowest and highest of sorted ratios."""
+def _seconds(worker: Worker, count: int) -> float:
+    return worker.ask("run", count=count)["seconds"]
+
+
+def _ratios(times: list[float], reference: list[float]) -> str:
+    """Return the median, lowest and highest ratio of the rounds."""
+    ratios = sorted(took / other for took, other in zip(times, reference, strict=True))
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    watch = Watch()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7, *(sys.argv[2:] or [SPINS]))
+    used = sum(watch.usage()[:2])
+    print(f"{used:.1f} of {watch.usage().cores} cores were busy on average")

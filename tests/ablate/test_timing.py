@@ -44,7 +44,10 @@ class FakeStage:
         warm = {"seconds": self.seconds, "device": f"a device for {self.name}"}
         # Later rounds take longer and need less memory.
         number = len(self.asked)
-        measured = {"seconds": self.seconds + number / 1024, "peak_bytes": 1e6 - number}
+        measured: dict[str, Any] = {
+            "seconds": self.seconds + number / 1024,
+            "peak_bytes": 1e6 - number,
+        }
         measured["crowding"] = "others" if self.asked.count(self.asked[-1]) == 2 else ""
         return warm if task == "start" else measured
 

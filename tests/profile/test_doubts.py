@@ -14,9 +14,7 @@ STEP = made_up(small_config()).measured.seconds
 
 
 def test_a_steady_measurement_leaves_no_doubt():
-    profile = made_up(
-        small_config(), rounds=[0.95 * STEP, *[STEP] * 5, 1.05 * STEP, 5 * STEP]
-    )
+    profile = made_up(small_config(), rounds=[0.95 * STEP, *[STEP] * 5, 1.05 * STEP, 5 * STEP])
     assert doubts(profile) == ""  # a burst of one round does not change a median
     assert "WARNING" not in "\n".join(table(profile))
 
