@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-all check format clean
+.PHONY: train test test-all test-gpu mutants check format clean
 
 train: $(VENV)/.installed
 	$(BIN)/moebius train tiny $(ARGS)
@@ -14,6 +14,14 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m '' $(ARGS)
+
+# Without a GPU this fails, rather than skip everything and look as if all were well.
+test-gpu: $(VENV)/.installed-dev
+	@$(BIN)/python -c 'import sys, time, torch; torch.cuda.is_available() or sys.exit("no GPU: nothing was tested"); print(torch.cuda.get_device_name(), time.strftime("%Y-%m-%d"), "torch", torch.__version__)'
+	$(BIN)/python -m pytest -n 0 -m gpu $(ARGS)
+
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python bench/mutants.py $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

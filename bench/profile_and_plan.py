@@ -92,7 +92,7 @@ def compare(config: Config, name: str, folder: Path | None) -> str:
     measured = profiled.measured
     ratios = prepared_over_plain(config, steps)
     if problems:
-        print(verify(steps, problems[0]), flush=True)
+        print(verify(profiled, steps, problems[0]), flush=True)
     peak = memory(config, BFLOAT16, compiled=True, experts=steps.backends.experts).peak
     seconds = sum(step_seconds(config, device_named("here"), Share.whole(config)).values())
     return (

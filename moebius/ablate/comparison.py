@@ -38,6 +38,8 @@ class Outcome:
     """Seconds per step right after the warm-up."""
     rounds: list[float] = field(default_factory=list)
     """Seconds per step in each round."""
+    crowding: str = ""
+    """Who else used the processor during a measurement, in words. Empty if nobody did."""
     peak_bytes: float = 0.0
     """Largest number of bytes in use, on the GPU or, on a CPU, by the process."""
     turns: list[float] = field(default_factory=list)

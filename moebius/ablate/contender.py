@@ -9,6 +9,7 @@ from moebius.config import Config
 from moebius.data import prepare
 from moebius.errors import DataError, NumericError
 from moebius.hardware.device import choose_device, describe, peak_memory, wait
+from moebius.hardware.processor import Usage, Watch
 from moebius.profile.steps import Steps
 from moebius.train.evaluate import evaluate
 from moebius.train.session import build, feed_for
@@ -34,14 +35,22 @@ class Contender:
         self.steps.run(WARM_UP)
         return {"seconds": self.steps.run(1), "device": describe(self.device)}
 
-    def run(self, count: int) -> dict[str, float]:
+    def run(self, count: int) -> dict[str, float | str]:
         """Run steps. Return the mean seconds per step, and the most bytes in use so far.
 
-        The bytes are those in use on the GPU or, on a CPU, by the process.
+        The bytes are those in use on the GPU or, on a CPU, by the process. `crowding` says who
+        else used the processor, and is empty if nobody did.
         """
         if self.on_gpu:
             self.steps.run(1)  # allocates the memory again that `rest` has freed
-        return {"seconds": self.steps.run(count), "peak_bytes": peak_memory(self.device)}
+        watch = Watch()
+        seconds = self.steps.run(count)
+        crowding = _in_words(watch.usage())
+        return {
+            "seconds": seconds,
+            "peak_bytes": peak_memory(self.device),
+            "crowding": crowding,
+        }
 
     def begin(self, seed: int, steps: int, eval_tokens: int) -> dict[str, float]:
         """Create a new model from a seed, to be trained on the configuration's text.
@@ -63,14 +72,17 @@ class Contender:
         self.state = build(self.config, self.corpus, self.device, say=lambda line: None)
         return {}
 
-    def learn(self, until: int) -> dict[str, float]:
+    def learn(self, until: int) -> dict[str, float | str]:
         """Train up to step `until`. Return the mean seconds per step, including loading its batch.
+
+        `crowding` is as in `run`.
 
         Unless it is the only one, the first step does not count, because it may compile. Raises
         NumericError if too many updates are not finite.
         """
         count = until - self.state.step
         skipped = torch.zeros((), device=self.device)
+        watch = Watch()
         start = time.perf_counter()
         for number in range(count):
             if number == 1:
@@ -86,7 +98,7 @@ class Contender:
                 f"{skipped.item():.0f} of the updates up to step {until} had a loss or gradient "
                 "that is not finite"
             )
-        return {"seconds": seconds}
+        return {"seconds": seconds, "crowding": _in_words(watch.usage())}
 
     def evaluate(self) -> dict[str, float]:
         """Return the loss on the held-out text, in nats per token and in bits per byte."""
@@ -99,3 +111,7 @@ class Contender:
         """Free memory on the GPU for the other variants."""
         if self.on_gpu:
             torch.cuda.empty_cache()
+
+
+def _in_words(usage: Usage) -> str:
+    return str(usage) if usage.is_crowded else ""

@@ -6,6 +6,7 @@ from typing import Any
 
 from moebius.ablate.ablation import Ablation
 from moebius.ablate.comparison import Axis, Outcome, break_even, common_end, speed
+from moebius.ablate.doubts import doubts
 from moebius.ablate.notes import notes
 from moebius.ablate.tables import gap_to
 from moebius.ablate.verdict import active_change, comparable, verdict
@@ -20,6 +21,7 @@ def as_json(ablation: Ablation) -> str:
         "plan": asdict(ablation.options),
         "variants": [_variant(ablation, outcome) for outcome in ablation.outcomes],
         "verdict": [{"title": title, "text": sentence} for title, sentence in verdict(ablation)],
+        "doubts": doubts(ablation),
         "notes": notes(ablation),
     }
     return json.dumps(values, indent=1)

@@ -72,7 +72,9 @@ def _advance(outcome: Outcome, worker: Worker, turn: tuple[float, float], steps:
     done, until = (math.ceil(part * steps) for part in turn)
     if done == until:
         return
-    outcome.turns.append(worker.ask("learn", until=until)["seconds"])
+    trained = worker.ask("learn", until=until)
+    outcome.turns.append(trained["seconds"])
+    outcome.crowding = trained["crowding"] or outcome.crowding
     if any(math.ceil(part * steps) == until for part in EVALUATIONS):
         evaluation = worker.ask("evaluate")
         if not math.isfinite(evaluation["loss"]):

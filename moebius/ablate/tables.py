@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from moebius.ablate.ablation import Ablation
 from moebius.ablate.comparison import Axis, Outcome, Spread, common_end, difference, speed
+from moebius.ablate.doubts import doubts
 from moebius.ablate.notes import notes
 from moebius.ablate.verdict import active_change, comparable, verdict
 from moebius.cost.counts import active_parameters, parameters
@@ -16,7 +17,8 @@ def lines(ablation: Ablation) -> list[str]:
     text = [*_speed_table(ablation), *_sizes(ablation)]
     if learned := comparable(ablation):
         text += ["", *_learning_table(learned, "tokens"), "", *_learning_table(learned, "seconds")]
-    sentences = [*verdict(ablation), *(("note", note) for note in notes(ablation))]
+    warnings = [("WARNING", doubt) for doubt in doubts(ablation)]
+    sentences = [*warnings, *verdict(ablation), *(("note", note) for note in notes(ablation))]
     return [*text, "", *(f"{title:<13}{sentence}" for title, sentence in sentences)]
 
 

@@ -35,4 +35,5 @@ def time_variants(ablation: Ablation, stage: Stage, say: Callable[[str], None]) 
                     worker.ask("start")
                 measured = worker.ask("run", count=max(1, round(seconds / outcome.warm_seconds)))
                 outcome.rounds.append(measured["seconds"])
+                outcome.crowding = measured["crowding"] or outcome.crowding
                 outcome.peak_bytes = max(outcome.peak_bytes, measured["peak_bytes"])

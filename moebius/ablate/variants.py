@@ -14,10 +14,13 @@ from moebius.config import Config, ModelConfig, hidden_width
 from moebius.config.fields import check_fields
 from moebius.config.files import override
 from moebius.config.flags import parse_flags
+from moebius.config.model import WIDTH_MULTIPLE
 from moebius.config.presets import dense_twin
 from moebius.cost.counts import active_parameters
 from moebius.errors import ConfigError
 
+SAME_COMPUTE = 0.02
+"""Two variants have equal compute if their active parameters differ by at most this share."""
 SECTIONS = ("model", "data", "train", "parallel")
 """Sections of the configuration whose fields may vary."""
 
@@ -156,7 +159,8 @@ def _twin(config: Config) -> Variant:
 def _resized(variant: Variant, target: int) -> Variant:
     """Return the variant with experts that bring its active parameters closest to `target`.
 
-    Widths are multiples of 64, so the numbers are rarely exactly equal.
+    Widths are multiples of 64, so the numbers are rarely exactly equal. If one width for all
+    layers is not close enough, the last layers' experts are wider than the first layers'.
     """
     model = variant.model
     if not variant.is_mixture:
@@ -177,10 +181,14 @@ def _resized(variant: Variant, target: int) -> Variant:
             low = middle
         else:
             high = middle
-    resized = min(
-        (_scaled(model, low), _scaled(model, high)),
-        key=lambda candidate: abs(active_parameters(candidate) - target),
-    )
+
+    def gap(candidate: ModelConfig) -> int:
+        return abs(active_parameters(candidate) - target)
+
+    narrow, wide = _scaled(model, low), _scaled(model, high)
+    resized = min(narrow, wide, key=gap)
+    if gap(resized) > SAME_COMPUTE * target:
+        resized = min([resized, *_stepped(narrow, wide)], key=gap)
     names = ("moe_min_expansion", "moe_max_expansion")
     flags = (*variant.flags, *(f"--model.{name}={getattr(resized, name)}" for name in names))
     config = replace(variant.config, model=resized)
@@ -204,3 +212,24 @@ def _scaled(model: ModelConfig, factor: float) -> ModelConfig:
     if ends[0] == ends[1]:
         ends = [hidden_width(end, model.dim) / model.dim for end in ends]
     return replace(model, moe_min_expansion=ends[0], moe_max_expansion=ends[1])
+
+
+def _stepped(narrow: ModelConfig, wide: ModelConfig) -> list[ModelConfig]:
+    """Return the models whose first layers are as in `narrow` and whose last ones as in `wide`.
+
+    There are none if the widths of one of them already differ from layer to layer, or if the two
+    differ by more than one multiple of 64.
+    """
+    widths = sorted({*narrow.expert_widths, *wide.expert_widths})
+    if len(widths) != 2 or widths[1] - widths[0] != WIDTH_MULTIPLE:
+        return []
+    # Widths grow linearly over the layers and are rounded. The line crosses the middle between the
+    # two widths before the last `count` layers, and stays within reach of both.
+    layers, slope = narrow.num_layers, WIDTH_MULTIPLE / narrow.num_layers
+    middle = sum(widths) / 2
+    models = []
+    for count in range(1, layers):
+        last = middle + slope * (count - 0.5)
+        least, most = (round(end / narrow.dim, 6) for end in (last - slope * (layers - 1), last))
+        models.append(replace(narrow, moe_min_expansion=least, moe_max_expansion=most))
+    return models

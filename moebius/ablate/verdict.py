@@ -16,10 +16,9 @@ from moebius.ablate.comparison import (
     difference,
     speed,
 )
+from moebius.ablate.variants import SAME_COMPUTE
 from moebius.cost.counts import active_parameters
 
-SAME_COMPUTE = 0.02
-"""Two variants have equal compute if their active parameters differ by at most this share."""
 Sentence = tuple[str, str]
 """The title of a sentence, and the sentence."""
 
@@ -146,11 +145,16 @@ def _base_mlp(ablation: Ablation, wide: Outcome, narrow: Outcome) -> str:
         f"{quoted(wide)} against {quoted(narrow)}: {change:+.1%} active parameters, "
         f"{_times(ratio)} times the tokens/s"
     )
-    is_equal = abs(change) <= SAME_COMPUTE
-    if is_equal or wide.variant.is_resized or narrow.variant.is_resized:
-        nearest = "" if is_equal else " as nearly as widths that are multiples of 64 allow"
+    if abs(change) <= SAME_COMPUTE:
         worth = _worth(ablation, wide, narrow, "tokens", "the split pays", "it does not pay")
-        return f"shares the compute{nearest}. {pair}; {worth}"
+        return f"shares the compute. {pair}; {worth}"
+    if wide.variant.is_resized or narrow.variant.is_resized:
+        # With less compute only a success is conclusive, and with more compute only a failure.
+        open_question = "undecided, because the compute is not equal"
+        better = "the split pays" if change < 0 else open_question
+        worse = "it does not pay" if change > 0 else open_question
+        worth = _worth(ablation, wide, narrow, "tokens", better, worse)
+        return f"not at equal compute, because widths are multiples of 64. {pair}; {worth}"
     if change > 0:
         worth = _worth(ablation, wide, narrow, "seconds", "it earns its compute", "waste")
         return f"comes on top. {pair}; {worth}"

@@ -33,7 +33,7 @@ def run(options: Namespace) -> None:
         print("\n".join([*table(profiled), "", *describe(profiled, problems)]), flush=True)
     verified = []
     for finding in problems[: options.verify]:
-        verified.append(verify(steps, finding))
+        verified.append(verify(profiled, steps, finding))
         if not options.as_json:
             print(verified[-1], flush=True)
     if options.as_json:

@@ -13,6 +13,11 @@ def short(number: float, decimals: int = 1) -> str:
     return f"{number:.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return the number with its noun, in the plural unless it is 1: (2, "core") -> "2 cores"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def gigabytes(size: float, decimals: int = 1) -> str:
     """Return a number of bytes in units of 10^9: 1.25e9 -> "1.2 GB"."""
     return f"{size / 1e9:.{decimals}f} GB"

@@ -24,6 +24,7 @@ import numpy as np
 from moebius.data.child import python_command
 from moebius.data.tokenizer import Tokenizer
 from moebius.errors import StorageError
+from moebius.hardware.processor import cores as cores  # what `data.workers=0` means
 
 BATCHES_PER_WORKER = 2
 """Number of unfinished batches per worker: one is being tokenized, and one waits."""
@@ -31,13 +32,6 @@ BATCHES_PER_WORKER = 2
 Texts = list[str]
 Ids = list[np.ndarray]
 Context = TypeVar("Context")
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
 
 
 def encode_batches(

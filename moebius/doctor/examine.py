@@ -19,6 +19,7 @@ from moebius.hardware.backends import is_compiled
 from moebius.hardware.ceilings import Ceilings, ceilings
 from moebius.hardware.devices import sheet_of
 from moebius.hardware.precision import dtype_name, matmul_dtype
+from moebius.hardware.threads import use_threads
 from moebius.observe.terminal import table
 
 
@@ -57,6 +58,7 @@ class Diagnosis:
 
 def examine(config: Config, device: torch.device, say: Callable[[str], None]) -> Diagnosis:
     """Examine everything. This takes about a minute, and `say` gets one line at a time."""
+    use_threads(config.train.threads)
     dtype = matmul_dtype(config.train, device)
     this_machine, backends = machine(config), offers(config, device)
     compilation = _compilation(config, device, this_machine)

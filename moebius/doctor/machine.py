@@ -14,11 +14,12 @@ import torch
 
 from moebius.config import Config
 from moebius.config.paths import expanded
-from moebius.cost.units import gigabytes
-from moebius.data.workers import cores
+from moebius.cost.units import counted, gigabytes
+from moebius.hardware.processor import SINCE_THE_START, Usage, cores, quota
 
 SHARED_MEMORY = Path("/dev/shm")
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
+DEVELOPMENT = "dev"
+"""Name of the extra with the packages that only developers of Moebius need."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Machine:
     """CPU time per second that this process may use; a container may set less than `cores`."""
     threads: int
     """Number of threads that torch runs."""
-    load: float
-    """Mean number of processes that were ready to run during the last minute."""
+    usage: Usage
+    """Who has used the processor since this command began."""
     memory: int
     """Bytes of memory."""
     free_disk: dict[str, int]
@@ -78,7 +79,8 @@ class Machine:
             *(("gpu", _gpu_in_words(gpu)) for gpu in self.gpus),
             (
                 "cpu",
-                f"{self.processor}, {self.cores} cores, {self.threads} threads, "
+                f"{self.processor}, {counted(self.cores, 'core')}, "
+                f"{counted(self.threads, 'thread')}, "
                 f"{gigabytes(self.memory)} of memory",
             ),
             ("disk", ", ".join(f"{gigabytes(n)} free for {p}" for p, n in self.free_disk.items())),
@@ -101,9 +103,9 @@ def machine(config: Config) -> Machine:
         gpus=[_gpu(index) for index in range(torch.cuda.device_count())],
         processor=_processor(),
         cores=cores(),
-        quota=_quota(),
+        quota=quota(),
         threads=torch.get_num_threads(),
-        load=os.getloadavg()[0],
+        usage=SINCE_THE_START.usage(),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         free_disk={"data.cache": _free(config.data.cache), "train.out": _free(config.train.out)},
         shared_memory=shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0,
@@ -143,14 +145,6 @@ def _processor() -> str:
     return name[1] if name else platform.machine()
 
 
-def _quota() -> float:
-    try:
-        quota, period = QUOTA.read_text().split()
-        return float(quota) / float(period)
-    except (OSError, ValueError):  # there is no such file, or the quota is "max"
-        return float(cores())
-
-
 def _free(folder: str) -> int:
     """Return the free bytes of the disk on which a folder is, or would be created."""
     path = expanded(folder).absolute()
@@ -159,7 +153,10 @@ def _free(folder: str) -> int:
 
 
 def _packages() -> dict[str, dict[str, str]]:
-    """Return the versions of the packages that Moebius's metadata lists; {} in a checkout."""
+    """Return the versions of the packages that Moebius's metadata lists; {} in a checkout.
+
+    Those that only developers of Moebius need are left out.
+    """
     try:
         requirements = importlib.metadata.requires("moebius") or []
     except importlib.metadata.PackageNotFoundError:
@@ -168,7 +165,7 @@ def _packages() -> dict[str, dict[str, str]]:
     for requirement in requirements:
         name = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra\s*==\s*[\"']([\w-]+)", requirement)
-        if name:
+        if name and not (extra and extra[1] == DEVELOPMENT):
             packages[f"for {extra[1]}" if extra else "packages"][name[0]] = _version(name[0])
     return dict(packages)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from moebius.config import Config
-from moebius.cost.units import gigabytes
+from moebius.cost.units import counted, gigabytes
 from moebius.doctor.machine import SHARED_MEMORY, Gpu, Machine
 from moebius.hardware.precision import matmul_dtype
 
@@ -26,7 +26,8 @@ def pitfalls(
     machine: Machine, config: Config, device: torch.device, environment: Mapping[str, str]
 ) -> list[str]:
     """Return a line for each pitfall, with what to do about it."""
-    lines = [*_of_processor(machine, environment)]
+    busy_threads = 1 if device.type == "cuda" else machine.threads
+    lines = [*_of_processor(machine, environment, busy_threads)]
     if device.type == "cuda":
         lines += _of_gpu(machine, machine.gpus[device.index or 0], config, device)
         lines += _of_environment(environment)
@@ -35,24 +36,24 @@ def pitfalls(
     return [*lines, *_of_disks_and_packages(machine)]
 
 
-def _of_processor(machine: Machine, environment: Mapping[str, str]) -> Iterator[str]:
+def _of_processor(
+    machine: Machine, environment: Mapping[str, str], busy_threads: int
+) -> Iterator[str]:
     available = min(machine.cores, max(1, round(machine.quota)))
     asked = environment.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > available:
         yield (
-            f"OMP_NUM_THREADS={asked} is more than the {available} cores that can be used: "
+            f"OMP_NUM_THREADS={asked}, but only {counted(available, 'core')} can be used: "
             f"export OMP_NUM_THREADS={available}"
         )
     elif machine.threads > available:
         yield (
-            f"torch runs {machine.threads} threads on the time of {available} cores: "
-            f"export OMP_NUM_THREADS={available}"
+            f"torch runs {counted(machine.threads, 'thread')} on the time of "
+            f"{counted(available, 'core')}: --train.threads {available}"
         )
-    if machine.load > machine.cores + 1:
-        yield (
-            f"others are using the processor (load {machine.load:.1f} on {machine.cores} cores): "
-            "measured times will be too long"
-        )
+    crowd = machine.usage.beside(busy_threads)
+    if crowd.is_crowded:
+        yield f"{crowd}: a run will be slow, and measured times will be too long"
 
 
 def _without_gpu(

@@ -10,6 +10,7 @@ import torch
 from moebius.config.paths import expanded
 from moebius.hardware.device import describe
 from moebius.hardware.precision import dtype_name
+from moebius.hardware.processor import Watch
 from moebius.hardware.rates import copy_ceiling, matmul_ceiling
 
 KEPT_IN = "~/.cache/moebius/ceilings.json"
@@ -29,7 +30,8 @@ def ceilings(device: torch.device, dtype: torch.dtype, file: str = KEPT_IN) -> C
     """Return the device's rates, with matrix products in `dtype`.
 
     They are read from the file or, if it does not have them, measured in about two seconds and
-    stored there. A file that cannot be read or written is ignored.
+    stored there. A file that cannot be read or written is ignored. Rates of a CPU that others used
+    at the time are too low, and not stored.
     """
     path = expanded(file)
     key = f"{describe(device)}, {dtype_name(dtype)}, torch {torch.__version__}"
@@ -37,10 +39,12 @@ def ceilings(device: torch.device, dtype: torch.dtype, file: str = KEPT_IN) -> C
         kept = json.loads(path.read_text())
         return Ceilings(**kept[key])
     except (OSError, ValueError, KeyError, TypeError):
+        watch = Watch()
         measured = Ceilings(
             matmul_ceiling(device, dtype, seconds=1.0), copy_ceiling(device, seconds=1.0)
         )
-    _store(path, key, measured)
+    if device.type != "cpu" or not watch.usage().is_crowded:
+        _store(path, key, measured)
     return measured
 
 

@@ -6,7 +6,9 @@ import sys
 
 import torch
 
+from moebius.cost.units import counted
 from moebius.errors import ConfigError
+from moebius.hardware.processor import SINCE_THE_START
 
 
 def choose_device(name: str) -> torch.device:
@@ -20,7 +22,7 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= available:
         raise ConfigError(
-            f"train.device={name!r}: this machine has {available} CUDA devices; "
+            f"train.device={name!r}: this machine has {counted(available, 'CUDA device')}; "
             "use --train.device cpu or auto"
         )
     return device
@@ -30,7 +32,17 @@ def describe(device: torch.device) -> str:
     """Return the device in words: the GPU's name, or the CPU's architecture and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+    return f"CPU {platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"
+
+
+def crowding(device: torch.device) -> str:
+    """Return in words who uses the processor that a run on the device needs.
+
+    The result is empty if the run has its cores to itself. On a GPU, it needs one of them.
+    """
+    busy_threads = 1 if device.type == "cuda" else torch.get_num_threads()
+    usage = SINCE_THE_START.usage().beside(busy_threads)
+    return str(usage) if usage.is_crowded else ""
 
 
 def wait(device: torch.device) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from moebius.profile.doubts import doubts
 from moebius.profile.finding import Finding
 from moebius.profile.result import Profile
 from moebius.profile.verify import Verified
@@ -30,10 +31,17 @@ def as_json(
         "text": profile.text,
         "covered": measured.covered,
         "slowdown": measured.slowdown,
+        "doubts": doubts(profile),
         "experts_per_token": measured.experts_per_token,
         "findings": [asdict(finding) for finding in findings],
         "verified": [
-            {"finding": change.finding.title, "before": change.before, "after": change.after}
+            {
+                "finding": change.finding.title,
+                "predicted": change.predicted,
+                "before": change.before,
+                "after": change.after,
+                "crowding": change.crowding,
+            }
             for change in verified
         ],
         "components": [asdict(row) | {"efficiency": row.efficiency} for row in profile.rows],

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from moebius.config import Config
+from moebius.hardware.processor import Watch
 from moebius.profile.steps import Steps
 from moebius.profile.timeline import Piece, Timeline
 from moebius.profile.usage import Usage, usage
@@ -34,6 +35,8 @@ class Measured:
     """Other costs of the step on a GPU: memory, and waits of the host."""
     host: float = 0.0
     """Approximate seconds that the host takes to launch a step. 0 on a CPU."""
+    crowding: str = ""
+    """Who else used the processor during the measurement, in words. Empty if nobody did."""
 
     @property
     def seconds(self) -> float:
@@ -79,11 +82,13 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
     plain: list[float] = []
     cut: list[dict[Piece, float]] = []
     host: list[float] = []
+    watch = Watch()
     stop = time.perf_counter() + seconds
     while len(plain) < 3 or (time.perf_counter() < stop and len(plain) < max_rounds):
         plain.append(steps.run(per_round))
         cut.append(steps.cut(per_round))
         host.append(timeline.host_seconds / per_round)
+    use = watch.usage()
     gpu = usage(partial(steps.run, 1), device) if on_gpu else Usage()
     step_seconds = statistics.median(plain)
     shares = _shares(plain, cut)
@@ -96,6 +101,7 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
         experts_per_token=_experts_per_token(steps),
         gpu=gpu,
         host=launch_seconds(statistics.median(host), slowdown, step_seconds),
+        crowding=str(use) if use.is_crowded else "",
     )
     return measured, steps
 

@@ -16,6 +16,7 @@ from moebius.data.stream import MappedShard
 from moebius.errors import DataError, StorageError
 from moebius.hardware.backends import backends_for, is_compiled
 from moebius.hardware.device import total_memory, wait
+from moebius.hardware.threads import use_threads
 from moebius.model.transformer import lookahead, seeded
 from moebius.parallel.layout import lay_out
 from moebius.profile.instrument import instrument, marked_calls
@@ -37,6 +38,7 @@ class Steps:
 
     def __init__(self, config: Config, device: torch.device, timeline: Timeline | None = None):
         self.config, self.device, self.timeline = config, device, timeline
+        use_threads(config.train.threads)
         self.backends = backends_for(config, device)
         model = seeded(config.train.seed, config.model, self.backends).to(device)
         self.choices = [*self.backends.reasons, *lay_out(model, config.parallel, device)]

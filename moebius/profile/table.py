@@ -1,6 +1,7 @@
 """Format a profile as a table for the terminal. The HTML page uses the same cells."""
 
 from moebius.cost.units import gigabytes, short
+from moebius.profile.doubts import doubts
 from moebius.profile.result import Profile, Row
 
 
@@ -52,6 +53,7 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
         if measured.waiting
         else ""
     )
+    doubt = doubts(profile)
     rates = f"{short(profile.ceilings.flops)}FLOP/s, {short(profile.ceilings.bytes)}B/s"
     return [
         (
@@ -72,6 +74,7 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
         *([("host", _host(profile))] if measured.host else []),
         ("text", profile.text),
         ("ceilings", f"{rates}, measured on {profile.device}"),
+        *([("WARNING", doubt)] if doubt else []),
     ]
 
 

@@ -11,6 +11,7 @@ from moebius.data import Batches, Corpus, Feed, check_evaluable, prepare
 from moebius.data.shards import file_sha256
 from moebius.hardware.backends import backends_for
 from moebius.hardware.device import choose_device
+from moebius.hardware.threads import use_threads
 from moebius.model.transformer import lookahead, seeded
 from moebius.observe.sink import Event
 from moebius.parallel.layout import lay_out
@@ -156,6 +157,7 @@ def build(config: Config, corpus: Corpus, device: torch.device, say: Say) -> Tra
 
     say takes the lines of the summary: sizes, costs and what was chosen.
     """
+    use_threads(config.train.threads)
     backends = backends_for(config, device)
     model = seeded(config.train.seed, config.model, backends).to(device)
     choices = [*backends.reasons, *lay_out(model, config.parallel, device)]

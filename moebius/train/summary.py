@@ -11,7 +11,7 @@ from moebius.cost.memory import memory
 from moebius.cost.units import gigabytes, gigabytes_by_name, short
 from moebius.data import Corpus
 from moebius.hardware.backends import Backends, is_compiled
-from moebius.hardware.device import describe
+from moebius.hardware.device import crowding, describe
 from moebius.hardware.precision import dtype_name, matmul_dtype
 from moebius.observe.terminal import table
 from moebius.train.remarks import remarks
@@ -47,6 +47,7 @@ def summary(
         ("schedule", _schedule(config)),
         *remarks(config, corpus),
         ("device", f"{describe(device)}, {dtype_name(dtype)}"),
+        *(("processor", f"{use}; the run will be slow") for use in [crowding(device)] if use),
         *((name, choice) for name, _, choice in (line.partition(": ") for line in choices)),
     ]
     return table(rows)

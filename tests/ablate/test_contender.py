@@ -20,6 +20,7 @@ def test_it_runs_steps(contender):
     assert str(warm["device"]).startswith("CPU ")
     measured = contender.run(2)
     assert measured["seconds"] > 0 and measured["peak_bytes"] > 1e6
+    assert isinstance(measured["crowding"], str)
     assert contender.steps.state.step == 8  # 3 to compile, 3 to warm up, and these
 
 

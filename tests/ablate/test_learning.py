@@ -31,7 +31,7 @@ class FakeStage:
                 stage.asked.append((self_name, task, number))
                 if task == "evaluate":
                     return {"loss": stage.loss, "bits_per_byte": 0.5}
-                return {"seconds": 0.25}
+                return {"seconds": 0.25, "crowding": ""}
 
         yield FakeWorker()
 

@@ -44,7 +44,11 @@ class FakeStage:
         warm = {"seconds": self.seconds, "device": f"a device for {self.name}"}
         # Later rounds take longer and need less memory.
         number = len(self.asked)
-        measured = {"seconds": self.seconds + number / 1024, "peak_bytes": 1e6 - number}
+        measured: dict[str, Any] = {
+            "seconds": self.seconds + number / 1024,
+            "peak_bytes": 1e6 - number,
+        }
+        measured["crowding"] = "others" if self.asked.count(self.asked[-1]) == 2 else ""
         return warm if task == "start" else measured
 
     def runs(self, name: str) -> list[int]:
@@ -69,6 +73,7 @@ def test_every_round_gives_every_variant_the_same_time(monkeypatch):
     assert fast.device == "a device for fast"
     assert slow.rounds == [SLOW + number / 1024 for number in (3, 5, 7)]
     assert fast.rounds == [FAST + number / 1024 for number in (4, 6, 8)]
+    assert (slow.crowding, fast.crowding) == ("others", "others")  # in one of the rounds
     assert lines == [
         "slow: warming up",
         "fast: warming up",

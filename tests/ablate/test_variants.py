@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from moebius.ablate.variants import Variant, variants
+from moebius.ablate.variants import SAME_COMPUTE, Variant, variants
 from moebius.config.files import read_config
 from moebius.config.presets import PRESETS, dense_twin, preset
 from moebius.cost.counts import active_parameters
@@ -101,16 +101,29 @@ def test_the_rows_of_a_larger_router_do_not_change_the_width():
     assert active_parameters(variant.model) - active_parameters(MODEL) == 3 * 12 * D
 
 
-def test_a_width_between_two_multiples_goes_to_the_nearest():
+def test_a_width_between_two_multiples_becomes_one_in_the_first_and_one_in_the_last_layers():
     model = replace(
         MODEL, num_experts=12, router_top_k=3, moe_min_expansion=1, moe_max_expansion=1
     )
     config = replace(CONFIG, model=model)
     # the ideal width is (384 - 128) / 3 = 85
     resized = variants(config, ["model.base_expansion=1"], iso_active=True)[1].model
-    assert resized.expert_widths[0] == 64
-    change = active_parameters(resized) - active_parameters(model)
-    assert change == 3 * 3 * D * (128 + 3 * 64 - 384)
+    assert resized.expert_widths == (64, 64, 128)
+    assert active_parameters(resized) == active_parameters(model)
+
+
+@pytest.mark.parametrize("layers", [2, 3, 4, 7, 40])
+@pytest.mark.parametrize("over", ["base_expansion=1", "router_top_k=4", "num_experts=3"])
+def test_resized_experts_are_as_near_as_their_widths_allow(layers, over):
+    """The last of some multiples of 64 is less than half of one away, if layers may differ."""
+    shape = {"num_layers": layers, "moe_min_expansion": 1, "moe_max_expansion": 1}
+    model = replace(MODEL, num_experts=12, router_top_k=3, **shape)
+    config = replace(CONFIG, model=model)
+    resized = variants(config, [f"model.{over}"], iso_active=True)[1].model
+    gap = abs(active_parameters(resized) - active_parameters(model))
+    one_step = 3 * D * 64 * resized.router_top_k
+    assert gap <= max(one_step / 2, SAME_COMPUTE * active_parameters(model))
+    assert max(resized.expert_widths) - min(resized.expert_widths) in (0, 64)
 
 
 def test_a_pyramid_keeps_its_slope():

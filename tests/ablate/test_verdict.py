@@ -1,5 +1,7 @@
 """Tests of the verdict's sentences, on made-up figures."""
 
+from dataclasses import replace
+
 import pytest
 
 from moebius.ablate.variants import Variant
@@ -97,6 +99,32 @@ def test_a_base_mlp_that_shares_the_compute_is_judged_by_tokens():
     said = dict(verdict(ablation(plain, base)))["base MLP"]
     assert said.startswith("shares the compute. `base` against `plain`: +0.0% active parameters")
     assert "after 1,600 tokens" in said and said.endswith("the split pays")
+
+
+@pytest.mark.parametrize(
+    ("width", "gap", "judgment"),
+    [
+        (2.5, -0.1, "the split pays"),  # although it has less compute
+        (2.5, 0.1, "undecided, because the compute is not equal"),
+        (3.5, -0.1, "undecided, because the compute is not equal"),
+        (3.5, 0.1, "it does not pay"),  # although it has more compute
+        (2.5, 0.0, "undecided"),
+    ],
+)
+def test_resized_variants_that_are_not_equal_are_not_judged_as_if_they_were(width, gap, judgment):
+    plain = outcome("plain", turns=[1.0], curves=[BITS])
+    base = outcome(
+        "base",
+        turns=[1.0],
+        curves=[moved(0, 0, gap)],
+        base_expansion=1,
+        moe_min_expansion=width,
+        moe_max_expansion=width,
+    )
+    base.variant = replace(base.variant, is_resized=True)
+    said = dict(verdict(ablation(plain, base)))["base MLP"]
+    assert said.startswith("not at equal compute, because widths are multiples of 64. `base`")
+    assert said.endswith(f": {judgment}")
 
 
 def test_a_base_mlp_of_variants_that_did_not_learn_is_not_judged():

@@ -42,6 +42,19 @@ def test_matrix_products_by_hand():
     )
 
 
+def test_the_base_mlp_by_hand():
+    """Input and output, two inputs of the activation, its result and what it is computed from."""
+    config = config_of(base_expansion=2.0)
+    found, width = components(config, ITEM)["base_mlp"], config.model.base_width
+    weights, numbers = 2 * 3 * D * width, 2 * TOKENS * (2 * D + 4 * width)
+    flops = 2 * weights * TOKENS
+    assert found == Component(
+        weights,
+        Work(flops, (4 + 2 * ITEM) * weights + ITEM * numbers),
+        Work(2 * flops, (ITEM + 2 * 4) * weights + 2 * ITEM * numbers),
+    )
+
+
 def test_weights_in_the_products_format_are_not_cast():
     found = components(config_of(), item=4)["lm_head"]
     assert found.forward == Work(2 * V * D * TOKENS, 4 * V * D + 4 * TOKENS * D)
@@ -51,6 +64,11 @@ def test_components_that_only_move_bytes_by_hand():
     found = components(config_of(), ITEM)
     embedding = Work(bytes=2 * 4 * TOKENS * D), Work(bytes=4 * (TOKENS + 2 * V) * D)
     assert found["embedding"] == Component(V * D, *embedding)
+    # Both norms of a layer read and write the stream in float32; what they add and what they give
+    # to the products is in the products' format. Backward reads one more stream of gradients.
+    numbers = 2 * 2 * TOKENS * D
+    norms = Work(bytes=numbers * (2 * 4 + 2 * ITEM)), Work(bytes=numbers * (3 * 4 + 2 * ITEM))
+    assert found["norms"] == Component(parameters(small())["norms"], *norms)
     rotated = Work(bytes=2 * ITEM * 2 * TOKENS * (N + G) * H)
     assert found["rotary"] == Component(0, rotated, rotated)
     hidden = TOKENS * sum(WIDTHS)

@@ -4,6 +4,7 @@ import pytest
 
 from moebius.config import Config
 from moebius.config.files import read_config
+from moebius.cost.counts import parameters
 from moebius.cost.layouts import BUCKET, FILLED, LATENCY, Layout, layouts, planned
 from moebius.hardware.devices import DEVICES
 
@@ -59,6 +60,15 @@ def test_one_gpu_sends_nothing():
     alone = planned(standard(), H100, Layout(1, 1, False, "none", 8, 8))
     assert alone.sent == {} and alone.communicating == 0
     assert alone.seconds == sum(alone.computing.values())
+
+
+def test_an_experts_gradients_are_added_up_over_its_copies():
+    """8 devices, each layer's experts spread over 4, have 2 copies of every expert."""
+    config = standard(*MANY_EXPERTS)
+    sent = planned(config, H100, Layout(8, 4, False, "none", 16, 8)).sent[WEIGHTS]
+    counts = parameters(config.model)
+    others = sum(counts.values()) - counts["experts"]
+    assert sent == pytest.approx(2 * 4 * (7 / 8 * others + 1 / 2 * counts["experts"] / 4))
 
 
 def test_replicas_send_gradients_and_shards_send_weights_too():

@@ -153,6 +153,25 @@ def test_a_loss_in_parts_keeps_fewer_logits():
     assert parts < whole / 2
 
 
+@pytest.mark.parametrize(
+    ("compiled", "per_logit"), [(True, 2), (False, 2 * 2 + 2 * 4)], ids=["compiled", "eager"]
+)
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_the_logits_by_hand(compiled, per_logit, chunks):
+    """The head's input in two formats, and the logits; in parts, also the kept gradients.
+
+    Those are the gradients of the weight in float32 and in the format of the products, and of the
+    input, twice, in the latter. A part has its logits and their gradient.
+    """
+    config = replace(config_of(), parallel=ParallelConfig(loss_chunks=chunks))
+    D, V = config.model.dim, config.model.vocab_size
+    tokens = config.train.batch_size * config.train.seq_len
+    expected = per_logit * tokens * V
+    if chunks > 1:
+        expected = 2 * expected / chunks + (4 + 2) * V * D + 2 * 2 * tokens * D
+    assert memory(config, 2, compiled).logits == expected + (4 + 2) * tokens * D
+
+
 def test_recomputation_keeps_less():
     config = config_of()
     needed = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moebius.cost.units import gigabytes, gigabytes_by_name, short
+from moebius.cost.units import counted, gigabytes, gigabytes_by_name, short
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,11 @@ def test_a_number_has_a_metric_prefix(number, text):
 def test_the_number_of_decimals_can_be_chosen():
     assert short(1_234_567, decimals=2) == "1.23M"
     assert gigabytes(84.9e9, decimals=0) == "85 GB"
+
+
+def test_a_noun_is_in_the_plural_unless_there_is_one_of_it():
+    words = [counted(number, "core") for number in (0, 1, 2, 1024)]
+    assert words == ["0 cores", "1 core", "2 cores", "1,024 cores"]
 
 
 def test_bytes_are_shown_in_units_of_a_billion():

@@ -7,6 +7,7 @@ import torch
 
 from moebius.config import Config, TrainConfig
 from moebius.doctor.machine import Gpu, Machine
+from moebius.hardware.processor import Usage
 
 CPU = torch.device("cpu")
 CONFIG = Config(train=TrainConfig(device="cpu"))
@@ -23,7 +24,7 @@ FINE = Machine(
     cores=16,
     quota=16.0,
     threads=16,
-    load=1.0,
+    usage=Usage(own=1.0, others=0.2, cores=16),
     memory=128 << 30,
     free_disk={"data.cache": 10**12, "train.out": 10**12},
     shared_memory=64 << 30,

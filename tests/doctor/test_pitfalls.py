@@ -7,6 +7,7 @@ import torch
 
 from moebius.doctor.machine import Machine
 from moebius.doctor.pitfalls import pitfalls
+from moebius.hardware.processor import Usage
 from tests.doctor.machines import CONFIG, FINE, H100, with_gpu
 
 
@@ -25,8 +26,9 @@ def test_a_machine_without_pitfalls():
     ("machine", "environment", "part"),
     [
         (FINE, {"OMP_NUM_THREADS": "17"}, "export OMP_NUM_THREADS=16"),
-        (replace(FINE, quota=2.0), {}, "16 threads on the time of 2 cores"),
-        (replace(FINE, load=40.0), {}, "times will be too long"),
+        (replace(FINE, quota=2.0), {}, "16 threads on the time of 2 cores: --train.threads 2"),
+        (replace(FINE, threads=2, quota=1.0), {}, "2 threads on the time of 1 core: --train"),
+        (replace(FINE, usage=Usage(1, 15, 16)), {}, "others are using the processor (15.0 of 16"),
         (FINE, {"CUDA_LAUNCH_BLOCKING": "1"}, "CUDA_LAUNCH_BLOCKING=1 makes the host wait"),
         (FINE, {"TORCH_COMPILE_DISABLE": "1"}, "turns compilation off"),
         (with_gpu(capability=(7, 5)), {}, "no bfloat16 arithmetic: --train.dtype float32"),
@@ -40,6 +42,12 @@ def test_a_machine_without_pitfalls():
 def test_a_pitfall_says_what_to_do(machine, environment, part):
     lines = said(machine, **environment)
     assert part in lines and "\n" not in lines
+
+
+def test_others_on_the_processor_matter_more_where_all_of_its_cores_are_needed():
+    shared = replace(FINE, usage=Usage(own=1.0, others=3.0, cores=16))
+    assert said(shared) == ""
+    assert "(3.0 of 16 cores): a run will be slow" in said(shared, device="cpu")
 
 
 def test_float32_leaves_tensor_cores_idle():

@@ -2,12 +2,15 @@
 
 import json
 import platform
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from moebius.hardware import ceilings as module
 from moebius.hardware.ceilings import Ceilings, ceilings
+from moebius.hardware.processor import Usage
 
 CPU = torch.device("cpu")
 
@@ -27,7 +30,23 @@ def measured(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(module, "matmul_ceiling", matmul_ceiling)
     monkeypatch.setattr(module, "copy_ceiling", copy_ceiling)
+    monkeypatch.setattr(module, "Watch", lambda: watched(others=0.0))
     return names
+
+
+def watched(others: float) -> Any:
+    """Return the watch of a machine with two cores, of which this process uses one."""
+    return SimpleNamespace(usage=lambda: Usage(own=1.0, others=others, cores=2))
+
+
+def test_rates_that_were_measured_beside_others_are_not_kept(tmp_path, measured, monkeypatch):
+    file = str(tmp_path / "ceilings.json")
+    monkeypatch.setattr(module, "Watch", lambda: watched(others=1.0))
+    assert ceilings(CPU, torch.float32, file) == Ceilings(flops=1e11, bytes=1e10)
+    monkeypatch.setattr(module, "Watch", lambda: watched(others=0.0))
+    ceilings(CPU, torch.float32, file)
+    ceilings(CPU, torch.float32, file)
+    assert measured == ["products in torch.float32", "copies"] * 2
 
 
 def test_rates_are_measured_once_for_each_dtype(tmp_path, measured):
@@ -41,9 +60,10 @@ def test_rates_are_measured_once_for_each_dtype(tmp_path, measured):
     assert len(measured) == 4
 
 
-def test_rates_that_earlier_versions_stored_are_found(tmp_path, measured):
+def test_rates_that_earlier_versions_stored_are_found(tmp_path, measured, monkeypatch):
     file = tmp_path / "ceilings.json"
-    cpu = f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+    cpu = f"CPU {platform.machine()}, 12 threads"
     key = f"{cpu}, bfloat16, torch {torch.__version__}"
     file.write_text(json.dumps({key: {"flops": 2.0, "bytes": 3.0}}))
     assert ceilings(CPU, torch.bfloat16, str(file)) == Ceilings(2.0, 3.0)

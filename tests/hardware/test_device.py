@@ -1,12 +1,21 @@
 """Choosing and describing a device."""
 
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from moebius.errors import ConfigError
-from moebius.hardware.device import choose_device, describe, peak_memory, total_memory, wait
+from moebius.hardware.device import (
+    choose_device,
+    crowding,
+    describe,
+    peak_memory,
+    total_memory,
+    wait,
+)
+from moebius.hardware.processor import Usage
 
 CPU = torch.device("cpu")
 
@@ -26,17 +35,33 @@ def test_a_device_by_name(monkeypatch, name, gpus, expected):
     assert choose_device(name) == torch.device(expected)
 
 
-@pytest.mark.parametrize(("name", "gpus"), [("cuda", 0), ("cuda:2", 2)])
+@pytest.mark.parametrize(("name", "gpus"), [("cuda", 0), ("cuda:1", 1), ("cuda:2", 2)])
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch, name, gpus):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    message = f"train.device='{name}': this machine has {gpus} CUDA devices"
+    message = f"train.device='{name}': this machine has {gpus} CUDA device{'s' * (gpus != 1)};"
     with pytest.raises(ConfigError, match=message):
         choose_device(name)
 
 
-def test_a_cpu_in_words():
-    expected = f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
-    assert describe(CPU) == expected
+@pytest.mark.parametrize(("threads", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_a_cpu_in_words(monkeypatch, threads, words):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert describe(CPU) == f"CPU {platform.machine()}, {words}"
+
+
+@pytest.mark.parametrize(
+    ("device", "others", "is_crowded"),
+    [("cpu", 0.05, False), ("cpu", 0.5, True), ("cuda", 0.5, False), ("cuda", 1.0, True)],
+)
+def test_a_run_is_crowded_if_it_has_to_share_the_cores_it_needs(
+    monkeypatch, device, others, is_crowded
+):
+    """A run on the CPU needs both of the cores here, and one on a GPU needs one of them."""
+    watch = SimpleNamespace(usage=lambda: Usage(own=1.0, others=others, cores=2))
+    monkeypatch.setattr("moebius.hardware.device.SINCE_THE_START", watch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    said = f"others are using the processor ({others:.1f} of 2 cores)" if is_crowded else ""
+    assert crowding(torch.device(device)) == said
 
 
 def test_the_memory_of_a_process_only_grows():

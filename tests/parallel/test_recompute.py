@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy
 
 from moebius.config import ParallelConfig
 from moebius.model.transformer import seeded
+from moebius.parallel import recompute
 from moebius.parallel.recompute import KEPT_OPERATORS
 from tests.parallel.models import SMALL, VARIANTS, laid_out, loss_and_gradients, tokens_of
 
@@ -58,6 +60,26 @@ def bytes_kept(parallel: ParallelConfig) -> int:
         loss = model.loss(tokens_of(4, 33))
     assert loss.total.requires_grad
     return sum(sizes.values()) - sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_what_is_expensive_is_kept_and_the_rest_is_not():
+    """Full checkpointing keeps less than selective, which keeps the results of products."""
+    full, selective = (
+        bytes_kept(ParallelConfig(activation_checkpointing=kind, expert_backend="grouped"))
+        for kind in ("full", "selective")
+    )
+    assert full < 0.9 * selective
+
+
+@pytest.mark.parametrize("operator", sorted(KEPT_OPERATORS))
+def test_every_expensive_operator_is_saved(operator):
+    assert policy(f"{operator}.default") == policy(operator) == CheckpointPolicy.MUST_SAVE
+    assert policy(f"{operator}_backward.default") == CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def policy(operator: str) -> CheckpointPolicy:
+    """Return what selective checkpointing does with the results of an operator."""
+    return recompute._policy(None, operator)
 
 
 @pytest.mark.parametrize("checkpointing", ["full", "selective"])

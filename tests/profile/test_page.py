@@ -10,7 +10,7 @@ def test_the_page_has_everything_and_loads_nothing():
     profile = made_up(small_config(), waiting=0.1)
     step = profile.measured.seconds
     finding = Finding("a <title>", "some evidence", ("--model.dim=1",), 0.5 * step)
-    text = page(profile, [finding], [Verified(finding, [step], [step])])
+    text = page(profile, [finding], [Verified(finding, 2.0, [step], [step])])
     for row in profile.rows:
         assert f"<td>{row.component.replace('_', ' ')}</td>" in text
     for part in ("a &lt;title&gt;", "some evidence", "--model.dim=1", "2.00x", "measured 1.00x"):

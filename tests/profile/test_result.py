@@ -40,3 +40,5 @@ def test_speed_and_utilization_come_from_the_median_round():
     # Every component takes four times its floor, and components that only move bytes have no
     # FLOPs.
     assert 0 < profile.mfu < 1 / TIMES
+    flops = sum(row.flops for row in profile.rows)
+    assert profile.mfu == pytest.approx(flops / profile.measured.seconds / LIMITS.flops, rel=1e-3)

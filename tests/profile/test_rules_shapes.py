@@ -22,7 +22,7 @@ def test_small_heads(half):
 @pytest.mark.parametrize(("vocabulary", "is_found"), [(500, True), (512, False)])
 def test_a_vocabulary_off_the_tile(half, vocabulary, is_found):
     reported = findings_of(made_up(small_config(*PLAIN, f"--model.vocab_size={vocabulary}")))
-    assert ("a vocabulary off the tile size" in titles(reported)) == is_found
+    assert ("a vocabulary that is no multiple of 64" in titles(reported)) == is_found
     assert not is_found or reported[0].flags == ("--model.vocab_size=512",)
 
 
@@ -51,7 +51,16 @@ def test_padding_of_few_rows(same, expert_dtype, is_float8):
         "--train.micro_batch_size=2",
         f"--train.expert_dtype={expert_dtype}",
     )
-    finding = titled(findings_of(made_up(config)), "padding")
+    finding = titled(findings_of(made_up(config), device="cuda"), "padding")
     assert finding.flags == ("--train.micro_batch_size=4",)
     # An expert has 4 rows; on average, 8 more rows fill them up to a multiple of 16.
     assert finding.evidence.endswith("about 200.0% more rows") == is_float8
+
+
+@pytest.mark.parametrize("experts", ["loop", "grouped", "float8"])
+def test_nothing_is_said_about_tiles_where_there_are_none(same, experts):
+    """The products of a CPU have no tiles that an expert's few rows could leave empty."""
+    for shape in ((), ("--model.num_experts=64", "--train.micro_batch_size=2")):
+        config = small_config("--model.vocab_size=500", *shape)
+        reported = findings_of(made_up(config), backends=Backends(experts, "sdpa_native"))
+        assert not any("tile" in finding.title + finding.evidence for finding in reported)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from moebius.config.observe import Action
+from moebius.cost.counts import training_flops_per_token
 from moebius.errors import NumericError
 from moebius.observe.alarms import Alarm
 from moebius.observe.json_lines import read_lines
@@ -182,6 +183,16 @@ def test_evaluations_and_checkpoints_are_not_counted(small, monkeypatch):
     assert speeds == pytest.approx([TOKENS / 2.0] * len(lines))
     # The FLOPs of the steps differ, as the load of the experts does; the ceiling does not.
     assert all(line["mfu"] > 0 for line in lines)
+
+
+def test_mfu_is_the_share_of_the_measured_rate(small, monkeypatch):
+    monkeypatch.setattr(log, "matmul_ceiling", lambda device, dtype: 1e9)
+    session = new_session(small)
+    with log_of(session) as step_log:
+        metrics = step_log.write(take_step(session))
+    used = [sum(layer.tokens_per_expert) / TOKENS for layer in metrics.layers]
+    flops = training_flops_per_token(small.model, small.train.seq_len, used)
+    assert metrics.mfu == pytest.approx(metrics.tokens_per_second * flops / 1e9)
 
 
 # updates that were skipped

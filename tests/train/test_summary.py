@@ -78,8 +78,9 @@ compile          off (a CPU: nothing gained)
 
 @pytest.fixture(autouse=True)
 def same_device_everywhere(monkeypatch) -> None:
-    """Remove the machine's own name from the lines."""
+    """Remove the machine's own name, and who else uses it, from the lines."""
     monkeypatch.setattr(module, "describe", lambda device: "a CPU")
+    monkeypatch.setattr(module, "crowding", lambda device: "")
 
 
 def lines_of(config: Config) -> list[str]:
@@ -104,6 +105,12 @@ def line_of(config: Config, name: str) -> str:
 @pytest.mark.parametrize(("name", "text"), [("tiny", TINY), ("pr_moe", PR_MOE), ("dense", DENSE)])
 def test_the_summary_of_a_preset(name, text):
     assert lines_of(preset(name)) == text.splitlines()
+
+
+def test_others_on_the_processor_are_named(monkeypatch):
+    monkeypatch.setattr(module, "crowding", lambda device: "others are using the processor")
+    said = line_of(preset("tiny"), "processor")
+    assert said == "others are using the processor; the run will be slow"
 
 
 def test_every_means_of_balance_is_named():

@@ -1,0 +1,169 @@
+"""How many small changes to the code behind printed figures the tests notice.
+
+    python bench/mutants.py [--minutes 60] [--seed 0] [--jobs 2] [MODULE ...]
+
+cosmic-ray changes one operator, number or condition of a module at a time, in a copy of this
+checkout. The changes are a random sample, the same for the same seed, and the modules take turns
+until the time is over. A change is noticed if a test that mirrors the module fails, or else one of
+its folder. The script prints each change that survives, and the score of each module. Some
+survivors are harmless, such as `<` instead of `<=` where both are the same.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from difflib import unified_diff
+from itertools import chain, zip_longest
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).parents[1]
+MODULES = (
+    "train/step.py",
+    "train/evaluate.py",
+    "train/step_metrics.py",
+    "model/loss.py",
+    "moe/statistics.py",
+    "moe/load.py",
+    "cost/*.py",
+)
+RARE = ("Shift", "Bit", "Is", "Mod", "Pow", "Invert", "Variable")
+"""Parts of the names of operators that hardly ever resemble a mistake that somebody makes."""
+LONGEST = 300.0
+"""Seconds after which a change counts as noticed, because it made the tests hang."""
+
+Mutation = tuple[str, str, int]
+"""A module of the package, the name of an operator, and the number of its occurrence there."""
+
+
+def main() -> None:
+    """Parse the arguments, sample, and print the survivors and the scores."""
+    parser = argparse.ArgumentParser(description="How many small changes the tests notice.")
+    parser.add_argument("modules", nargs="*", default=MODULES, metavar="MODULE")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    modules = [
+        path.relative_to(ROOT / "moebius").as_posix()
+        for pattern in options.modules
+        for path in sorted((ROOT / "moebius").glob(pattern))
+        if path.name != "__init__.py"
+    ]
+    stop = time.monotonic() + 60 * options.minutes
+    noticed: dict[str, list[bool]] = defaultdict(list)
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as threads:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(options.jobs):
+            copies.put(_copied(Path(folder) / str(number)))
+        copy = Path(folder) / "0"
+        if not _pass(copy, [test for module in modules for test in _mirrored(copy, module)]):
+            sys.exit("the tests fail without any change, so they cannot notice one")
+
+        def tried(mutation: Mutation) -> None:
+            if time.monotonic() > stop:
+                return
+            copy = copies.get()
+            try:
+                survivor = _survivor(copy, mutation)
+            finally:
+                copies.put(copy)
+            noticed[mutation[0]].append(not survivor)
+            if survivor:
+                print(survivor, flush=True)
+
+        list(threads.map(tried, _sample(modules, options.seed)))
+    for module, results in sorted(noticed.items()):
+        print(f"{module:<24}{sum(results):>4} of {len(results)} noticed")
+    everything = list(chain.from_iterable(noticed.values()))
+    print(f"{'in all':<24}{sum(everything):>4} of {len(everything)} noticed, seed {options.seed}")
+
+
+def _copied(folder: Path) -> Path:
+    """Return a folder with a copy of the checkout's files."""
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def _sample(modules: list[str], seed: int) -> Iterator[Mutation]:
+    """Yield all mutations in random order, one of each module after the other."""
+    generator = random.Random(seed)
+    by_module = []
+    for module in modules:
+        mutations = list(_mutations(module))
+        generator.shuffle(mutations)
+        by_module.append(mutations)
+    return filter(None, chain.from_iterable(zip_longest(*by_module)))
+
+
+def _mutations(module: str) -> Iterator[Mutation]:
+    """Yield every mutation of a module."""
+    nodes = list(ast_nodes(get_ast((ROOT / "moebius" / module).read_text())))
+    for name in sorted(operator_names()):
+        if any(part in name for part in RARE):
+            continue
+        operator = get_operator(name)()
+        count = sum(len(list(operator.mutation_positions(node))) for node in nodes)
+        yield from ((module, name, occurrence) for occurrence in range(count))
+
+
+def _survivor(copy: Path, mutation: Mutation) -> str:
+    """Return the difference that a mutation makes, or "" if a test notices it."""
+    module, name, occurrence = mutation
+    file = copy / "moebius" / module
+    original = file.read_text()
+    mutated = mutate_code(original, get_operator(name)(), occurrence)
+    if mutated is None or mutated == original:
+        return ""
+    file.write_text(mutated)
+    try:
+        if not _pass(copy, _mirrored(copy, module)) or not _pass(copy, [str(_folder(module))]):
+            return ""
+    finally:
+        file.write_text(original)
+    lines = unified_diff(original.splitlines(), mutated.splitlines(), module, name, "", "", 0, "")
+    return "\n".join(lines)
+
+
+def _folder(module: str) -> Path:
+    """Return the folder of a module's tests."""
+    return Path("tests") / Path(module).parent
+
+
+def _mirrored(copy: Path, module: str) -> list[str]:
+    """Return the files of tests that mirror a module, relative to the copy."""
+    files = copy.glob(f"{_folder(module)}/test_{Path(module).stem}*.py")
+    return sorted(str(file.relative_to(copy)) for file in files)
+
+
+def _pass(copy: Path, tests: list[str]) -> bool:
+    """Return whether tests pass in a copy of the checkout."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            [*command, *tests], cwd=copy, env=environment, capture_output=True, timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    main()
