@@ -13,7 +13,7 @@ from moebius.config.fields import settings, shown
 from moebius.config.tree import Config
 from moebius.errors import ConfigError
 
-TEXT = ("data.source", "data.text_field", "data.errors", "data.tokenizer")
+TEXT = ("data.source", "data.format", "data.text_field", "data.errors", "data.tokenizer")
 """Settings that say where the text is and how it is read. They may change as long as they lead to
 the same tokens, which their checksums decide: a run can be moved with its text."""
 
@@ -42,6 +42,7 @@ CHANGEABLE = (
     "train.max_rollbacks",
     "train.log_every",
     "train.device",
+    "train.threads",
     "train.dtype",
     "train.expert_dtype",
     "parallel",

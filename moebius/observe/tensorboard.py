@@ -30,6 +30,7 @@ class TensorBoard:
         """Start a new event file in the run's tb/ folder, and hide later steps in old files."""
         self.folder, self.failed = run / FOLDER, False
         try:
+            _wait_for_a_later_name(self.folder)
             self._writer = EventFileWriter(str(self.folder))
         except OSError as error:
             raise StorageError(f"{self.folder}: {error.strerror}") from None
@@ -67,6 +68,16 @@ class TensorBoard:
         except OSError as error:  # from an earlier event: a thread writes them
             self.failed = True
             raise StorageError(f"{self.folder}: {error.strerror}") from None
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait until a new event file is read after those that are in the folder.
+
+    They are read in the order of their names, which begin with the second of their creation.
+    """
+    seconds = [path.name.split(".")[3:4] for path in folder.glob("events.out.tfevents.*")]
+    while [str(int(time.time()))] in seconds:
+        time.sleep(0.02)
 
 
 def _scalars(line: dict[str, Any]) -> list[tuple[str, float]]:
