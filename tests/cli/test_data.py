@@ -43,6 +43,6 @@ def test_data_and_train_say_what_was_read_and_what_was_not(tmp_path, moebius):
 def test_train_warns_of_settings_that_were_hardly_meant(tmp_path, moebius):
     flags = micro(tmp_path, model__vocab_size=2048, train__steps=2, train__warmup_steps=5)
     out = moebius("train", "tiny", *flags).out
-    assert "WARNING: the tokenizer has 257 ids" in out
-    assert "WARNING: train.steps=2 is below train.warmup_steps=5" in out
+    assert "the tokenizer has 257 ids: 1,791 of the model's 2,048 are never used" in out
+    assert "train.warmup_steps=5 is not below the run's 2 steps" in out
     assert "WARNING: val_loss rests on " in out

@@ -18,7 +18,7 @@ SECRET = "correct horse battery staple"
 def test_training_writes_the_run_directory(trained):
     run = trained / "runs" / "run"
     assert {path.name for path in run.iterdir()} == {
-        "config.toml", "metrics.jsonl", "events.jsonl", "tokenizer.json", "checkpoints", "tb",
+        "config.toml", "metrics.jsonl", "events.jsonl", "run.json", "tokenizer.json", "checkpoints", "tb",
     }  # fmt: skip
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
         f"step-{step:08d}" for step in (4, 8, 10)
