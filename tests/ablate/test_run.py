@@ -36,6 +36,7 @@ def test_variants_run_in_turns_and_learn_on_the_same_text(few, workers):
     assert len(workers) == 6 and all(worker.process.poll() is not None for worker in workers)
 
 
+@pytest.mark.heavy
 def test_the_same_seed_learns_the_same_whatever_runs_beside_it(few):
     options = AblateOptions(seconds=0.1, rounds=3, learn=4)
     curves = [

@@ -18,7 +18,8 @@ SECRET = "correct horse battery staple"
 def test_training_writes_the_run_directory(trained):
     run = trained / "runs" / "run"
     assert {path.name for path in run.iterdir()} == {
-        "config.toml", "metrics.jsonl", "events.jsonl", "run.json", "tokenizer.json", "checkpoints", "tb",
+        "config.toml", "run.json", "tokenizer.json",
+        "metrics.jsonl", "events.jsonl", "tb", "checkpoints",
     }  # fmt: skip
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
         f"step-{step:08d}" for step in (4, 8, 10)

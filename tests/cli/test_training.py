@@ -57,7 +57,8 @@ def printed(prompts, capsys) -> Callable[..., str]:
 
 def test_the_lines_after_a_run(printed):
     assert printed() == (
-        "\nvalidation loss 1.2346 nats per token, 2.0000 bits per byte (34,567 held-out tokens, 0 bytes)\n"
+        "\nvalidation loss 1.2346 nats per token, 2.0000 bits per byte "
+        "(34,567 held-out tokens, 0 bytes)\n"
         "\na sample:\n"
         "    one\n"
         "    \ttwo \\x1b[31mred\n"

@@ -107,6 +107,7 @@ def test_a_run_piped_into_head_saves_its_state_and_can_be_resumed(start, tmp_pat
     assert steps(tmp_path / "run") == list(range(1, step + 2))
 
 
+@pytest.mark.heavy
 def test_a_pipe_that_is_closed_during_the_summary_stops_after_the_first_step(start, tmp_path):
     """As in `moebius train 2>&1 | true`: the message has nowhere to go either."""
     process = start(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -116,7 +117,7 @@ def test_a_pipe_that_is_closed_during_the_summary_stops_after_the_first_step(sta
     assert saved_step(tmp_path / "run") == 1
 
 
-@pytest.mark.parametrize("is_controlling", [True, False])
+@pytest.mark.parametrize("is_controlling", [True, pytest.param(False, marks=pytest.mark.heavy)])
 def test_a_terminal_that_is_closed_is_a_hangup(start, tmp_path, is_controlling):
     """A controlling terminal sends SIGHUP, and writing to it fails; another only does the latter.
 
@@ -148,6 +149,7 @@ def test_sighup_saves_the_state_even_if_it_comes_twice_or_with_sigterm(start, tm
     saved_step(tmp_path / "run")
 
 
+@pytest.mark.heavy
 def test_under_nohup_a_run_outlives_its_terminal(start, tmp_path):
     master, slave = pty.openpty()
     process = start(

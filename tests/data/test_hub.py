@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import datasets
 import huggingface_hub
 import pyarrow
 import pyarrow.parquet
@@ -13,6 +12,8 @@ from moebius.data.sources import Document, documents
 from moebius.data.tally import Tally
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer, tokenizer_file
 from moebius.errors import DataError
+
+datasets = pytest.importorskip("datasets")  # large, and not everywhere
 
 
 def read(source: object, tally: Tally | None = None, **settings) -> list[Document]:

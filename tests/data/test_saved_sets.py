@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import datasets
 import fsspec
 import pytest
 
@@ -12,6 +11,8 @@ from moebius.data.saved_sets import STRANGE_FILE
 from moebius.data.sources import documents
 from moebius.data.tally import METADATA, Tally
 from moebius.errors import DataError
+
+datasets = pytest.importorskip("datasets")  # large, and not everywhere
 
 TRAIN, TEST = [f"train {n}" for n in range(30)], [f"test {n}" for n in range(5)]
 

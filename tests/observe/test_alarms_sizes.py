@@ -71,7 +71,10 @@ def drawn(num_experts: int, seed: int, tokens: int = TOKENS) -> Tensor:
 # healthy layers
 
 
-@pytest.mark.parametrize("num_experts", [1, 2, 64, 512])
+HEAVY_512 = pytest.param(512, marks=pytest.mark.heavy)
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 64, HEAVY_512])
 @pytest.mark.parametrize("name", ROUTERS)
 def test_no_alarm_fires_on_a_random_load(name, num_experts):
     """Every 100th step is logged, so any logged step beyond a threshold outlasts the patience."""
@@ -206,7 +209,7 @@ def test_each_alarm_fires_on_its_fault(fault, num_experts):
     assert rule in {place.rule for place in fired(steps_of(lambda step: [layer], 25, 200))}
 
 
-@pytest.mark.parametrize("num_experts", [2, 64, 512])
+@pytest.mark.parametrize("num_experts", [2, 64, HEAVY_512])
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_router_without_a_gradient_is_reported(name, num_experts):
     router = router_of(num_experts, **ROUTERS[name])

@@ -57,7 +57,7 @@ def test_bits_per_byte_by_hand(small, masking):
 
 
 @pytest.mark.parametrize("use_mtp", [False, True])
-@pytest.mark.parametrize("eval_tokens", [50, 700, 10**6])
+@pytest.mark.parametrize("eval_tokens", [50, 700, pytest.param(10**6, marks=pytest.mark.heavy)])
 def test_the_micro_batch_does_not_matter(small, use_mtp, eval_tokens):
     train = replace(small.train, eval_tokens=eval_tokens, batch_size=12, seq_len=30)
     config = replace(small, train=train, model=replace(small.model, use_mtp=use_mtp))

@@ -165,7 +165,7 @@ def stop_in_evaluation(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("number", "step"), [(1, 5), (2, 10), (3, 12)])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_an_evaluation_that_a_signal_prevented_is_made_up_for(
     small, number, step, times, monkeypatch
 ):

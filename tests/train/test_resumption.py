@@ -45,7 +45,9 @@ def record_reads(session: Session, sequences: list[int]) -> None:
     batches.at = at  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("sizes", [(4, 8), (4, 1, 7), (8, 4, 2)])
+@pytest.mark.parametrize(
+    "sizes", [(4, 8), (4, 1, 7), pytest.param((8, 4, 2), marks=pytest.mark.heavy)]
+)
 def test_no_sequence_is_skipped_or_repeated_when_the_batch_size_changes(small, sizes):
     sequences: list[int] = []
     session = new_session(small, steps=5, batch_size=sizes[0])
@@ -165,7 +167,7 @@ def test_another_text_in_its_place_is_refused(small, tmp_path: Path):
     assert files_of(session.run) == before
 
 
-@pytest.mark.parametrize("is_cache_moved", [True, False])
+@pytest.mark.parametrize("is_cache_moved", [True, pytest.param(False, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
 def test_a_run_goes_on_without_its_text(small, tokenizer, is_cache_moved, tmp_path: Path):
     model = replace(small.model, vocab_size=300)

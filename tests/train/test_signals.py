@@ -76,7 +76,9 @@ def test_the_first_signal_is_noted(number, tmp_path):
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "second", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.heavy)]
+)
 def test_the_second_signal_ends_the_process_at_once(first, second, checkpoints):
     done = run_alone(first, send(second), checkpoints=checkpoints)
     assert done.returncode == 128 + second
@@ -121,8 +123,8 @@ HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
 @pytest.mark.parametrize(
     ("first", "others", "code"),
     [
-        (HUP, [HUP], None),
-        (HUP, [TERM], None),
+        pytest.param(HUP, [HUP], None, marks=pytest.mark.heavy),
+        pytest.param(HUP, [TERM], None, marks=pytest.mark.heavy),
         (TERM, [HUP, HUP], None),
         (HUP, [TERM, HUP], None),
         (HUP, [TERM, INT], 128 + INT),
@@ -143,6 +145,7 @@ def test_a_step_that_does_not_end_is_left():
     assert time.perf_counter() - start < 20
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("closing", ["os.close(2)", "sys.stderr = None; os.close(2)"])
 def test_a_step_that_does_not_end_is_left_without_a_terminal_too(closing):
     done = run_alone(signal.SIGHUP, f"{closing}; time.sleep(30)", grace=0.5)
