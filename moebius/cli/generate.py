@@ -4,11 +4,16 @@ import math
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from moebius.cli.command import RUN, Command
 from moebius.cli.output import is_terminal
+from moebius.config import TrainConfig
 from moebius.config.printable import printable
 from moebius.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def run(options: Namespace) -> None:
@@ -17,14 +22,12 @@ def run(options: Namespace) -> None:
     from moebius.train.run_directory import RunDirectory
 
     directory = RunDirectory.open(options.run)
-    # Check the device like the setting train.device.
-    name = replace(directory.config().train, device=options.device).device
+    device = _device(directory.config().train, options.device)
     from moebius.cli.sample import continuation
-    from moebius.hardware.device import choose_device
 
     texts = continuation(
         directory,
-        choose_device(name),
+        device,
         options.prompt,
         options.max_tokens,
         options.temperature,
@@ -35,6 +38,19 @@ def run(options: Namespace) -> None:
     for text in texts:
         print(shown(text), end="", flush=True)
     print()
+
+
+def _device(train: TrainConfig, name: str) -> "torch.device":
+    """Return the device of that name. Raises ConfigError, as for the setting train.device."""
+    from moebius.hardware.device import choose_device
+
+    try:
+        return choose_device(replace(train, device=name).device)
+    except ConfigError as error:
+        text = (
+            str(error).replace("--train.device", "--device").replace("train.device=", "--device ")
+        )
+        raise ConfigError(text) from None
 
 
 def _check(options: Namespace) -> None:

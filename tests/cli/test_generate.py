@@ -48,7 +48,7 @@ def test_a_run_without_checkpoints(trained, tmp_path: Path, moebius):
     refused(
         moebius("generate", run, "--device", "gpu"),
         2,
-        "device='gpu': must be auto, cpu, cuda or cuda:N",
+        "--device 'gpu': must be auto, cpu, cuda or cuda:N",
     )
     resumed = moebius("resume", run)  # as if killed before its first checkpoint
     assert resumed.code == 0 and f"resuming {run} at step 0 of 10" in resumed.out
@@ -102,3 +102,10 @@ def test_a_tokenizer_that_is_gone_or_has_changed_is_one_line(trained, tmp_path: 
     refused(moebius("generate", run), 3, f"{tokenizer}: has changed")
     tokenizer.unlink()
     refused(moebius("generate", run), 3, f"{tokenizer}: missing")
+
+
+@pytest.mark.parametrize(("device", "allowed"), [("gpu", "did you mean cuda?"), ("cuda:99", "99")])
+def test_a_wrong_device_is_named_as_the_option_that_it_is(trained, device, allowed, moebius):
+    result = moebius("generate", trained / "runs" / "run", "--device", device)
+    refused(result, 2, f"--device '{device}': ", allowed)
+    assert "train.device" not in result.err
