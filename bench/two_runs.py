@@ -3,11 +3,10 @@
     python bench/two_runs.py [ROUNDS [SPINS ...]]
 
 A thread of OpenMP that has nothing to do spins by default, for milliseconds, which takes a core
-away from the other run. `moebius` lets it sleep sooner (moebius/hardware/threads.py). The script
-prints how long a step takes, alone and beside a second run, relative to a step alone with threads
-that spin as often as by default. Everything is measured in turns, and other work on the machine
-falsifies it. SPINS are the numbers to compare with the default, by default the one that `moebius`
-sets.
+away from the other run. With GOMP_SPINCOUNT it sleeps sooner, which makes a run that is alone
+slower. The script prints how long a step takes, alone and beside a second run, relative to a step
+alone with threads that spin as often as by default. Everything is measured in turns, and other
+work on the machine falsifies it. SPINS are the numbers to compare with the default, by default 1000.
 """
 
 import os
@@ -18,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from moebius.ablate.worker import Worker
 from moebius.config.files import read_config
 from moebius.hardware.processor import Watch
-from moebius.hardware.threads import SPINS
 
 DEFAULT = "300000"
+SPINS = "1000"
 SECONDS = 1.5
 """Approximate seconds of each measurement."""
 FLAGS = ("--train.batch_size=4", "--train.seq_len=128")

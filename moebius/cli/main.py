@@ -55,9 +55,6 @@ def _end(code: int) -> NoReturn:
 
 def _run(words: list[str]) -> None:
     from moebius.cli.registry import command_named
-    from moebius.hardware.threads import let_idle_threads_sleep
-
-    let_idle_threads_sleep()  # before a command imports torch
 
     first, rest = (words[0], words[1:]) if words else ("help", [])
     if first == "--version":

@@ -1,14 +1,10 @@
-"""Tests of the number of threads and of what they do while they wait."""
-
-import os
-import subprocess
-import sys
+"""Tests of the number of threads."""
 
 import pytest
 import torch
 
 from moebius.hardware import threads
-from moebius.hardware.threads import let_idle_threads_sleep, use_threads
+from moebius.hardware.threads import use_threads
 
 
 @pytest.fixture
@@ -40,33 +36,3 @@ def test_the_users_own_variable_is_left_alone(monkeypatch, number):
     assert number == [4]
     use_threads(1)
     assert number == [1]
-
-
-@pytest.mark.parametrize("name", threads.WAITING)
-def test_idle_threads_sleep_unless_the_user_has_decided(name):
-    environment = {"HOME": "/"}
-    let_idle_threads_sleep(environment)
-    assert environment == {"HOME": "/", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
-    decided = {name: "1"}
-    let_idle_threads_sleep(decided)
-    assert decided == {name: "1"}
-
-
-def test_a_command_decides_before_it_imports_torch():
-    """OpenMP reads the environment when it is loaded, which is with torch."""
-    code = """
-import os, sys
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch":
-            print("imported with", os.environ.get("GOMP_SPINCOUNT"))
-sys.meta_path.insert(0, Finder())
-from moebius.cli import main
-main(["profile", "tiny", "--seconds", "0.001", "--train.device", "cuda:99"])
-"""
-    kept = set(os.environ) - set(threads.WAITING)
-    environment = {name: os.environ[name] for name in kept}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.startswith("imported with 1000\n") and done.returncode == 2
