@@ -6,7 +6,8 @@ A thread of OpenMP that has nothing to do spins by default, for milliseconds, wh
 away from the other run. With GOMP_SPINCOUNT it sleeps sooner, which makes a run that is alone
 slower. The script prints how long a step takes, alone and beside a second run, relative to a step
 alone with threads that spin as often as by default. Everything is measured in turns, and other
-work on the machine falsifies it. SPINS are the numbers to compare with the default, by default 1000.
+work on the machine falsifies it. SPINS are the numbers to compare with the default, by default
+1000.
 """
 
 import os
