@@ -17,6 +17,7 @@ def silent(line: str) -> None:
     """Ignore a line of progress."""
 
 
+@pytest.mark.heavy
 def test_variants_run_in_turns_and_learn_on_the_same_text(few, workers):
     compared = variants(few, ["model.base_expansion=0,2"], twin=True)
     options = AblateOptions(seconds=1.0, rounds=3, learn=8, seeds=2)

@@ -14,6 +14,7 @@ def test_a_model_that_cannot_start_says_why(script):
     assert error.startswith("ConfigError: train.device='cuda:99'")
 
 
+@pytest.mark.heavy
 def test_models_take_turns(script):
     model = ModelConfig(
         vocab_size=512,

@@ -169,6 +169,7 @@ def test_under_nohup_a_run_outlives_its_terminal(start, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.heavy
 def test_a_full_disk_under_the_output_is_named(start, tmp_path):
     with Path("/dev/full").open("w") as full:
         process = start(stdout=full)

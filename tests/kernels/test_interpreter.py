@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is for Linux")
 
 FOLDER = Path(__file__).parent
-FILES = ["test_order.py", "test_experts.py"]
+FILES = ["test_order.py", pytest.param("test_experts.py", marks=pytest.mark.heavy)]
 
 
 @pytest.mark.parametrize("file", FILES)

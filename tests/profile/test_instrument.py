@@ -46,6 +46,7 @@ def test_functions_are_as_before_once_the_context_ends(compiled):
     assert [getattr(place, name) for place, name, _ in marked] == before
 
 
+@pytest.mark.heavy
 def test_experts_that_the_compiler_leaves_alone_are_marked_too():
     """The shapes in the `loop` backend depend on the routing, so it is not compiled."""
     config = tiny(num_layers=1, dim=192)

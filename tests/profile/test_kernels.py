@@ -105,6 +105,7 @@ def test_a_product_is_a_kernel_of_its_own_whatever_its_inputs_came_from(operatio
     assert owners(operations) == (component,)
 
 
+@pytest.mark.heavy
 def test_compiled_code_is_marked_and_computes_the_same():
     config = tiny(num_layers=1, base_expansion=1.0)
     backends = choose_backends(ParallelConfig(expert_backend="grouped"), dtype=torch.bfloat16)

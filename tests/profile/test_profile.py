@@ -40,6 +40,7 @@ def run(*arguments: str) -> int | str | None:
     return stopped.value.code
 
 
+@pytest.mark.heavy
 def test_the_command_writes_json_a_picture_and_a_page(file, tmp_path, capsys):
     picture, page = tmp_path / "chart.png", tmp_path / "page.html"
     assert run(file, "--json", "--chart", str(picture), "--html", str(page)) == 0

@@ -131,6 +131,7 @@ HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
         (TERM, [HUP, TERM], 128 + TERM),
     ],
 )
+@pytest.mark.heavy
 def test_a_closing_terminal_is_not_in_a_hurry(first, others, code):
     """It may send SIGHUP twice, and SIGTERM with it, though nobody pressed Ctrl-C twice."""
     done = run_alone(first, send(*others))
@@ -152,11 +153,13 @@ def test_a_step_that_does_not_end_is_left_without_a_terminal_too(closing):
     assert done.returncode == 129
 
 
+@pytest.mark.heavy
 def test_once_heeded_there_is_time_for_saving():
     done = run_alone(signal.SIGTERM, "stop.heeded(); time.sleep(1)", grace=0.3)
     assert done.returncode == 0 and "went on" in done.stdout
 
 
+@pytest.mark.heavy
 def test_output_that_is_lost_during_saving_does_not_end_it():
     """The countdown of a step must not begin again."""
     code = (
