@@ -40,7 +40,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # every optimizer would import it, in seconds, so it is loaded before forking
 from chaos_inputs import make_case
-from chaos_resumes import WRONG, changed_sizes, lost_terminals, two_owners
+from chaos_resumes import Result, changed_sizes, exit_code_of, lost_terminals, two_owners
 
 from moebius import cli
 from moebius.errors import CheckpointError
@@ -85,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if set(options.only) - {"faults", "inputs"}:
-            code = _exit_code_of(spawn(train_arguments(folder, UNTOUCHED)))
+            code = exit_code_of(spawn(train_arguments(folder, UNTOUCHED)))
             if code:
                 sys.exit(f"the untouched run ended with exit code {code}")
         results = [part(folder) for name, part in parts.items() if name in options.only]
@@ -112,7 +112,7 @@ def kills(folder: Path, num_kills: int, chance: random.Random) -> bool:
             process = spawn(train_arguments(folder, run.name))
             time.sleep(chance.uniform(0, 3))
             os.kill(process, signal.SIGKILL)
-            code = _exit_code_of(process)
+            code = exit_code_of(process)
             killed += code == -signal.SIGKILL
             repairs += code not in (0, -signal.SIGKILL)
             step = _newest_intact(run / "checkpoints")
@@ -239,7 +239,7 @@ def signals(folder: Path, num_signals: int, chance: random.Random) -> bool:
         time.sleep(chance.uniform(0, 2))
         sent = time.perf_counter()
         os.kill(process, signal.SIGTERM)
-        codes += _exit_code_of(process) == 128 + signal.SIGTERM
+        codes += exit_code_of(process) == 128 + signal.SIGTERM
         slowest = max(slowest, time.perf_counter() - sent)
         valid += _newest_intact(run / "checkpoints") >= 0
         shutil.rmtree(run)
@@ -253,16 +253,16 @@ def signals(folder: Path, num_signals: int, chance: random.Random) -> bool:
 
 def resumes(
     name: str,
-    part: Callable[..., str],
+    part: Callable[..., Result],
     folder: Path,
     number: int,
     chance: random.Random,
 ) -> bool:
     """Run a part of chaos_resumes.py, and return whether its result is right."""
     start = time.perf_counter()
-    result = part(folder, number, chance, spawn, train_arguments)
+    result, is_right = part(folder, number, chance, spawn, train_arguments)
     _say(name, f"{result} ({time.perf_counter() - start:.0f} s)")
-    return not result.endswith(WRONG)
+    return is_right
 
 
 def inputs(folder: Path, num_inputs: int, chance: random.Random) -> bool:
@@ -274,7 +274,7 @@ def inputs(folder: Path, num_inputs: int, chance: random.Random) -> bool:
         place.mkdir()
         case = make_case(number, place, chance)
         start = time.perf_counter()
-        code = _exit_code_of(spawn(case.arguments, place / "stderr"))
+        code = exit_code_of(spawn(case.arguments, place / "stderr"))
         slowest = max(slowest, time.perf_counter() - start)
         shown = (place / "stderr").read_text(errors="replace")
         is_one_line = shown.startswith("moebius: ") and shown.count("\n") == 1
@@ -323,11 +323,6 @@ def spawn(
             sys.stderr.flush()
     finally:
         os._exit(code)
-
-
-def _exit_code_of(process: int) -> int:
-    """Wait until the process ends, and return its exit code; minus the signal if it was killed."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:

@@ -18,15 +18,15 @@ Spawn = Callable[..., int]
 """Fork a process that runs a command, as chaos.py's `spawn` does."""
 Command = Callable[[Path, str], list[str]]
 """Return the command that begins or resumes the run of that name in a folder."""
-WRONG = "(WRONG)"
-"""End of a result that is not what it should be."""
+Result = tuple[str, bool]
+"""What happened, in words, and whether it is what must happen."""
 ANSWER_SECONDS = 120.0  # for a process to begin to train
 
 
 def two_owners(
     folder: Path, num_tries: int, chance: random.Random, spawn: Spawn, command: Command
-) -> str:
-    """Resume a run twice at random moments, and return the result in words.
+) -> Result:
+    """Resume a run twice at random moments.
 
     Exactly one of the two processes must train, the other must be refused with exit code 2, and
     the run must have one history.
@@ -46,12 +46,12 @@ def two_owners(
             killed = owners.pop(0)
             os.kill(killed, signal.SIGKILL)
             os.waitpid(killed, 0)
-            codes = [_exit_code_of(process) for process in owners]
-            codes.append(_exit_code_of(spawn(command(folder, run.name))))
+            codes = [exit_code_of(process) for process in owners]
+            codes.append(exit_code_of(spawn(command(folder, run.name))))
             one_trained += codes[-1] == 0 and set(codes) <= {0, 2}
             freed += 1
         else:
-            one_trained += sorted(_exit_code_of(process) for process in owners) == [0, 2]
+            one_trained += sorted(exit_code_of(process) for process in owners) == [0, 2]
         lines = (run / "metrics.jsonl").read_text().splitlines()
         steps = [json.loads(line)["step"] for line in lines]
         one_history += steps == sorted(set(steps))
@@ -60,13 +60,13 @@ def two_owners(
         f"{num_tries} tries, in {freed} of them the owner was killed: {one_trained} with one "
         f"trainer at a time, {one_history} with one history"
     )
-    return _judged(result, one_trained == one_history == num_tries)
+    return (result, one_trained == one_history == num_tries)
 
 
 def lost_terminals(
     folder: Path, num_tries: int, chance: random.Random, spawn: Spawn, command: Command
-) -> str:
-    """Close a run's output or send it SIGHUP, and return the result in words.
+) -> Result:
+    """Close a run's output or send it SIGHUP.
 
     The state must be saved: the newest checkpoint is that of the last step in metrics.jsonl, or
     later, and the exit code is that of the signal.
@@ -90,7 +90,7 @@ def lost_terminals(
             os.kill(process, signal.SIGHUP)
             _read_for(reader, ANSWER_SECONDS)
             os.close(reader)
-        code = _exit_code_of(process)
+        code = exit_code_of(process)
         expected = signal.SIGPIPE if is_closed else signal.SIGHUP
         codes += code in (128 + expected, -expected)
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
@@ -98,12 +98,12 @@ def lost_terminals(
         saved += any(int(name.removeprefix("step-")) >= last for name in names)
         shutil.rmtree(run)
     result = f"{num_tries} SIGHUPs and closed pipes: {saved} states saved, {codes} right codes"
-    return _judged(result, saved == codes == num_tries)
+    return (result, saved == codes == num_tries)
 
 
 def changed_sizes(
     folder: Path, num_resumes: int, chance: random.Random, spawn: Spawn, command: Command
-) -> str:
+) -> Result:
     """Stop a run at random moments and resume it with another batch size.
 
     Every process notes the sequences that it reads, each with a checksum of its tokens. Those of
@@ -123,21 +123,21 @@ def changed_sizes(
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.5))
         os.kill(process, signal.SIGTERM)
-        _exit_code_of(process)
+        exit_code_of(process)
     lines, whole = notes.read_text().splitlines(), folder / "sequences-of-one-run"
     steps = -(-len(lines) // 64)
     process = spawn(
         [*command(folder, "at-once"), *flags, f"--train.steps={steps}", "--train.batch_size=64"],
         before=lambda: _note_sequences(whole),
     )
-    code = _exit_code_of(process)
+    code = exit_code_of(process)
     expected = whole.read_text().splitlines()[: len(lines)]
     differing = sum(a != b for a, b in zip(lines, expected, strict=True))
     result = (
         f"{num_resumes} resumes with another batch size, {len(lines):,} sequences: {differing} "
         "differ from those of an uninterrupted run"
     )
-    return _judged(result, code == 0 and not differing)
+    return (result, code == 0 and not differing)
 
 
 def _note_sequences(notes: Path) -> None:
@@ -152,11 +152,6 @@ def _note_sequences(notes: Path) -> None:
         return rows
 
     Batches.at = at
-
-
-def _judged(result: str, is_right: bool) -> str:
-    """Return the result, with a remark at the end if it is not what it should be."""
-    return result if is_right else f"{result} {WRONG}"
 
 
 def _wait_for(path: Path, process: int, reader: int | None = None) -> None:
@@ -179,5 +174,6 @@ def _read_for(reader: int, seconds: float) -> None:
         time.sleep(0.01)
 
 
-def _exit_code_of(process: int) -> int:
+def exit_code_of(process: int) -> int:
+    """Wait until the process ends, and return its exit code; minus the signal if it was killed."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

@@ -21,7 +21,7 @@ import pyarrow.parquet
 
 from moebius.config import DataConfig
 from moebius.data import Batches, Corpus, Tokenizer, documents, prepare
-from moebius.data.workers import cores
+from moebius.hardware.processor import cores
 
 VOCABULARIES = (4_096, 32_768)
 BATCHES = ((16, 2048), (64, 1024))

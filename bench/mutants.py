@@ -6,7 +6,8 @@ cosmic-ray changes one operator, number or condition of a module at a time, in a
 checkout. The changes are a random sample, the same for the same seed, and the modules take turns
 until the time is over. A change is noticed if a test that mirrors the module fails, or else one of
 its folder. The script prints each change that survives, and the score of each module. Some
-survivors are harmless, such as `<` instead of `<=` where both are the same.
+survivors are harmless, such as `<` instead of `<=` where both are the same. A change that makes
+the tests hang is counted by itself: it cannot go into a release unnoticed, but no test says so.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from difflib import unified_diff
@@ -42,7 +43,9 @@ MODULES = (
 RARE = ("Shift", "Bit", "Is", "Mod", "Pow", "Invert", "Variable")
 """Parts of the names of operators that hardly ever resemble a mistake that somebody makes."""
 LONGEST = 300.0
-"""Seconds after which a change counts as noticed, because it made the tests hang."""
+"""Seconds after which the tests count as hanging."""
+
+NOTICED, HUNG, SURVIVED = "noticed", "hung", "survived"
 
 Mutation = tuple[str, str, int]
 """A module of the package, the name of an operator, and the number of its occurrence there."""
@@ -63,32 +66,37 @@ def main() -> None:
         if path.name != "__init__.py"
     ]
     stop = time.monotonic() + 60 * options.minutes
-    noticed: dict[str, list[bool]] = defaultdict(list)
+    results: dict[str, Counter[str]] = defaultdict(Counter)
     with TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as threads:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.jobs):
             copies.put(_copied(Path(folder) / str(number)))
-        copy = Path(folder) / "0"
-        if not _pass(copy, [test for module in modules for test in _mirrored(copy, module)]):
-            sys.exit("the tests fail without any change, so they cannot notice one")
+        for tests in sorted({str(_folder(module)) for module in modules}):
+            if _outcome(Path(folder) / "0", [tests]) != SURVIVED:
+                sys.exit(f"{tests} fails without any change, so it cannot notice one")
 
         def tried(mutation: Mutation) -> None:
             if time.monotonic() > stop:
                 return
             copy = copies.get()
             try:
-                survivor = _survivor(copy, mutation)
+                outcome, difference = _tried(copy, mutation)
             finally:
                 copies.put(copy)
-            noticed[mutation[0]].append(not survivor)
-            if survivor:
-                print(survivor, flush=True)
+            results[mutation[0]][outcome] += 1
+            if outcome != NOTICED:
+                print(f"{outcome}\n{difference}", flush=True)
 
         list(threads.map(tried, _sample(modules, options.seed)))
-    for module, results in sorted(noticed.items()):
-        print(f"{module:<24}{sum(results):>4} of {len(results)} noticed")
-    everything = list(chain.from_iterable(noticed.values()))
-    print(f"{'in all':<24}{sum(everything):>4} of {len(everything)} noticed, seed {options.seed}")
+    for module, counts in sorted(results.items()):
+        print(f"{module:<24}{_score(counts)}")
+    print(f"{'in all':<24}{_score(sum(results.values(), Counter()))}, seed {options.seed}")
+
+
+def _score(counts: Counter[str]) -> str:
+    """Return how many changes were noticed, in words."""
+    score = f"{counts[NOTICED]:>4} of {counts.total()} noticed"
+    return f"{score}, {counts[HUNG]} hung" if counts[HUNG] else score
 
 
 def _copied(folder: Path) -> Path:
@@ -123,22 +131,22 @@ def _mutations(module: str) -> Iterator[Mutation]:
         yield from ((module, name, occurrence) for occurrence in range(count))
 
 
-def _survivor(copy: Path, mutation: Mutation) -> str:
-    """Return the difference that a mutation makes, or "" if a test notices it."""
+def _tried(copy: Path, mutation: Mutation) -> tuple[str, str]:
+    """Return what the tests made of a mutation, and the difference that it makes."""
     module, name, occurrence = mutation
     file = copy / "moebius" / module
     original = file.read_text()
     mutated = mutate_code(original, get_operator(name)(), occurrence)
-    if mutated is None or mutated == original:
-        return ""
+    assert mutated not in (None, original), mutation
     file.write_text(mutated)
     try:
-        if not _pass(copy, _mirrored(copy, module)) or not _pass(copy, [str(_folder(module))]):
-            return ""
+        outcome = _outcome(copy, _mirrored(copy, module))
+        if outcome == SURVIVED:
+            outcome = _outcome(copy, [str(_folder(module))])
     finally:
         file.write_text(original)
     lines = unified_diff(original.splitlines(), mutated.splitlines(), module, name, "", "", 0, "")
-    return "\n".join(lines)
+    return outcome, "\n".join(lines)
 
 
 def _folder(module: str) -> Path:
@@ -152,8 +160,8 @@ def _mirrored(copy: Path, module: str) -> list[str]:
     return sorted(str(file.relative_to(copy)) for file in files)
 
 
-def _pass(copy: Path, tests: list[str]) -> bool:
-    """Return whether tests pass in a copy of the checkout."""
+def _outcome(copy: Path, tests: list[str]) -> str:
+    """Return what the tests say about a copy of the checkout: SURVIVED if all of them pass."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -161,8 +169,8 @@ def _pass(copy: Path, tests: list[str]) -> bool:
             [*command, *tests], cwd=copy, env=environment, capture_output=True, timeout=LONGEST
         )
     except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        return HUNG
+    return NOTICED if done.returncode else SURVIVED
 
 
 if __name__ == "__main__":

@@ -74,5 +74,5 @@ def _ratios(times: list[float], reference: list[float]) -> str:
 if __name__ == "__main__":
     watch = Watch()
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 7, *(sys.argv[2:] or [SPINS]))
-    used = sum(watch.usage()[:2])
-    print(f"{used:.1f} of {watch.usage().cores} cores were busy on average")
+    usage = watch.usage()
+    print(f"{sum(usage[:2]):.1f} of {usage.cores} cores were busy on average")

@@ -7,7 +7,7 @@ import torch
 
 from moebius.config import Config
 from moebius.data import prepare
-from moebius.errors import DataError, NumericError
+from moebius.errors import NumericError
 from moebius.hardware.device import choose_device, describe, peak_memory, wait
 from moebius.hardware.processor import Usage, Watch
 from moebius.profile.steps import Steps
@@ -56,18 +56,13 @@ class Contender:
         """Create a new model from a seed, to be trained on the configuration's text.
 
         Its learning rate schedule ends after `steps` steps. Each evaluation reads `eval_tokens`
-        tokens. Raises DataError if the tokenizer loses text.
+        tokens.
         """
         for attribute in ("steps", "state"):
             self.__dict__.pop(attribute, None)  # frees the old model before there is a new one
         train = replace(self.config.train, seed=seed, steps=steps, eval_tokens=eval_tokens)
         self.config = replace(self.config, train=train)
         self.corpus = prepare(self.config.data, self.config.model.vocab_size)
-        if lost := self.corpus.lossy:
-            raise DataError(
-                f"data.tokenizer={self.config.data.tokenizer!r}: does not give {lost!r} back, so "
-                "its variant cannot be compared in bits per byte"
-            )
         self.feed = feed_for(self.config, self.corpus, self.device)
         self.state = build(self.config, self.corpus, self.device, say=lambda line: None)
         return {}

@@ -12,7 +12,7 @@ from moebius.ablate.learning import learn_variants
 from moebius.ablate.stage import NoRoomError, Stage
 from moebius.ablate.timing import time_variants
 from moebius.ablate.variants import Variant
-from moebius.errors import MoebiusError
+from moebius.errors import DataError, MoebiusError
 
 Say = Callable[[str], None]
 NO_ROOM = "the variants do not fit into memory at the same time: "
@@ -50,7 +50,12 @@ def _prepare(ablation: Ablation, say: Say) -> None:
     for outcome in ablation.sound:
         config = outcome.variant.config
         try:
-            prepare(config.data, config.model.vocab_size, report=say)
+            corpus = prepare(config.data, config.model.vocab_size, report=say)
+            if corpus.lossy:
+                raise DataError(
+                    f"data.tokenizer={config.data.tokenizer!r}: loses text ({corpus.lossy}), so "
+                    "that bits per byte cannot be compared"
+                )
         except MoebiusError as error:
             if outcome is ablation.outcomes[0]:
                 raise

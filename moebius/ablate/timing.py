@@ -17,6 +17,7 @@ def time_variants(ablation: Ablation, stage: Stage, say: Callable[[str], None]) 
     for outcome in ablation.sound:
         say(f"{outcome.variant.name}: warming up")
         outcome.rounds.clear()
+        outcome.crowding = ""
         with stage.turn(outcome) as worker:
             warm = worker.ask("start")
             outcome.warm_seconds, outcome.device = warm["seconds"], warm["device"]

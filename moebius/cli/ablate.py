@@ -15,7 +15,7 @@ def run(options: Namespace) -> None:
     from moebius.config.files import read_config
     from moebius.parallel.process import Process
 
-    Process.from_environment()
+    Process.from_environment()  # refuses to run as one of several processes
     config = read_config(options.config, options.settings)
     from moebius.ablate.ablation import AblateOptions
     from moebius.ablate.json_text import as_json

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from moebius.cli.output import complain, discard_unwritable, finish
+from moebius.cli.output import discard_unwritable, finish
+from moebius.config.printable import complain
 from moebius.errors import ConfigError, MoebiusError, StorageError
 
 CLOSED_PIPE = 128 + 13  # as if ended by SIGPIPE, which is 13 wherever it exists
@@ -102,8 +103,10 @@ def _with_notes(error: BaseException, code: int, message: str) -> tuple[int, str
     """
     parts = [message, *getattr(error, "__notes__", [])]
     first = error.__context__
-    if isinstance(first, MoebiusError) and not error.__suppress_context__:
-        code, parts = first.exit_code, [str(first), *getattr(first, "__notes__", []), *parts]
+    if isinstance(first, MoebiusError | KeyboardInterrupt) and not error.__suppress_context__:
+        explained = _explain(first)
+        assert explained is not None  # both kinds have a line
+        code, parts = explained[0], [explained[1], *getattr(first, "__notes__", []), *parts]
     return code, "; ".join(dict.fromkeys(" ".join(part.split()) for part in parts))
 
 

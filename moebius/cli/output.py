@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from moebius.config.printable import printable, printable_line
+from moebius.config.printable import printable
 
 _failures: list[OSError] = []
 """Errors of `say` since the last `finish`. An unbuffered stdout does not remember them."""
@@ -15,8 +15,8 @@ _failures: list[OSError] = []
 def say(line: str) -> None:
     """Print a line on stdout, at once.
 
-    A failure is not raised here, because preparing data or building a model should not end halfway
-    for it, but by `finish`.
+    A failure is raised later, by `finish`, so that it does not end the preparation of data or the
+    building of a model halfway.
     """
     try:
         print(printable(line), flush=True)
@@ -27,24 +27,19 @@ def say(line: str) -> None:
 def finish() -> None:
     """Write what is still in stdout's buffer.
 
-    Raises OSError, for what `say` could not write too. A closed pipe is thus an error before
-    Python shuts down.
+    Raises OSError if that fails, or if an earlier `say` failed. A closed pipe is thus an error
+    before Python shuts down.
     """
     try:
         if _failures:
-            raise _failures.pop()
+            first = _failures[0]
+            _failures.clear()
+            raise first
         if sys.stdout:  # None if it was closed before Python started
             sys.stdout.flush()
     except OSError as error:
         error.filename = "stdout"
         raise
-
-
-def complain(line: str) -> None:
-    """Print a line on stderr, after the program's name, if stderr is open."""
-    if sys.stderr is not None:  # print would take stdout instead
-        with suppress(OSError):
-            print(f"moebius: {printable_line(line)}", file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

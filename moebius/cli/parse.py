@@ -14,7 +14,7 @@ from moebius.config.flags import is_last_part
 from moebius.errors import ConfigError
 
 WIDTH = 99  # width of the help on every terminal, so that everybody sees the same text
-SIMILAR = 0.75  # smallest similarity (by difflib) of an option that is suggested
+SIMILAR_OPTION = 0.75  # smallest similarity (by difflib) of an option that is suggested
 
 
 def parse(command: Command, words: Sequence[str]) -> Namespace:
@@ -99,7 +99,7 @@ def _check_flag(command: Command, parser: ArgumentParser, flag: str, rest: Seque
     if command.settings and is_last_part(name.removeprefix("--")):
         return  # `--steps` means train.steps, which `moebius.config` says, and not `--step`
     own = [option for action in parser._actions for option in action.option_strings]
-    similar = difflib.get_close_matches(name.replace("_", "-"), own, n=1, cutoff=SIMILAR)
+    similar = difflib.get_close_matches(name.replace("_", "-"), own, n=1, cutoff=SIMILAR_OPTION)
     if similar:
         raise ConfigError(f"{name}: unknown option; did you mean {similar[0]}?")
     if not command.settings:

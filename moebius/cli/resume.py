@@ -18,13 +18,13 @@ def run(options: Namespace) -> None:
 
     process = Process.from_environment()
     directory = RunDirectory.open(options.run)
-    before = directory.config()
-    config = override(before, parse_flags(options.settings))
+    config = override(directory.config(), parse_flags(options.settings))
+    before = directory.trained_config()
     resumed_config(before, config)  # refuses a change before anything slow begins
     from moebius.cli.training import finished, train_to_end
     from moebius.train.session import resume
 
-    if line := finished(directory, config, options.step):
+    if line := finished(directory, before, config, options.step):
         say(line)
         return
     session = resume(config, directory, say, is_terminal(sys.stderr), process, options.step)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moebius.cli.output import complain
+from moebius.config.printable import complain
 
 if TYPE_CHECKING:
     import torch

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from moebius.cli.sample import continuation
 from moebius.config.printable import printable
+from moebius.config.resuming import changes
 from moebius.errors import CheckpointError
 from moebius.observe.terminal import Terminal
 from moebius.train import checkpoint, checkpoint_store
@@ -19,19 +20,23 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 120
 
 
-def finished(directory: "RunDirectory", config: "Config", step: int | None = None) -> str | None:
+def finished(
+    directory: "RunDirectory", before: "Config", config: "Config", step: int | None = None
+) -> str | None:
     """Return a line about a run that has nothing left to train, or None if it has.
 
-    step is that of the checkpoint to continue from; None means the newest one. Nothing is written.
-    Raises CheckpointError if there is no checkpoint of that step, and ConfigError if the run was
-    given fewer steps than it has already made.
+    before is the configuration that the run was trained with, and config the one that it was given
+    now; settings that differ are named, because they are not recorded. step is that of the
+    checkpoint to continue from; None means the newest one. Nothing is written. Raises
+    CheckpointError if there is no checkpoint of that step, and ConfigError if the run was given
+    fewer steps than it has already made.
     """
     folders = checkpoint_store.complete(directory.checkpoints)
     folder = checkpoint_at(directory, step) if step is not None else next(iter(folders), None)
     at = checkpoint_store.step_of(folder) if folder else 0
     if folder is None or at < config.train.steps or folder != folders[0]:
         return None
-    check_steps(directory.config(), config, at)
+    check_steps(before, config, at)
     try:
         checkpoint.verify(folder)
     except CheckpointError:
@@ -41,6 +46,7 @@ def finished(directory: "RunDirectory", config: "Config", step: int | None = Non
     return (
         f"{directory.root} is finished: it is at step {at:,} of {config.train.steps:,}; "
         "`--train.steps` with a larger number trains it further"
+        + (f"; not recorded: {', '.join(changed)}" if (changed := changes(before, config)) else "")
     )
 
 

@@ -27,8 +27,8 @@ class DataConfig:
     or Arrow, compressed or not), `hf:NAME[:SUBSET]` for a Hugging Face dataset, or
     `python-stdlib`. Several are separated by commas."""
     format: Literal["auto", "text"] = "auto"
-    """`auto`: what a file is is decided by its name and its first bytes. `text`: JSON and CSV are
-    read as plain text, as in a folder of source code."""
+    """`auto`: a file's name and first bytes decide its format. `text`: JSON and CSV are read as
+    plain text, as in a folder of source code."""
     weights: Annotated[float | tuple[float, ...], at_least(0)] = 1.0
     """Each source's share of the training sequences; they need not sum to 1. One number means
     equal shares."""

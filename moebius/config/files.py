@@ -1,11 +1,9 @@
 """Read configurations from presets and TOML files, override values, and write TOML again."""
 
-import functools
 import json
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from moebius.config.fields import annotations, settings, shown
 from moebius.config.flags import Values, parse_flags
 from moebius.config.presets import preset
-from moebius.config.printable import CONTROL_CHARACTERS, printable_line
+from moebius.config.printable import CONTROL_CHARACTERS, print_note
 from moebius.config.removed import explanation, without_removed
 from moebius.config.suggestions import nearest, suggestion
 from moebius.config.tree import Config
@@ -23,14 +21,6 @@ LONGEST_CHAIN = 100  # of files, each the base of the one before
 
 Report = Callable[[str], None]
 """Called with one line about a file, without the program's name."""
-
-
-@functools.cache  # a run's config.toml is read several times by one command
-def print_note(note: str) -> None:
-    """Print a line to stderr, once per process."""
-    if sys.stderr is not None:  # print would take stdout instead
-        with suppress(OSError):
-            print(f"moebius: {printable_line(note)}", file=sys.stderr)
 
 
 def read_config(source: str, flags: list[str], report: Report = print_note) -> Config:

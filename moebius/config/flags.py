@@ -50,7 +50,7 @@ def parse_flags(flags: list[str]) -> Values:
 
 
 def is_last_part(name: str) -> bool:
-    """Return whether a setting ends with the name, such as `steps`, or with its `-` as `_`."""
+    """Return whether the name is the last part of a setting's, as `steps` is of train.steps."""
     return any(path.endswith(f".{name.replace('-', '_')}") for path in _settings())
 
 

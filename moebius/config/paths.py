@@ -1,10 +1,10 @@
 """Expand paths that users write."""
 
-import functools
 import os
-import sys
 import tempfile
 from pathlib import Path
+
+from moebius.config.printable import print_note
 
 
 def expanded(path: str) -> Path:
@@ -26,8 +26,7 @@ def _has_home() -> bool:
     return Path(home).is_absolute() and home != "/"
 
 
-@functools.cache  # so that the line is printed once per process
 def _substitute_for_home() -> Path:
     folder = Path(tempfile.gettempdir(), f"home-of-user-{os.getuid()}")
-    print(f"moebius: there is no home folder (HOME names none); ~ is {folder}", file=sys.stderr)
+    print_note(f"there is no home folder (HOME names none); ~ is {folder}")
     return folder

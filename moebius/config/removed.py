@@ -21,7 +21,7 @@ class Removed(NamedTuple):
     convert: Callable[[Any], Any] = lambda value: value
     """Convert the old setting's value to the successor's."""
     unchanged: tuple[Any, ...] = ()
-    """Values that a file may have had without a difference to what is done now."""
+    """Old values that behave like the code of today, so that ignoring them changes nothing."""
 
 
 REMOVED: dict[str, Removed] = {

@@ -51,7 +51,8 @@ def suggestion(
     if not fitting and (synonym := SYNONYMS.get(last)):
         if not synonym.settings:
             return f"; {synonym.remark}"
-        value = (synonym.value or value) if _is_on(value) else ""
+        if synonym.value:  # the name is a switch, such as bf16
+            value = synonym.value if _is_on(value) else ""
         fitting, conjunction = list(synonym.settings), " and "
         remark = f" ({synonym.remark})" if synonym.remark else ""
     if not fitting:
@@ -85,7 +86,7 @@ def _misspelled(last: str, settings: Sequence[str]) -> str:
 
 def _is_on(value: Any) -> bool:
     """Return whether a value leaves a switch on; `--bf16 false` does not mean bfloat16."""
-    return str(value).lower() not in ("false", "no", "off")
+    return str(value).lower() not in ("false", "no", "off", "none")
 
 
 def _right_value(setting: str, value: Any) -> str:

@@ -90,8 +90,8 @@ class TrainConfig:
     device: str = "auto"
     """Device to train on: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one."""
     threads: NonNegativeInt = 0
-    """Threads on the processor. 0 means automatic: one per core, or OMP_NUM_THREADS, and no more
-    than a container's share of the processor."""
+    """Number of CPU threads. 0 means OMP_NUM_THREADS if that is set, and otherwise one per core,
+    but no more than a container's share of the processor."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of matrix products (autocast); weights are always float32. auto: bfloat16 on a
     GPU, float32 elsewhere."""

@@ -13,6 +13,8 @@ from moebius.data.tokenizer import Tokenizer
 class Corpus:
     """The token streams of all sources of a configuration, and their tokenizer."""
 
+    names: tuple[str, ...]
+    """Name of each source, as data.source has it."""
     folders: list[Path]
     """Folder in the cache with the token shards of each source."""
     tokenizer: Tokenizer

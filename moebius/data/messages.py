@@ -4,6 +4,8 @@ import re
 import socket
 from collections.abc import Iterator
 
+from moebius.config.printable import printable
+
 LONGEST_MESSAGE = 200
 """Number of characters after which a message is cut off."""
 
@@ -38,14 +40,6 @@ def is_unreachable(error: BaseException) -> bool:
         isinstance(cause, UNREACHABLE)
         or any(kind.__name__ in UNREACHABLE_NAMES for kind in type(cause).__mro__)
         for cause in _causes(error)
-    )
-
-
-def printable(text: str) -> str:
-    """Return the text with line breaks and all that could control a terminal escaped."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
     )
 
 

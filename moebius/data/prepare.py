@@ -4,12 +4,14 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
 from moebius.config import DataConfig
+from moebius.config.printable import printable_line
+from moebius.cost.units import counted
 from moebius.data.cache import (
     cache_folder,
     digest,
@@ -21,7 +23,6 @@ from moebius.data.cache import (
 from moebius.data.corpus import Corpus
 from moebius.data.ingest import Ingested, ingest
 from moebius.data.lock import exclusive_lock
-from moebius.data.messages import printable
 from moebius.data.progress_bar import progress_bar
 from moebius.data.record import RECORD_FILE
 from moebius.data.sample import sample
@@ -30,8 +31,8 @@ from moebius.data.sources import Document, documents, weighted_sources
 from moebius.data.stream import TokenStream, open_split
 from moebius.data.tally import Tally, joined_lines
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
-from moebius.data.workers import cores
 from moebius.errors import ConfigError, DataError, StorageError
+from moebius.hardware.processor import cores
 
 Report = Callable[[str], None]
 """Function that gets lines to show to the user."""
@@ -85,7 +86,7 @@ def prepare(
             f"{error.filename or cache}: {error.strerror or error}; "
             "set --data.cache to a folder that can be written"
         ) from None
-    return _open(config, tokenizer, folders, list(sources.values()))
+    return _open(config, tokenizer, folders, _named(sources))
 
 
 def reopen(config: DataConfig, folders: Sequence[str], tokenizer: Tokenizer) -> Corpus:
@@ -95,8 +96,22 @@ def reopen(config: DataConfig, folders: Sequence[str], tokenizer: Tokenizer) -> 
     prepared with. Raises DataError if a folder is missing, damaged or of another tokenizer.
     """
     cache = cache_folder(config)
-    weights = list(weighted_sources(config).values())
+    if len(folders) == 1 and not isinstance(config.weights, tuple):
+        # A file with a comma in its name is one source, and can no longer be told from two.
+        weights: dict[str, float] = {config.source: config.weights}
+    else:
+        weights = _named(weighted_sources(config))
+    if len(weights) != len(folders):
+        raise DataError(
+            f"data.source={config.source!r}: {counted(len(weights), 'source')}, but prepared from "
+            f"{len(folders)}"
+        )
     return _open(config, tokenizer, [cache / name for name in folders], weights)
+
+
+def _named(sources: Mapping[DataConfig, float]) -> dict[str, float]:
+    """Return the weight of each source by the source's name."""
+    return {single.source: weight for single, weight in sources.items()}
 
 
 def _check_cache(cache: Path) -> None:
@@ -122,8 +137,10 @@ def is_prepared(config: DataConfig, vocab_size: int) -> bool:
 
 
 def _open(
-    config: DataConfig, tokenizer: Tokenizer, folders: list[Path], weights: list[float]
+    config: DataConfig, tokenizer: Tokenizer, folders: list[Path], weight_of: dict[str, float]
 ) -> Corpus:
+    """Return the corpus in the folders, given each source's name and weight in the same order."""
+    weights = list(weight_of.values())
     metas = [_checked_meta(folder, tokenizer) for folder in folders]
     train, val = (
         TokenStream.joined([open_split(folder, split) for folder in folders], weights)
@@ -132,6 +149,7 @@ def _open(
     checksums = [
         shard.sha256 for meta in metas for split in meta.splits.values() for shard in split.shards
     ]
+    lossy = next((meta.lossy for meta in metas if meta.lossy), "")
     return Corpus(
         folders=folders,
         tokenizer=tokenizer,
@@ -140,14 +158,14 @@ def _open(
         separator=tokenizer.end_of_text if config.document_masking else None,
         skipped=sum(meta.tally.count for meta in metas),
         identity=digest([checksums, weights], IDENTITY_VERSION),
-        lossy=next((meta.lossy for meta in metas if meta.lossy), ""),
-        notes=_notes(config, metas, val),
+        names=tuple(weight_of),
+        lossy=lossy,
+        notes=_notes(list(weight_of), metas, val, lossy),
     )
 
 
-def _notes(config: DataConfig, metas: list[Meta], val: TokenStream) -> tuple[str, ...]:
+def _notes(names: list[str], metas: list[Meta], val: TokenStream, lossy: str) -> tuple[str, ...]:
     """Return the lines about what was read and what to beware of, for the user."""
-    names = [single.source for single in weighted_sources(config)]
     lines = joined_lines(names, [meta.tally for meta in metas])
     if len({meta.held_out_below for meta in metas}) > 1:
         lines.append(
@@ -159,9 +177,9 @@ def _notes(config: DataConfig, metas: list[Meta], val: TokenStream) -> tuple[str
             f"WARNING: val_loss rests on {len(val):,} tokens in {val.num_documents:,} held-out "
             "documents and is only a rough figure; raise --data.val_fraction or add text"
         )
-    if lossy := next((meta.lossy for meta in metas if meta.lossy), ""):
-        lines.append(f"WARNING: the tokenizer loses text: {lossy}")
-    return tuple(map(printable, lines))
+    if lossy:
+        lines.append(f"WARNING: the tokenizer loses text ({lossy}), so there are no bits per byte")
+    return tuple(map(printable_line, lines))
 
 
 def _checked_meta(folder: Path, tokenizer: Tokenizer) -> Meta:

@@ -33,14 +33,15 @@ def json_lines(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[s
     offset = number = 0
     try:
         with file.open() as lines:
-            while line := lines.readline(LONGEST_ROW):
+            while line := lines.readline(LONGEST_ROW + 1):
                 number += 1
                 origin = f"{file.name}:{number}"
                 start = offset
                 offset += len(line)
-                if len(line) == LONGEST_ROW:
+                if len(line) > LONGEST_ROW:
                     refuse(f"{origin}: a line of more than {LONGEST_ROW:,} bytes")
-                    offset += _skip_line(lines)
+                    if not line.endswith(b"\n"):
+                        offset += _skip_line(lines)
                     continue
                 text = decode(line, file.name, start, refuse)
                 if number == 1 and text is not None:

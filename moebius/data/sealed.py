@@ -8,10 +8,14 @@ from typing import Any
 CHECKSUM = "sha256"
 
 
+def sealed_text(values: dict[str, Any]) -> str:
+    """Return the text of a file with the values and their checksum."""
+    return json.dumps(values | {CHECKSUM: _checksum(values)}, indent=1)
+
+
 def write_sealed(path: Path, values: dict[str, Any]) -> None:
     """Write the values and their checksum. Raises OSError."""
-    sealed = values | {CHECKSUM: _checksum(values)}
-    path.write_text(json.dumps(sealed, indent=1), encoding="utf-8")
+    path.write_text(sealed_text(values), encoding="utf-8")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

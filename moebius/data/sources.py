@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
+from moebius.config.printable import printable_line
 from moebius.data.formats import (
     ARROW,
     CSV,
@@ -22,7 +23,6 @@ from moebius.data.formats import (
 )
 from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_rows, local_data_set
 from moebius.data.listing import fixed_part, folder_files, glob_files
-from moebius.data.messages import printable
 from moebius.data.remote import download, is_remote
 from moebius.data.rows import csv_rows, json_lines, json_objects
 from moebius.data.saved_sets import SavedSets
@@ -150,11 +150,6 @@ def inventory(config: DataConfig, tally: Tally | None = None) -> list[SourceFile
     return files
 
 
-def source_files(config: DataConfig) -> list[Path]:
-    """Return the paths of the files of `inventory`, and raise its errors."""
-    return [file.path for file in inventory(config)]
-
-
 def on_hub(config: DataConfig) -> bool:
     """Return whether the source is read with `datasets`, and not as files."""
     return (
@@ -249,7 +244,7 @@ def _read(
 
 def _refuse(reason: str, config: DataConfig, tally: Tally, kind: str) -> None:
     """Raise DataError for a document that cannot be read, or count it."""
-    reason = printable(reason)
+    reason = printable_line(reason)
     if config.errors == "skip":
         return tally.add(reason)
     remedies = "fix it, or leave out such documents with --data.errors skip"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moebius.data.formats import SourceFile
+from moebius.data.formats import SourceFile, is_damage
 from moebius.data.messages import one_line
 from moebius.data.rows import no_field, row_text
 from moebius.data.text_files import Refuse
@@ -90,9 +90,8 @@ def _table_rows(
                         refuse(f"{origin}: byte offset {error.start} is not UTF-8 (0x{byte:02x})")
                     else:
                         yield from row_text({field: text}, field, origin, refuse)
-    except (pyarrow.ArrowException, OSError, EOFError) as error:
-        # Damage inside the file is one of Arrow's own errors, or an OSError without a number.
-        if isinstance(error, OSError) and error.errno:
+    except Exception as error:
+        if not (isinstance(error, pyarrow.ArrowException) or is_damage(error)):
             raise
         kind = file.format.label
         refuse(f"{file.name}: not readable as {kind} after row {number} ({one_line(error)})")

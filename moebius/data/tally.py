@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moebius.data.messages import printable
+from moebius.config.printable import printable_line
+from moebius.cost.units import counted
 
 HIDDEN = "hidden"
 METADATA = "metadata of a saved data set"
@@ -82,7 +83,7 @@ class Tally:
     def lines(self) -> list[str]:
         """Return what was read and what was passed over, as lines for the user."""
         read = "; ".join(
-            f"{_what(kind, amount)} ({_number(amount.documents, 'document')}, "
+            f"{_what(kind, amount)} ({counted(amount.documents, 'document')}, "
             f"{_size(amount.bytes)})"
             for kind, amount in sorted(self.read.items())
         )
@@ -93,7 +94,7 @@ class Tally:
             lines.append(f"{start}: {self.reasons()}")
         if self.count:
             lines.append(
-                f"left out {_number(self.count, 'document')} that could not be read; the first: "
+                f"left out {counted(self.count, 'document')} that could not be read; the first: "
                 f"{self.first}"
             )
         return lines
@@ -101,8 +102,8 @@ class Tally:
     def reasons(self) -> str:
         """Return how many files were passed over for each reason, with the first one's name."""
         return "; ".join(
-            f"{why}: {_number(files.count, 'file')}, {'such as ' * (files.count > 1)}"
-            f"{printable(files.first)}"
+            f"{why}: {counted(files.count, 'file')}, {'such as ' * (files.count > 1)}"
+            f"{printable_line(files.first)}"
             for why, files in sorted(self.passed_over.items())
         )
 
@@ -118,15 +119,11 @@ def joined_lines(names: Iterable[str], tallies: Iterable[Tally]) -> list[str]:
 
 
 def _what(kind: str, amount: Amount) -> str:
-    return f"{_number(amount.files, 'file')} of {kind}" if amount.files else kind
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{counted(amount.files, 'file')} of {kind}" if amount.files else kind
 
 
 def _size(num_bytes: int) -> str:
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
-    return _number(num_bytes, "byte")
+    return counted(num_bytes, "byte")

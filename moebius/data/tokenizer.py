@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
 from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_tokenizer
-from moebius.data.messages import one_line, printable
+from moebius.data.messages import one_line
 from moebius.data.sample import sample
 from moebius.data.words import WordCache, by_words, splits_by_words
 from moebius.errors import ConfigError, DataError, StorageError
@@ -169,10 +169,8 @@ class Tokenizer:
                 shorter = min(len(text), len(becomes))
                 place = next((n for n, (one, two) in pairs if one != two), shorter)
                 start = max(0, place - SHOWN_BEFORE)
-                shown, instead = (
-                    repr(printable(part[start : place + SHOWN_AFTER])) for part in (text, becomes)
-                )
-                return f"{shown} becomes {instead}"
+                shown, instead = (part[start : place + SHOWN_AFTER] for part in (text, becomes))
+                return f"{shown!r} becomes {instead!r}"
         return ""
 
     def decode_settled(self, ids: list[int]) -> str:

@@ -24,7 +24,6 @@ import numpy as np
 from moebius.data.child import python_command
 from moebius.data.tokenizer import Tokenizer
 from moebius.errors import StorageError
-from moebius.hardware.processor import cores as cores  # what `data.workers=0` means
 
 BATCHES_PER_WORKER = 2
 """Number of unfinished batches per worker: one is being tokenized, and one waits."""

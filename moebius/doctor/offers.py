@@ -10,6 +10,8 @@ from moebius.hardware.backends import Backends, backends_for, is_hopper
 
 FIELDS = {"experts": "expert_backend", "attention": "attention_backend"}
 """The field of ParallelConfig that names the backend of each kind."""
+LABELS = {"experts": "expert backend: ", "attention": "attention: "}
+"""How the line of `Backends.reasons` about each kind begins."""
 FLOAT8 = "float8"
 """The expert backend that train.expert_dtype names instead of a field of ParallelConfig."""
 
@@ -87,7 +89,8 @@ def _runs(backends: Backends, kind: str, name: str) -> bool:
 
 def _reason(backends: Backends, kind: str) -> str:
     """Return which backend of a kind runs, and why, in words."""
-    return backends.reasons[list(FIELDS).index(kind)].partition(": ")[2]
+    label = LABELS[kind]
+    return next(line for line in backends.reasons if line.startswith(label)).removeprefix(label)
 
 
 def _names(kind: str) -> list[str]:

@@ -27,7 +27,8 @@ def pitfalls(
 ) -> list[str]:
     """Return a line for each pitfall, with what to do about it."""
     busy_threads = 1 if device.type == "cuda" else machine.threads
-    lines = [*_of_processor(machine, environment, busy_threads)]
+    is_omp = not config.train.threads and "OMP_NUM_THREADS" in environment
+    lines = [*_of_processor(machine, "OMP_NUM_THREADS" if is_omp else "", busy_threads)]
     if device.type == "cuda":
         lines += _of_gpu(machine, machine.gpus[device.index or 0], config, device)
         lines += _of_environment(environment)
@@ -36,20 +37,14 @@ def pitfalls(
     return [*lines, *_of_disks_and_packages(machine)]
 
 
-def _of_processor(
-    machine: Machine, environment: Mapping[str, str], busy_threads: int
-) -> Iterator[str]:
+def _of_processor(machine: Machine, variable: str, busy_threads: int) -> Iterator[str]:
+    """Yield the pitfalls of the processor. `variable` has set the number of threads, if any."""
     available = min(machine.cores, max(1, round(machine.quota)))
-    asked = environment.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > available:
-        yield (
-            f"OMP_NUM_THREADS={asked}, but only {counted(available, 'core')} can be used: "
-            f"export OMP_NUM_THREADS={available}"
-        )
-    elif machine.threads > available:
+    if machine.threads > available:
+        remedy = f"export {variable}={available}" if variable else f"--train.threads {available}"
         yield (
             f"torch runs {counted(machine.threads, 'thread')} on the time of "
-            f"{counted(available, 'core')}: --train.threads {available}"
+            f"{counted(available, 'core')}: {remedy}"
         )
     crowd = machine.usage.beside(busy_threads)
     if crowd.is_crowded:

@@ -22,6 +22,11 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16, enabled=is_enabled)
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """Return x in float32 or, if its dtype is wider, unchanged."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return "bfloat16" for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

@@ -1,6 +1,5 @@
 """Generate text from a model, one token at a time."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +8,13 @@ import torch
 
 from moebius.config import ParallelConfig
 from moebius.data import Tokenizer
-from moebius.errors import CheckpointError, DataError, NumericError
+from moebius.errors import CheckpointError, NumericError
 from moebius.hardware.backends import backends_for
 from moebius.model.transformer import Transformer
 from moebius.train import checkpoint, checkpoint_store
+from moebius.train.resumption import own_tokenizer
 from moebius.train.run_directory import RunDirectory
-from moebius.train.state import load_model
+from moebius.train.state import check_model, load_model
 
 GREEDY_BELOW = 1e-6
 """Temperature below which the likeliest token is taken. Float32 logits of the usual size differ by
@@ -32,47 +32,20 @@ def load_trained(
     if none is intact, and DataError if tokenizer.json is not the run's own any more.
     """
     config = run.config()
-    tokenizer = _own_tokenizer(run, config.model.vocab_size)
+    tokenizer = own_tokenizer(config, run, run.record(report))
     # The model is not compiled, because a text grows with every token, and every length would be
     # compiled again.
     uncompiled = replace(config, parallel=ParallelConfig(compile="off"))
     model = Transformer(config.model, backends_for(uncompiled, device)).to(device)
 
     def load(folder: Path) -> None:
-        load_model(model, checkpoint.load(folder)[0].get("model", {}), folder)
+        weights = checkpoint.load(folder)[0].get("model", {})
+        check_model(model, weights, folder)
+        load_model(model, weights)
 
     if checkpoint_store.load_newest(run.checkpoints, load, report) is None:
         raise CheckpointError(f"{run.checkpoints}: no checkpoint yet; train the run first")
     return model.eval(), tokenizer
-
-
-def _own_tokenizer(run: RunDirectory, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer that the run was trained with.
-
-    Raises DataError if the file is missing or another one, with which any text would be nonsense.
-    Runs of earlier versions have no record of it.
-    """
-    path = run.tokenizer_path
-    if not path.is_file():
-        raise DataError(
-            f"{path}: missing; the run was trained with this tokenizer, so copy it back from a "
-            "backup, or from the folder of the prepared data (--data.cache)"
-        )
-    record = run.record(lambda line: None)
-    tokenizer = run.tokenizer()
-    # The library may write another text for the same tokenizer in another version.
-    texts = (path.read_bytes(), tokenizer.to_json().encode())
-    is_other = (
-        record
-        and record.tokenizer
-        and all(hashlib.sha256(text).hexdigest() != record.tokenizer for text in texts)
-    )
-    if is_other or tokenizer.size > vocab_size:
-        raise DataError(
-            f"{path}: has changed, it is not the tokenizer that the run was trained with; "
-            "copy that one back"
-        )
-    return tokenizer
 
 
 @torch.no_grad()

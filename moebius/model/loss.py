@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moebius.config import MTP_OFFSETS, ModelConfig
+from moebius.hardware.precision import wide
 from moebius.moe.balance import Balancing, balance_losses, weighted_sum, z_losses
 from moebius.moe.statistics import LayerStats
 
@@ -110,11 +111,6 @@ def cross_entropy(
         reduction="sum",
     )
     return total / num_targets.clamp(min=1)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return x in float32 or, if its dtype is wider, unchanged."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def offsets(config: ModelConfig) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from moebius.config import ModelConfig
 from moebius.config.routers import ROUTERS
+from moebius.hardware.precision import wide
 
 ROUNDING = 1e-6
 """Slack when a capacity is rounded up, because 1.1 * 100 / 10 is 11.000000000000002 in floats."""
@@ -71,7 +72,7 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor) -> Routing:
         """Return the routing of the tokens x_TD."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            wide_TD = _wide(x_TD)
+            wide_TD = wide(x_TD)
             if self.training and self.config.router_jitter:
                 jitter = self.config.router_jitter
                 wide_TD = wide_TD * torch.empty_like(wide_TD).uniform_(1 - jitter, 1 + jitter)
@@ -80,7 +81,7 @@ class Router(nn.Module):
 
     def route(self, logits_TE: Tensor) -> Routing:
         """Return the routing that the configured type of router derives from the logits."""
-        return ROUTES[self.config.router_type](self, _wide(logits_TE))
+        return ROUTES[self.config.router_type](self, wide(logits_TE))
 
     @property
     def gate_factor(self) -> float:
@@ -259,8 +260,3 @@ def sigmoid(
 def _biased(probs_TE: Tensor, bias_E: Tensor | None) -> Tensor:
     """Return the probabilities by which experts are chosen, without a gradient."""
     return probs_TE.detach() if bias_E is None else probs_TE.detach() + bias_E
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return x in float32, or in its own dtype if that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

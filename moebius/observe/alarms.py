@@ -163,7 +163,8 @@ class Alarms:
         loads: dict[int, list[int]] = {}
         for number, layer in metrics.routed_layers:
             counts = layer.tokens_per_expert
-            if before := self.counted.pop(number, None):
+            before = self.counted.pop(number, [])
+            if len(before) == len(counts):
                 counts = [sum(pair) for pair in zip(before, counts, strict=True)]
             (loads if is_enough(counts) else self.counted)[number] = counts
         return loads

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from moebius.config.files import print_note
+from moebius.config.printable import print_note
 from moebius.errors import StorageError
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import RESUMED, REWOUND_TO, Event

@@ -143,6 +143,8 @@ class StepMetrics:
             name: math.nan if line[name] is None else line[name] for name in names
         }
         figures |= {name: line.get(name) for name in ("mtp_loss", "val_loss", "val_bpb")}
+        if "val_loss" in line and line["val_loss"] is None:
+            figures["val_loss"] = math.nan
         figures["mtp_losses"] = [line[key] for key in _MTP_KEYS if key in line]
         figures["val_by_source"] = {
             name: SourceMetrics(**source) for name, source in line.get("val_by_source", {}).items()

@@ -9,8 +9,9 @@ import contextlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
+from moebius.data.cache import sync
 from moebius.errors import CheckpointError, ForeignCheckpointError, StorageError
 from moebius.train.checkpoint_file import (
     ADVICE,
@@ -105,7 +107,7 @@ def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
         files = dict(entries)
         files[STATE] = _write(aside / STATE, json.dumps(state, indent=1).encode())
         _write(aside / MANIFEST, _manifest_text(files).encode())
-        _sync_folder(aside)
+        sync(aside)
         _put_in_place(aside, folder, files)
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or _one_line(error)
@@ -225,12 +227,22 @@ def _copied(tensor: Tensor, buffer: Tensor | None) -> Tensor:
 
 
 def _side_by_side(work: Callable[[str], Any], names: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield each name with the result of `work(name)`, in order; several run at a time."""
+    """Yield each name with the result of `work(name)`, in order; several run at a time.
+
+    No more results wait to be used than there are threads, because each may be a gigabyte.
+    """
     if len(names) <= FEW:
         yield from ((name, work(name)) for name in names)
         return
     with ThreadPoolExecutor(THREADS, thread_name_prefix="checkpoint") as pool:
-        yield from zip(names, pool.map(work, names), strict=True)
+        running: deque[tuple[str, Future[Any]]] = deque()
+        for name in names:
+            if len(running) == THREADS:
+                first, result = running.popleft()
+                yield first, result.result()
+            running.append((name, pool.submit(work, name)))
+        for name, result in running:
+            yield name, result.result()
 
 
 def _parts(group: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -318,7 +330,7 @@ def _put_in_place(aside: Path, folder: Path, files: dict[str, Entry]) -> None:
         folder.rename(replaced)
     try:
         aside.rename(folder)
-        _sync_folder(folder.parent)
+        sync(folder.parent)
         _compare(folder, files)
     except (OSError, StorageError):
         if os.path.lexists(folder):
@@ -344,14 +356,6 @@ def _compare(folder: Path, files: dict[str, Entry]) -> None:
             f"just written, but not readable: {reason}; set aside as {set_aside(folder).name}, "
             "older checkpoints are kept; check the disk, or choose another --train.out"
         ) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _one_line(error: Exception) -> str:

@@ -48,10 +48,9 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> Entry:
 def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[Piece]:
     """Yield the bytes of a safetensors file: its header, and then each tensor without a copy.
 
-    The format is at https://huggingface.co/docs/safetensors. The library can write such a file, or
-    return it as bytes, but only the first without a second copy in memory and only the second so
-    that it can be hashed. Like the library, this puts the widest numbers first, so that every
-    tensor is aligned in the file.
+    The format is at https://huggingface.co/docs/safetensors. The library either writes the file
+    itself, so that its bytes cannot be hashed, or returns them, which takes a second copy in
+    memory. Like the library, this puts the widest numbers first, so that every tensor is aligned.
     """
     ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     codes = _dtype_codes({tensor.dtype for tensor in tensors.values()})

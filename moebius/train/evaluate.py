@@ -10,7 +10,6 @@ import torch
 from moebius.config import Config
 from moebius.data import Corpus, evaluation_windows, on_device
 from moebius.data.batches import PADDING
-from moebius.data.sources import weighted_sources
 from moebius.hardware.precision import autocast
 from moebius.model.transformer import Transformer, lookahead
 from moebius.observe.metrics import SourceMetrics
@@ -79,11 +78,11 @@ def evaluate(
     model.train(was_training)
     if stopped():
         return None
-    return _evaluation(corpus, config, nats.tolist(), tokens, num_bytes)
+    return _evaluation(corpus, nats.tolist(), tokens, num_bytes)
 
 
 def _evaluation(
-    corpus: Corpus, config: Config, nats: list[float], tokens: list[int], num_bytes: list[int]
+    corpus: Corpus, nats: list[float], tokens: list[int], num_bytes: list[int]
 ) -> Evaluation:
     """Return the evaluation from each source's nats, predicted tokens and bytes."""
     weights = [part.weight for part in corpus.val.parts]
@@ -95,11 +94,10 @@ def _evaluation(
     def bits_per_byte(loss: float, per_token: float) -> float | None:
         return None if is_lossy or not per_token else loss / math.log(2) / per_token
 
-    names = [single.source for single in weighted_sources(config.data)]
     by_source = {
         name: SourceMetrics(share=share, loss=loss, bpb=bits_per_byte(loss, size), tokens=count)
         for name, share, loss, size, count in zip(
-            names, shares, losses, bytes_per_token, tokens, strict=True
+            corpus.names, shares, losses, bytes_per_token, tokens, strict=True
         )
     }
     loss = _weighted(shares, losses)
@@ -108,7 +106,7 @@ def _evaluation(
         bits_per_byte=bits_per_byte(loss, _weighted(shares, bytes_per_token)),
         tokens=sum(tokens),
         num_bytes=sum(num_bytes),
-        by_source=by_source if len(names) > 1 else {},
+        by_source=by_source if len(by_source) > 1 else {},
     )
 
 

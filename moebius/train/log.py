@@ -1,6 +1,6 @@
 """The log of a run, which sends the metrics and events of each step to every sink."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from moebius.hardware.device import peak_memory
@@ -18,7 +18,7 @@ from moebius.train.session import Session
 from moebius.train.skipped import SkippedSteps
 from moebius.train.state import is_finite
 from moebius.train.step import StepResult
-from moebius.train.step_metrics import step_metrics
+from moebius.train.step_metrics import evaluated, step_metrics
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ class StepLog:
     def complete(self, metrics: StepMetrics, evaluation: Evaluation) -> None:
         """Replace the metrics of the latest step, which lack its evaluation, in every sink."""
         self.sinks.rewind(metrics.step - 1)
-        loss, bits_per_byte = evaluation.loss, evaluation.bits_per_byte
-        self.sinks.write(replace(metrics, val_loss=loss, val_bpb=bits_per_byte))
+        self.sinks.write(evaluated(metrics, evaluation))
 
     def event(self, alarm: Alarm, done: str, rewound_to: int | None = None) -> None:
         """Write an alarm, and the action that was taken, to every sink."""

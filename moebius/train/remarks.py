@@ -25,8 +25,6 @@ def remarks(config: Config, corpus: Corpus) -> Iterator[tuple[str, str]]:
         yield "warm-up", text
     if text := _micro_batches(config):
         yield "micro-batches", text
-    if corpus.lossy:
-        yield "bits per byte", f"not reported, because the tokenizer loses text: {corpus.lossy}"
 
 
 def _unused_ids(config: Config, corpus: Corpus) -> str:
@@ -70,7 +68,7 @@ def _warm_up(config: Config) -> str:
 def _micro_batches(config: Config) -> str:
     """Return what depends on the size of the micro-batches, if there are several in a step.
 
-    The losses and the gradient do not, apart from this.
+    Nothing else in the loss or its gradient does.
     """
     model, parts = config.model, config.train.accumulation_steps
     if parts == 1 or not any(model.experts_per_layer):

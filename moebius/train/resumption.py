@@ -80,7 +80,7 @@ def corpus_of(
     If its sources cannot be read any more, the run goes on with what was prepared from them.
     Raises ConfigError, DataError or CheckpointError if the text or the tokenizer is not the run's.
     """
-    tokenizer = _tokenizer(config, run, record)
+    tokenizer = own_tokenizer(config, run, record)
     try:
         corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
     except MoebiusError as error:
@@ -101,6 +101,28 @@ def corpus_of(
             "gives; its files have changed, or their order"
         )
     return corpus
+
+
+def own_tokenizer(config: Config, run: RunDirectory, record: RunRecord | None) -> Tokenizer:
+    """Return the run's tokenizer. Raises DataError if its file is missing or has changed.
+
+    Another tokenizer would give other ids, and any text would be nonsense to the model.
+    """
+    path = run.tokenizer_path
+    remedy = "restore it from a copy"
+    for name in record.folders if record else ():
+        copy = cache_folder(config.data) / name / TOKENIZER
+        if copy.is_file() and record and file_sha256(copy) == record.tokenizer:
+            remedy = f"restore it, for example from {copy}"
+            break
+    if not path.exists():
+        raise DataError(f"{path}: the run's tokenizer was deleted; {remedy}")
+    if record and record.tokenizer and file_sha256(path) != record.tokenizer:
+        raise DataError(f"{path}: the run's tokenizer has changed since it began; {remedy}")
+    tokenizer = run.tokenizer()
+    if tokenizer.size > config.model.vocab_size:  # a run of an earlier version, without a record
+        raise DataError(f"{path}: has changed, it has more ids than the model; {remedy}")
+    return tokenizer
 
 
 def load_checkpoint(
@@ -172,22 +194,6 @@ def _new_folder(root: Path) -> Path:
             return place
         except FileExistsError:
             number += 1
-
-
-def _tokenizer(config: Config, run: RunDirectory, record: RunRecord | None) -> Tokenizer:
-    """Return the run's tokenizer. Raises DataError if its file is missing or has changed."""
-    path = run.tokenizer_path
-    remedy = "restore it from a copy"
-    for name in record.folders if record else ():
-        copy = cache_folder(config.data) / name / TOKENIZER
-        if copy.is_file() and record and file_sha256(copy) == record.tokenizer:
-            remedy = f"restore it, for example from {copy}"
-            break
-    if not path.exists():
-        raise DataError(f"{path}: the run's tokenizer was deleted; {remedy}")
-    if record and record.tokenizer and file_sha256(path) != record.tokenizer:
-        raise DataError(f"{path}: the run's tokenizer has changed since it began; {remedy}")
-    return run.tokenizer()
 
 
 def _reopened(config: Config, record: RunRecord | None, tokenizer: Tokenizer) -> Corpus | None:

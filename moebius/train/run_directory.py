@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
@@ -15,13 +15,14 @@ from pathlib import Path
 from moebius.config import Config
 from moebius.config.files import read_config, read_toml, to_toml
 from moebius.data import Tokenizer
-from moebius.data.shards import file_sha256
+from moebius.data.shards import TOKENIZER, file_sha256
 from moebius.errors import CheckpointError, ConfigError, StorageError
 from moebius.observe.json_lines import EVENTS, METRICS
 from moebius.train.ownership import Ownership
 from moebius.train.run_record import RunRecord, setting_names, write_atomically
 
-LONGEST_STEM = 48  # characters of a name before its date and time; 64 characters in all
+LONGEST_NAME = 64  # characters of a run's name
+LONGEST_STEM = 48  # characters of a name before its date and time
 STARTING = ".starting"  # suffix of a folder that becomes a run
 ABANDONED_SECONDS = 3600  # age at which what a killed process left of a new run is removed
 
@@ -105,7 +106,9 @@ class RunDirectory:
         try:
             return Ownership(self.root, report)
         except OSError as error:
-            raise StorageError(f"{error.filename or self.root}: {error.strerror}") from None
+            raise StorageError(
+                f"{error.filename or self.root}: {error.strerror or error}"
+            ) from None
 
     @property
     def config_path(self) -> Path:
@@ -135,7 +138,7 @@ class RunDirectory:
     @property
     def tokenizer_path(self) -> Path:
         """Path of tokenizer.json, the tokenizer that the run is trained with."""
-        return self.root / "tokenizer.json"
+        return self.root / TOKENIZER
 
     @property
     def checkpoints(self) -> Path:
@@ -181,6 +184,15 @@ class RunDirectory:
             )
             return None
 
+    def trained_config(self) -> Config:
+        """Return the configuration that the run was trained with last.
+
+        It is that of config.toml unless somebody has edited the file since. Raises CheckpointError
+        and ConfigError as `config` does.
+        """
+        record = self.record(lambda line: None)
+        return record.config if record else self.config()
+
     def write_config(self, config: Config) -> None:
         """Write config.toml. A crash leaves either the old or the new one. Raises StorageError."""
         write_atomically(self.config_path, to_toml(config))
@@ -189,7 +201,7 @@ class RunDirectory:
         """Return the run's tokenizer. Raises DataError if it cannot be read."""
         return Tokenizer.load(self.tokenizer_path)
 
-    def _move(self, owner: Ownership, places: "list[Path] | map[Path]") -> None:
+    def _move(self, owner: Ownership, places: Iterable[Path]) -> None:
         """Rename the owner's folder to the first of the places that does not exist."""
         for place in places:
             if os.path.lexists(place):
@@ -201,15 +213,12 @@ class RunDirectory:
                     raise
         raise self._exists()
 
-    def _names(self) -> "map[Path]":
-        """Return the run's own path, and then the same with a number at the end, in turn."""
+    def _names(self) -> Iterator[Path]:
+        """Yield the run's own path, and then the same with a number at the end, without end."""
         stem, date, clock = self.root.name.rsplit("-", 2)
-
-        def numbered(number: int) -> Path:
+        for number in count(1):
             end = f"-{date}-{clock}" + (f"-{number}" if number > 1 else "")
-            return self.root.with_name(stem[: 64 - len(end)] + end)
-
-        return map(numbered, count(1))
+            yield self.root.with_name(stem[: LONGEST_NAME - len(end)] + end)
 
     def _remove_abandoned(self) -> None:
         for partial in self.root.parent.glob(f".*{STARTING}"):

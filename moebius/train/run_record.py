@@ -3,7 +3,6 @@
 config.toml is for people, who may edit it or lose a part of it. The record is compared with it.
 """
 
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from moebius.config import Config
 from moebius.config.files import from_values
 from moebius.data import Corpus
+from moebius.data.sealed import read_sealed, sealed_text
 from moebius.errors import StorageError
 
 VERSION = 1
@@ -41,11 +41,12 @@ class RunRecord:
     def read(cls, path: Path) -> "RunRecord | None":
         """Return the record in a file; None if there is none, as in runs of earlier versions.
 
-        Raises ValueError, KeyError, TypeError or OSError if the file is damaged.
+        Raises ValueError, LookupError, TypeError, AttributeError, RecursionError or OSError if the
+        file is damaged.
         """
         if not path.exists():
             return None
-        values = json.loads(path.read_bytes())
+        values = read_sealed(path)
         if values["version"] != VERSION:
             raise ValueError(f"version {values['version']}")
         config = from_values(values["config"], report=lambda line: None)
@@ -56,7 +57,7 @@ class RunRecord:
         """Write the record. Raises StorageError."""
         text = {"identity": self.identity, "folders": self.folders, "tokenizer": self.tokenizer}
         values = {"version": VERSION, "config": asdict(self.config), "text": text}
-        write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(path, sealed_text(values) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

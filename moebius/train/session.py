@@ -110,7 +110,7 @@ def resume(
     process = process or Process.from_environment()
     device = choose_device(config.train.device)
     record = run.record(say)
-    before = record.config if record else run.config()
+    before = run.trained_config()
     config = resumed_config(before, config)
     owner = run.own(say) if process.writes else None
     if process.writes:

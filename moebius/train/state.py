@@ -88,8 +88,9 @@ class TrainState:
             )
         check_model(self.model, tensors["model"], folder)
         check_named_state(self.optimizers, self.model, tensors["optimizer"])
-        checkpoint.set_random_state(tensors["random"])  # nothing below can fail
-        load_model(self.model, tensors["model"], folder)
+        checkpoint.set_random_state(tensors["random"])
+        # All has been checked, so the state is replaced as a whole or not at all.
+        load_model(self.model, tensors["model"])
         load_named_state(self.optimizers, self.model, tensors["optimizer"])
         for name in _NUMBERS:
             setattr(self, name, state[name])
@@ -157,9 +158,8 @@ def check_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> No
             )
 
 
-def load_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> None:
-    """Copy a checkpoint's weights into the model. Raises ForeignCheckpointError, copying none."""
-    check_model(model, tensors, folder)
+def load_model(model: Transformer, tensors: dict[str, Any]) -> None:
+    """Copy a checkpoint's weights, which `check_model` has accepted, into the model."""
     own = model_tensors(model)
     for name, tensor in tensors.items():
         own[name].copy_(tensor)

@@ -46,7 +46,8 @@ def _is_alarms(value: Any) -> bool:
     """Return whether this has the form of what `Alarms.state` returns."""
     if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in _ALARMS):
         return False
-    if not all(_is_counted(entry) for entry in value.get("counted", [])):
+    counted = value.get("counted", [])  # versions before did not count
+    if not isinstance(counted, list) or not all(map(_is_counted, counted)):
         return False
     return all(_is_seen(entry) for entry in value["seen"]) and all(
         _is_step_of_a_place(entry) for key in _ALARMS[1:] for entry in value[key]

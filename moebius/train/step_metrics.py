@@ -1,6 +1,7 @@
 """Convert a step's tensors on the device to its metrics."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -28,7 +29,7 @@ def step_metrics(
     """
     layers = _layers(config, result)
     balance, z_loss = ([] if m is None else m.tolist() for m in _losses(result))
-    return StepMetrics(
+    metrics = StepMetrics(
         step=state.step,
         tokens=state.tokens,
         loss=result.loss.item(),
@@ -42,9 +43,17 @@ def step_metrics(
         tokens_per_second=tokens_per_second,
         mfu=tokens_per_second * _flops_per_token(config, layers) / matmul_ceiling,
         memory_gb=memory / 1e9,
-        val_loss=None if evaluation is None else evaluation.loss,
-        val_bpb=None if evaluation is None else evaluation.bits_per_byte,
-        val_by_source={} if evaluation is None else dict(evaluation.by_source),
+    )
+    return metrics if evaluation is None else evaluated(metrics, evaluation)
+
+
+def evaluated(metrics: StepMetrics, evaluation: Evaluation) -> StepMetrics:
+    """Return the metrics with the figures of the evaluation after the step."""
+    return replace(
+        metrics,
+        val_loss=evaluation.loss,
+        val_bpb=evaluation.bits_per_byte,
+        val_by_source=dict(evaluation.by_source),
     )
 
 

@@ -99,9 +99,9 @@ def test_a_tokenizer_that_is_gone_or_has_changed_is_one_line(trained, tmp_path: 
     shutil.copytree(trained / "runs" / "run", run)
     tokenizer = run / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"a":', '"?":', 1).replace('"b":', '"a":'))
-    refused(moebius("generate", run), 3, f"{tokenizer}: has changed")
+    refused(moebius("generate", run), 3, f"{tokenizer}: the run's tokenizer has changed")
     tokenizer.unlink()
-    refused(moebius("generate", run), 3, f"{tokenizer}: missing")
+    refused(moebius("generate", run), 3, f"{tokenizer}: the run's tokenizer was deleted")
 
 
 @pytest.mark.parametrize(("device", "allowed"), [("gpu", "did you mean cuda?"), ("cuda:99", "99")])

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from moebius.cli.output import complain, discard_unwritable, finish, is_terminal, say
+from moebius.cli.output import discard_unwritable, finish, is_terminal, say
+from moebius.config.printable import complain
 
 
 def closed_pipe(is_buffered: bool = True) -> io.TextIOWrapper:
@@ -30,6 +31,7 @@ def test_what_could_not_be_said_fails_at_the_end(is_buffered, monkeypatch):
     monkeypatch.setattr(sys, "stdout", closed_pipe(is_buffered))
     monkeypatch.setattr(sys, "stderr", closed_pipe(is_buffered))
     say("a line")
+    say("another")
     complain("a line")
     with pytest.raises(BrokenPipeError):
         finish()
@@ -37,6 +39,8 @@ def test_what_could_not_be_said_fails_at_the_end(is_buffered, monkeypatch):
         assert discard_unwritable(stream) == is_buffered  # it is empty already
         assert not discard_unwritable(stream)
         stream.close()  # as Python does when it exits
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    finish()  # nothing is left to report
 
 
 def test_no_stream_is_no_terminal(monkeypatch):

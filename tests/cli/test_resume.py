@@ -152,6 +152,14 @@ def test_a_finished_run_says_so_in_one_line_and_nothing_is_written(flags, traine
     )
 
 
+def test_settings_given_to_a_finished_run_are_said_to_be_lost(trained, moebius):
+    run = trained / "runs" / "run"
+    before = contents(run)
+    result = moebius("resume", run, "--train.lr", "1", "--observe.cv.action", "off")
+    assert result.code == 0 and contents(run) == before
+    assert result.out.endswith("trains it further; not recorded: train.lr, observe.cv.action\n")
+
+
 def test_fewer_steps_than_the_run_has_made(trained, moebius):
     run = trained / "runs" / "run"
     before = contents(run)

@@ -28,7 +28,7 @@ def text(run: RunDirectory) -> str:
 
 def test_a_tokenizer_that_is_gone_is_named(run):
     run.tokenizer_path.unlink()
-    with pytest.raises(DataError, match=r"tokenizer\.json: missing; the run was trained with"):
+    with pytest.raises(DataError, match=r"tokenizer\.json: the run's tokenizer was deleted"):
         continuation(run, CPU, "line", 5)
 
 
@@ -46,12 +46,5 @@ def use_more_ids(path: Path) -> None:
 @pytest.mark.parametrize("change", [swap_two_ids, use_more_ids])
 def test_a_tokenizer_that_has_changed_is_named(run, change):
     change(run.tokenizer_path)
-    with pytest.raises(DataError, match=r"tokenizer\.json: has changed"):
+    with pytest.raises(DataError, match=r"tokenizer\.json: the run's tokenizer has changed"):
         continuation(run, CPU, "line", 5)
-
-
-def test_the_same_tokenizer_may_be_written_in_another_way(run):
-    expected = text(run)
-    contents = json.loads(run.tokenizer_path.read_text())
-    run.tokenizer_path.write_text(json.dumps(contents, indent=3))
-    assert text(run) == expected

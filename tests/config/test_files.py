@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from moebius.config import Config
-from moebius.config.files import override, print_note, read_config, to_toml
+from moebius.config.files import override, read_config, to_toml
 from moebius.config.observe import ObserveConfig, Rule
 from moebius.config.presets import PRESETS, preset
+from moebius.config.printable import print_note
 from moebius.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moebius.config import paths
 from moebius.config.paths import expanded
+from moebius.config.printable import print_note
 
 
 def test_a_leading_tilde_is_the_home_folder(monkeypatch, capsys):
@@ -31,7 +31,7 @@ def test_without_a_home_folder_the_tilde_is_a_named_folder_and_no_folder_called_
     monkeypatch.delenv("HOME", raising=False)
     if home is not None:
         monkeypatch.setenv("HOME", home)
-    paths._substitute_for_home.cache_clear()
+    print_note.cache_clear()
     folder = Path(tempfile.gettempdir(), f"home-of-user-{os.getuid()}")
     for _ in range(2):
         assert expanded("~/.cache/moebius") == folder / ".cache/moebius"

@@ -15,7 +15,7 @@ import pytest
 from moebius.config import DataConfig
 from moebius.data import prepare, verify
 from moebius.data.ingest import document_hash
-from moebius.data.prepare import is_prepared
+from moebius.data.prepare import is_prepared, reopen
 from moebius.data.shards import ShardWriter
 from moebius.errors import ConfigError, DataError, StorageError
 from tests.data.corpora import configure, configure_mixture, names_in, texts
@@ -340,6 +340,18 @@ def test_a_comma_in_the_name_of_a_file(source):
         prepare(configure(source, source=f"{other}, {comma}"), 257)
     listed = f"{other}, {comma.with_name('a?b.jsonl')}"
     assert len(prepare(configure(source, source=listed), 257).folders) == 2
+
+
+def test_a_file_with_a_comma_in_its_name_may_be_gone_once_it_is_prepared(source):
+    comma = source.with_name("a,b.jsonl")
+    comma.write_bytes(source.read_bytes())
+    config = configure(source, source=str(comma))
+    corpus = prepare(config, 257)
+    comma.unlink()
+    again = reopen(config, [folder.name for folder in corpus.folders], corpus.tokenizer)
+    assert (again.identity, again.names) == (corpus.identity, (str(comma),))
+    with pytest.raises(DataError, match="2 sources, but prepared from 3"):
+        reopen(config, ["a", "b", "c"], corpus.tokenizer)
 
 
 @pytest.mark.parametrize("bad", ["{source},{source}", "{source},", ","])

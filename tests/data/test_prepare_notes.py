@@ -45,7 +45,8 @@ def test_a_tokenizer_that_loses_text_is_found_out_wherever_it_is(source, tmp_pat
         for _ in range(2):
             corpus = prepare(config, 300)
             assert corpus.lossy == "'document 123 é' becomes 'document [UNK] é'"
-            assert f"WARNING: the tokenizer loses text: {corpus.lossy}" in corpus.notes
+            warning = f"WARNING: the tokenizer loses text ({corpus.lossy}), so there are no bits"
+            assert any(note.startswith(warning) for note in corpus.notes)
     source.write_text(source.read_text().replace("123", "122"))
     assert prepare(config, 300).lossy == ""
 

@@ -62,6 +62,11 @@ def test_a_row_too_long_for_memory_is_refused_and_the_next_ones_are_read(tmp_pat
     lines.write_text('{"text": "a"}\n{"text": "' + "x" * 5000 + '"}\n{"text": "b"}\n')
     assert f"{lines}:2: a line of more than 1,000 bytes" in refusal(lines)
     assert [text for text, _ in read(lines, errors="skip")] == ["a", "b"]
+    exact = '{"text": "' + "y" * (1000 - 13) + '"}\n'  # of the largest size that is read
+    assert len(exact) == 1000
+    lines.write_text(exact + exact[:-3] + 'y"}\n{"text": "b"}\n')
+    assert f"{lines}:2: a line of more than 1,000 bytes" in refusal(lines)
+    assert [text[:1] for text, _ in read(lines, errors="skip")] == ["y", "b"]
     array.write_text('[{"text": "a"},\n{"text": "' + "x" * 600_000 + '"}]')
     assert "not readable as JSON after row 1 (character 16: a value of more than 1," in refusal(
         array

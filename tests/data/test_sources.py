@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moebius.config import DataConfig
-from moebius.data.sources import Document, documents, source_files
+from moebius.data.sources import Document, documents, inventory
 from moebius.data.tally import Tally
 from moebius.errors import DataError, StorageError
 
@@ -214,5 +214,6 @@ def test_the_standard_library_is_read_without_installed_packages(tmp_path, monke
 
 def test_hugging_face_rows_have_no_local_files_unless_a_folder_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
-    assert source_files(DataConfig(source=f"hf:{tmp_path}")) == [tmp_path / "a.jsonl"]
-    assert source_files(DataConfig(source="hf:someone/something")) == []
+    files = inventory(DataConfig(source=f"hf:{tmp_path}"))
+    assert [file.path for file in files] == [tmp_path / "a.jsonl"]
+    assert inventory(DataConfig(source="hf:someone/something")) == []

@@ -34,7 +34,7 @@ def test_names_cannot_control_a_terminal():
     tally = Tally()
     tally.pass_over("binary", "a\x1b]0;title\x07\n\udcff")
     assert tally.lines()[1] == "WARNING: most files were passed over: binary: 1 file, " + (
-        "a\\x1b]0;title\\x07\\n\\udcff"
+        "a\\x1b]0;title\\x07 \\udcff"
     )
 
 

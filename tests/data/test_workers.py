@@ -15,8 +15,9 @@ from moebius.config import DataConfig
 from moebius.data import workers
 from moebius.data.child import python_command
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
-from moebius.data.workers import BATCHES_PER_WORKER, cores, encode_batches
+from moebius.data.workers import BATCHES_PER_WORKER, encode_batches
 from moebius.errors import StorageError
+from moebius.hardware.processor import cores
 
 Batch = tuple[list[str], int]
 

@@ -19,13 +19,13 @@ def said(machine: Machine, device: str = "cuda", dtype: str = "auto", **environm
 
 
 def test_a_machine_without_pitfalls():
-    assert said(FINE, OMP_NUM_THREADS="16", CUDA_LAUNCH_BLOCKING="0") == ""
+    assert said(FINE, OMP_NUM_THREADS="17", CUDA_LAUNCH_BLOCKING="0") == ""
 
 
 @pytest.mark.parametrize(
     ("machine", "environment", "part"),
     [
-        (FINE, {"OMP_NUM_THREADS": "17"}, "export OMP_NUM_THREADS=16"),
+        (replace(FINE, threads=17), {"OMP_NUM_THREADS": "17"}, "export OMP_NUM_THREADS=16"),
         (replace(FINE, quota=2.0), {}, "16 threads on the time of 2 cores: --train.threads 2"),
         (replace(FINE, threads=2, quota=1.0), {}, "2 threads on the time of 1 core: --train"),
         (replace(FINE, usage=Usage(1, 15, 16)), {}, "others are using the processor (15.0 of 16"),

@@ -189,14 +189,14 @@ def test_the_manifest_of_other_files_is_not_what_was_written(tmp_path, monkeypat
 def test_a_full_disk_at_the_last_sync_leaves_what_was_there(tmp_path, monkeypatch):
     """The folder of the checkpoints is synced after the rename, which is then undone."""
     folder = checkpoint.save(tmp_path / "step-00000007", some_tensors(), STATE)
-    sync_folder = checkpoint._sync_folder
+    sync_folder = checkpoint.sync
 
     def failing(path: Path) -> None:
         if path == tmp_path:
             raise full_disk()
         sync_folder(path)
 
-    monkeypatch.setattr(checkpoint, "_sync_folder", failing)
+    monkeypatch.setattr(checkpoint, "sync", failing)
     for step in (7, 8):
         with pytest.raises(StorageError, match="No space left on device"):
             checkpoint.save(tmp_path / f"step-{step:08d}", {}, {})

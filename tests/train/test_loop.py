@@ -188,6 +188,23 @@ def test_an_evaluation_that_a_signal_prevented_is_made_up_for(
     assert [scalar.step for scalar in board.Scalars("loss")] == [3, 5, 6, 9, 10, 12]
 
 
+def test_an_evaluation_that_is_made_up_for_has_the_figures_of_each_source(
+    small, tmp_path, monkeypatch
+):
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"another line {n}\n" for n in range(4000)))
+    data = replace(small.data, source=f"{small.data.source},{other}")
+    session = new_session(with_train(replace(small, data=data), log_every=3))
+    with monkeypatch.context() as patched:
+        stop_in_evaluation(1, patched)
+        with pytest.raises(Interrupted):
+            train(session)
+    train(resume(session.config, session.run, silent))
+    evaluated = [line for line in metrics_of(session) if "val_loss" in line]
+    assert [line["step"] for line in evaluated] == [5, 10, 12]
+    assert all(len(line["val_by_source"]) == 2 for line in evaluated)
+
+
 def test_resuming_uses_the_newest_intact_checkpoint_and_says_what_it_passed_over(small):
     session = new_session(small)
     train(session)

@@ -7,7 +7,7 @@ from moebius.config import TrainConfig
 from moebius.config.optimizers import OPTIMIZERS
 from moebius.errors import CheckpointError
 from moebius.train.optimizer import build_optimizers
-from moebius.train.optimizer_state import load_named_state, named_state
+from moebius.train.optimizer_state import check_named_state, load_named_state, named_state
 from tests.train.models import are_equal, copied, small_model, take_steps
 
 
@@ -77,7 +77,7 @@ def test_state_that_does_not_fit_is_refused_and_nothing_is_loaded():
     }
     for message, tensors in bad.items():
         with pytest.raises(CheckpointError, match=message) as refusal:
-            load_named_state(optimizers, model, tensors)
+            check_named_state(optimizers, model, tensors)
         assert "\n" not in str(refusal.value)
         state = named_state(optimizers, model)
         assert all(torch.equal(value, good[key]) for key, value in state.items())
@@ -87,4 +87,4 @@ def test_state_of_the_other_optimizer_is_refused():
     model = small_model()
     muon = named_state(build_optimizers(model, TrainConfig(optimizer="muon")), model)
     with pytest.raises(CheckpointError, match=r"train\.optimizer"):
-        load_named_state(build_optimizers(model, TrainConfig()), model, muon)
+        check_named_state(build_optimizers(model, TrainConfig()), model, muon)

@@ -14,14 +14,14 @@ from moebius.train.remarks import remarks
 TINY = preset("tiny")  # 400 steps of 8 x 256 tokens, a vocabulary of 2,048
 
 
-def corpus_of(size: int = 2048, *parts: tuple[int, float], lossy: str = "") -> Any:
+def corpus_of(size: int = 2048, *parts: tuple[int, float]) -> Any:
     """Return a corpus of sources with these numbers of training tokens and weights."""
     streams, start = [], 0
     for tokens, weight in parts or ((10**7, 1.0),):
         streams.append(Part(start, start + tokens, tokens, weight))
         start += tokens
     return SimpleNamespace(
-        tokenizer=SimpleNamespace(size=size), train=SimpleNamespace(parts=streams), lossy=lossy
+        tokenizer=SimpleNamespace(size=size), train=SimpleNamespace(parts=streams)
     )
 
 
@@ -98,8 +98,3 @@ def test_what_depends_on_the_micro_batches(changes, expected):
     text = remarked(parts).get("micro-batches", "")
     rest = "; nothing else depends on train.micro_batch_size"
     assert text == (f"each of the step's 4 {expected}{rest}" if expected else "")
-
-
-def test_text_that_the_tokenizer_loses():
-    text = remarked(corpus=corpus_of(lossy="'A' becomes 'a'"))["bits per byte"]
-    assert text == "not reported, because the tokenizer loses text: 'A' becomes 'a'"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from moebius.config import Config
+from moebius.data.sealed import read_sealed
 from moebius.errors import CheckpointError, ConfigError, DataError, StorageError
 from moebius.observe.json_lines import read_lines
 from moebius.train import checkpoint_store
@@ -213,14 +214,27 @@ def test_a_tokenizer_that_is_not_the_run_s_is_not_taken_for_a_changed_text(small
 def test_a_run_of_an_earlier_version_gets_its_record(small):
     session = new_session(small, steps=5)
     train(session)
-    record = session.run.record_path.read_bytes()
+    record = read_sealed(session.run.record_path)
     session.run.record_path.unlink()
     for folder in checkpoint_store.complete(session.run.checkpoints):
         assert "sequences" in json.loads((folder / "state.json").read_text())
     resumed = resume(with_train(session.config, steps=7), session.run, silent)
     assert resumed.resumed and set(resumed.resumed.changed) == {"train.steps"}
     train(resumed)
-    assert session.run.record_path.read_bytes() == record.replace(b'"steps": 5', b'"steps": 7')
+    record["config"]["train"]["steps"] = 7
+    assert read_sealed(session.run.record_path) == record
+
+
+def test_an_altered_record_is_no_record(small):
+    session = new_session(small, steps=5)
+    train(session)
+    text = session.run.record_path.read_text()
+    session.run.record_path.write_text(text.replace('"lr": 0.0', '"lr": 0.1', 1))
+    assert session.run.record_path.read_text() != text
+    lines: list[str] = []
+    resumed = resume(with_train(session.config, steps=7), session.run, lines.append)
+    assert resumed.resumed and set(resumed.resumed.changed) == {"train.steps"}
+    assert any("run.json: damaged" in line for line in lines)
 
 
 def test_an_older_checkpoint_is_taken_and_newer_ones_are_set_aside(small):

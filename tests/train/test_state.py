@@ -15,8 +15,8 @@ from moebius.train.state import (
     SMALLEST_RAISED,
     TrainState,
     aux_coefficients,
+    check_model,
     is_finite,
-    load_model,
     model_tensors,
 )
 from moebius.train.step import train_step
@@ -113,7 +113,7 @@ def test_weights_of_another_model_are_refused(tmp_path, changes, match):
     tensors = model_tensors(new_state(config_of()).model)
     model = new_state(config_of(**changes)).model
     with pytest.raises(CheckpointError, match=match):
-        load_model(model, tensors, tmp_path)
+        check_model(model, tensors, tmp_path)
 
 
 def test_a_models_tensors_are_its_parameters_and_routing_biases():

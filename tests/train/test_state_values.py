@@ -75,6 +75,10 @@ def test_a_value_of_another_type_is_named(name, value):
         {"fine_at": [["cv", "0", -1, 3]]},
         {"beyond_at": [[1, 0, -1, 3]]},
         {"beyond_at": [["cv", 0, 3]]},
+        {"counted": 5},
+        {"counted": None},
+        {"counted": [[0, 5]]},
+        {"counted": [[0, [1, "2"]]]},
     ],
 )
 def test_alarms_of_another_form_are_refused(changes):
