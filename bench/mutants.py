@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from difflib import unified_diff
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -71,23 +72,32 @@ def main() -> None:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.jobs):
             copies.put(_copied(Path(folder) / str(number)))
-        for tests in sorted({str(_folder(module)) for module in modules}):
-            if _outcome(Path(folder) / "0", [tests]) != SURVIVED:
-                sys.exit(f"{tests} fails without any change, so it cannot notice one")
 
-        def tried(mutation: Mutation) -> None:
-            if time.monotonic() > stop:
-                return
+        @contextmanager
+        def a_copy() -> Iterator[Path]:
             copy = copies.get()
             try:
-                outcome, difference = _tried(copy, mutation)
+                yield copy
             finally:
                 copies.put(copy)
+
+        def check(tests: str) -> None:
+            with a_copy() as copy:
+                if _outcome(copy, [tests]) != SURVIVED:
+                    sys.exit(f"{tests} fails without any change, so it cannot notice one")
+
+        def change(mutation: Mutation) -> None:
+            if time.monotonic() > stop:
+                return
+            with a_copy() as copy:
+                outcome, difference = _tried(copy, mutation)
             results[mutation[0]][outcome] += 1
             if outcome != NOTICED:
                 print(f"{outcome}\n{difference}", flush=True)
 
-        list(threads.map(tried, _sample(modules, options.seed)))
+        checks = threads.map(check, sorted({str(_folder(module)) for module in modules}))
+        changes = threads.map(change, _sample(modules, options.seed))
+        list(chain(checks, changes))
     for module, counts in sorted(results.items()):
         print(f"{module:<24}{_score(counts)}")
     print(f"{'in all':<24}{_score(sum(results.values(), Counter()))}, seed {options.seed}")
@@ -163,7 +173,8 @@ def _mirrored(copy: Path, module: str) -> list[str]:
 def _outcome(copy: Path, tests: list[str]) -> str:
     """Return what the tests say about a copy of the checkout: SURVIVED if all of them pass."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
-    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    path = os.pathsep.join(filter(None, [str(copy), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
             [*command, *tests], cwd=copy, env=environment, capture_output=True, timeout=LONGEST
