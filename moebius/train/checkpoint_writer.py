@@ -35,6 +35,7 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
         self._copies: checkpoint.Groups = {}
         self._saved: tuple[int, int] | None = None
+        """Step and position in the text of the state that was saved last."""
         self._failures: list[Exception] = []
 
     def __enter__(self) -> "CheckpointWriter":
@@ -56,6 +57,13 @@ class CheckpointWriter:
             self._pool.shutdown(wait=True)
         if error is not None:
             self._add_notes(error)
+
+    def has(self, state: TrainState) -> None:
+        """Note that an intact checkpoint holds this state, so that it is not written again.
+
+        While a checkpoint is replaced, a process that is killed leaves it under another name.
+        """
+        self._saved = (state.step, state.sequences)
 
     def save(self, state: TrainState) -> None:
         """Copy the state and start writing it, unless the state of this step is already saved.

@@ -32,6 +32,8 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
             session.run.checkpoints, config.keep_last, config.keep_every, session.process
         ) as writer,
     ):
+        if session.is_saved:
+            writer.has(state)
         terminal.when_lost(stop.output_lost)
         session.begin(log.sinks.event)
         if unevaluated := unevaluated_step(session.run, state.step, config):

@@ -127,16 +127,18 @@ def own_tokenizer(config: Config, run: RunDirectory, record: RunRecord | None) -
 
 def load_checkpoint(
     run: RunDirectory, state: TrainState, say: Say, step: int | None, owns: bool
-) -> None:
+) -> bool:
     """Load the newest intact checkpoint, or that of a step, into the state.
 
-    The state stays as it is if the run was stopped before its first checkpoint. Checkpoints that
-    are passed over are set aside. Raises CheckpointError if no checkpoint can be loaded.
+    Returns False, and leaves the state as it is, if the run was stopped before its first
+    checkpoint. Checkpoints that are passed over are set aside. Raises CheckpointError if no
+    checkpoint can be loaded.
     """
     if step is not None:
         state.load(checkpoint_at(run, step))
-    else:
-        checkpoint_store.load_newest(run.checkpoints, state.load, say, set_aside=owns)
+        return True
+    folder = checkpoint_store.load_newest(run.checkpoints, state.load, say, set_aside=owns)
+    return folder is not None
 
 
 def checkpoint_at(run: RunDirectory, step: int) -> Path:

@@ -45,6 +45,8 @@ class Session:
     """The right to write into the run's directory; None in a process that does not write."""
     resumed: Resumed | None = None
     """What has changed in a run that is resumed; None if nothing has."""
+    is_saved: bool = False
+    """Whether a checkpoint of the run holds the state that it begins with."""
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +119,7 @@ def resume(
         tidy(run.checkpoints)
     corpus = corpus_of(config, run, record, say, progress)
     state = build(config, corpus, device, say)
-    load_checkpoint(run, state, say, step, owns=process.writes)
+    is_saved = load_checkpoint(run, state, say, step, owns=process.writes)
     check_steps(before, config, state.step)
     feed = feed_for(config, corpus, device, process)
     aside = set_aside(run, state.step) if step is not None and process.writes else ""
@@ -128,7 +130,7 @@ def resume(
     if process.writes and run.config() != config:
         run.write_config(config)
     record = RunRecord.of(config, corpus, file_sha256(run.tokenizer_path))
-    return Session(config, run, corpus, feed, state, process, record, owner, resumed)
+    return Session(config, run, corpus, feed, state, process, record, owner, resumed, is_saved)
 
 
 def feed_for(

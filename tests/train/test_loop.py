@@ -229,6 +229,17 @@ def test_a_finished_run_can_be_made_longer(small):
     assert [line["step"] for line in metrics_of(longer)] == list(range(1, 16))
 
 
+def test_a_checkpoint_that_a_run_continues_from_is_not_written_again(small):
+    """A process that is killed while it replaces a checkpoint would leave one less."""
+    session = new_session(small)
+    train(session)
+    folder = checkpoint_store.complete(session.run.checkpoints)[0]
+    written = folder.stat().st_ino
+    train(resume(session.config, session.run, silent))
+    assert checkpoint_store.complete(session.run.checkpoints)[0] == folder
+    assert folder.stat().st_ino == written
+
+
 def break_gradients_of(steps: set[int], session: Session) -> None:
     """Make the embedding's gradient NaN in these steps. Their loss stays finite."""
     session.state.model.embedding.weight.register_hook(
