@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moebius.model.head import head_cross_entropy
 from moebius.model.loss import (
     IGNORED,
     Loss,
@@ -67,6 +68,17 @@ def test_cross_entropy_is_float32_and_skips_ignored_targets(dtype):
     (gradient_BSV,) = torch.autograd.grad(loss, logits_BSV)
     assert not gradient_BSV[0, 2].any() and not gradient_BSV[1, 6].any()
     assert gradient_BSV[0, 1].any()
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_every_id_of_a_vocabulary_counts_and_only_the_mark_is_ignored(chunks):
+    """The mark must be no id, whatever the size of the vocabulary."""
+    vocab_size = 400
+    hidden_BSD, weight_VD = torch.randn(1, vocab_size, 8), torch.randn(vocab_size, 8)
+    target_BS = torch.arange(vocab_size)[None]
+    losses_T = -(hidden_BSD @ weight_VD.T).log_softmax(dim=-1)[0].diagonal()
+    loss = head_cross_entropy(hidden_BSD, weight_VD, target_BS, chunks=chunks)
+    assert loss.item() == pytest.approx(losses_T.mean().item(), rel=1e-5)
 
 
 def layer(balance: float, z: float) -> LayerStats:

@@ -13,6 +13,7 @@ from moebius.model.transformer import Transformer, routed_layers, seeded
 from moebius.moe.balance import Balancing
 from moebius.moe.statistics import LayerStats
 from moebius.train import step
+from moebius.train.common_start import tie_experts
 from moebius.train.state import TrainState
 from moebius.train.step import CountsSoFar, StepResult, over_the_batch, train_step
 
@@ -94,6 +95,20 @@ def test_micro_batches_add_up_to_the_batch(variant, scope):
             torch.testing.assert_close(getattr(part, name), getattr(whole, name), msg=name)
     assert not whole.loss.requires_grad
     assert not any(value.requires_grad for stats in whole.stats for value in stats)
+
+
+def test_experts_that_start_equal_diverge_after_the_given_part_of_the_run():
+    config = config_of(router_top_k=1, train={"steps": 6, "common_start": 0.5})
+    state = new_state(config)
+    tie_experts(state.model)
+    tokens_BL = tokens_of(config)
+    are_equal = []
+    for _ in range(6):
+        train_step(state, tokens_BL, None, config.train)
+        weights = [w for name, w in state.model.named_parameters() if name.endswith("w_up_EDF")]
+        assert weights
+        are_equal.append(all(torch.equal(w, w[:1].expand_as(w)) for w in weights))
+    assert are_equal == [True] * 3 + [False] * 3
 
 
 def test_the_states_numbers_move_one_step_on():

@@ -69,7 +69,7 @@ def result_of(stats: list[LayerStats], **changes: Any) -> StepResult:
         "loss": torch.tensor(3.5),
         "mtp_loss": torch.tensor(4.5),
         "balance_loss_M": 1.5 * numbers,
-        "z_loss_M": 0.5 * numbers,
+        "z_loss_M": 0.3 * numbers,
         "grad_norm": torch.tensor(2.0),
         "router_grad_norm_M": 0.125 * numbers,
         "stats": stats,
@@ -98,7 +98,7 @@ def test_the_models_figures():
     assert (metrics.step, metrics.tokens, metrics.lr) == (7, 70, 0.01)
     assert (metrics.loss, metrics.mtp_loss, metrics.grad_norm) == (3.5, 4.5, 2.0)
     assert metrics.balance_loss == pytest.approx(1.5 * (1 + 2 + 3) / 3)
-    assert metrics.z_loss == pytest.approx(0.5 * (1 + 2 + 3) / 3)
+    assert metrics.z_loss == pytest.approx(0.3 * (1 + 2 + 3) / 3)
     assert (metrics.tokens_per_second, metrics.memory_gb) == (100.0, 3.0)
     assert metrics.val_loss is None and metrics.val_bpb is None
 
@@ -113,7 +113,7 @@ def test_a_dense_layer_has_its_place_and_the_mtp_layer_is_last():
     )
     assert mtp.tokens_per_expert == [10, 10, 10] and mtp.cv == 0.0
     assert [layer.balance_loss for layer in (first, third, mtp)] == [1.5, 3.0, 4.5]
-    assert [layer.z_loss for layer in (first, third, mtp)] == [0.5, 1.0, 1.5]
+    assert [layer.z_loss for layer in (first, third, mtp)] == pytest.approx([0.3, 0.6, 0.9])
     assert [layer.router_grad_norm for layer in (first, third, mtp)] == [0.125, 0.25, 0.375]
     assert {layer.routing_entropy for layer in (first, third, mtp)} == {0.5}
     assert {layer.mean_gate for layer in (first, third, mtp)} == {0.25}
