@@ -5,7 +5,7 @@ measurements, and a changed constant, layer or unit would look as plausible as b
 that changes here changes what people are told. If that is meant, record the figures again, look at
 the difference, and give the reason and the measurement in the commit:
 
-    python -m tests.cost.test_recorded_figures
+    python -m tests.cost.test_layouts_recorded
 """
 
 import json
@@ -26,7 +26,7 @@ from moebius.cost.floor import components
 from moebius.cost.layouts import Layout, planned
 from moebius.hardware.devices import DEVICES
 
-RECORD = Path(__file__).with_name("recorded_figures.json")
+RECORD = Path(__file__).with_name("layouts_recorded.json")
 CASES = {
     "standard": ("standard", "h100", Layout(1, 1, False, "none", 16, 1)),
     "standard, float8": (
@@ -45,7 +45,7 @@ CASES = {
         "standard --model.num_experts=64 --model.router_top_k=8 --model.moe_min_expansion=0.25 "
         "--model.moe_max_expansion=0.25 --model.base_expansion=0.5 --train.optimizer=muon "
         "--train.seq_len=256",
-        "h100",
+        "l40s",
         Layout(64, 1, True, "none", 1, 1),
     ),
     "experts over several machines": (
