@@ -107,7 +107,7 @@ def kills(folder: Path, num_kills: int, chance: random.Random) -> bool:
     start = time.perf_counter()
     while killed < num_kills:
         run = folder / f"killed-{finished}"
-        newest = 0
+        newest = -1  # no checkpoint yet, which a run that is killed early need not have
         while True:
             process = spawn(train_arguments(folder, run.name))
             time.sleep(chance.uniform(0, 3))
