@@ -145,7 +145,7 @@ tensors = {"model": {"weight": weight}, "optimizer": {"moment": moment}}
 for step in (3, 4, 4):  # two new checkpoints, which push out the oldest, and one that replaces
     print("saving", step, file=sys.stderr)
     checkpoint.write(folder / f"step-{step:08d}", tensors, {"step": step})
-    checkpoint_store.prune(folder, keep_last=2, keep_every=0)
+    checkpoint_store.prune(folder, 2, 0, folder / f"step-{step:08d}")
 """
 """Three saves into a folder that has the checkpoints of steps 1 and 2."""
 

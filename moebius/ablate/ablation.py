@@ -1,6 +1,7 @@
 """The options of an ablation, and its results. This does not import torch."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from moebius.ablate.comparison import Outcome
@@ -55,7 +56,11 @@ class Ablation:
     outcomes: list[Outcome]
     """One outcome per variant. The configuration itself comes first."""
     notes: list[str] = field(default_factory=list)
-    """What a reader must know about how the figures were measured."""
+    """What a reader must know about the text, and about how the figures were measured."""
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Add notes that are not there yet. Variants often share a text, and so its notes."""
+        self.notes += [note for note in notes if note not in self.notes]
 
     @property
     def sound(self) -> list[Outcome]:

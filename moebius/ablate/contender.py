@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from moebius.config import Config
 from moebius.data import prepare
 from moebius.errors import NumericError
 from moebius.hardware.device import choose_device, describe, peak_memory, wait
-from moebius.hardware.processor import Usage, Watch
+from moebius.hardware.processor import Watch
 from moebius.profile.steps import Steps
 from moebius.train.evaluate import evaluate
 from moebius.train.session import build, feed_for
@@ -29,11 +30,12 @@ class Contender:
         self.device = choose_device(config.train.device)
         self.on_gpu = self.device.type == "cuda"
 
-    def start(self) -> dict[str, float | str]:
-        """Compile and warm up. Return the approximate seconds per step, and the device."""
+    def start(self) -> dict[str, Any]:
+        """Compile and warm up. Return the seconds per step, the device and notes on the text."""
         self.steps = Steps(self.config, self.device)
         self.steps.run(WARM_UP)
-        return {"seconds": self.steps.run(1), "device": describe(self.device)}
+        seconds, notes = self.steps.run(1), list(self.steps.notes)
+        return {"seconds": seconds, "device": describe(self.device), "notes": notes}
 
     def run(self, count: int) -> dict[str, float | str]:
         """Run steps. Return the mean seconds per step, and the most bytes in use so far.
@@ -45,7 +47,7 @@ class Contender:
             self.steps.run(1)  # allocates the memory again that `rest` has freed
         watch = Watch()
         seconds = self.steps.run(count)
-        crowding = _in_words(watch.usage())
+        crowding = watch.usage().crowding
         return {
             "seconds": seconds,
             "peak_bytes": peak_memory(self.device),
@@ -93,7 +95,7 @@ class Contender:
                 f"{skipped.item():.0f} of the updates up to step {until} had a loss or gradient "
                 "that is not finite"
             )
-        return {"seconds": seconds, "crowding": _in_words(watch.usage())}
+        return {"seconds": seconds, "crowding": watch.usage().crowding}
 
     def evaluate(self) -> dict[str, float]:
         """Return the loss on the held-out text, in nats per token and in bits per byte."""
@@ -106,7 +108,3 @@ class Contender:
         """Free memory on the GPU for the other variants."""
         if self.on_gpu:
             torch.cuda.empty_cache()
-
-
-def _in_words(usage: Usage) -> str:
-    return str(usage) if usage.is_crowded else ""

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 from moebius.ablate.ablation import Ablation
 from moebius.ablate.comparison import Outcome
-from moebius.ablate.variants import SAME_COMPUTE
-from moebius.ablate.verdict import active_change, comparable, quoted
+from moebius.ablate.verdict import comparable, quoted
 
 
 def notes(ablation: Ablation) -> list[str]:
     """Return the notes: how the figures were measured, and what they do not show."""
-    lines = [*ablation.notes, *_on_sizes(ablation), *_on_learning(ablation)]
+    lines = [*ablation.notes, *_on_learning(ablation)]
     if any(
         outcome.variant.is_mixture and outcome.variant.model.router_type == "sigmoid"
         for outcome in ablation.sound
@@ -20,21 +19,6 @@ def notes(ablation: Ablation) -> list[str]:
             "pass the threshold"
         )
     return lines
-
-
-def _on_sizes(ablation: Ablation) -> Iterator[str]:
-    """Yield which variants should have equal compute and do not."""
-    unequal = [
-        f"{quoted(outcome)} has {change:+.1%}"
-        for outcome in ablation.sound
-        if outcome.variant.is_resized or outcome.variant.is_twin
-        if abs(change := active_change(outcome, ablation.outcomes[0])) > SAME_COMPUTE
-    ]
-    if unequal:
-        yield (
-            "not compared at equal active parameters, because widths are multiples of 64: "
-            f"{', '.join(unequal)}"
-        )
 
 
 def _on_learning(ablation: Ablation) -> Iterator[str]:

@@ -51,6 +51,7 @@ def _prepare(ablation: Ablation, say: Say) -> None:
         config = outcome.variant.config
         try:
             corpus = prepare(config.data, config.model.vocab_size, report=say)
+            ablation.add_notes(corpus.notes)
             if corpus.lossy:
                 raise DataError(
                     f"data.tokenizer={config.data.tokenizer!r}: loses text ({corpus.lossy}), so "

@@ -7,6 +7,7 @@ from moebius.ablate.ablation import Ablation
 from moebius.ablate.comparison import Axis, Outcome, Spread, common_end, difference, speed
 from moebius.ablate.doubts import doubts
 from moebius.ablate.notes import notes
+from moebius.ablate.variants import SAME_COMPUTE
 from moebius.ablate.verdict import active_change, comparable, verdict
 from moebius.cost.counts import active_parameters, parameters
 from moebius.cost.units import gigabytes, short
@@ -68,7 +69,10 @@ def _sizes(ablation: Ablation) -> Iterator[str]:
         if not variant.is_resized:
             what = f"MLPs of width {variant.model.base_width}"
         change = active_change(outcome, first)
-        yield f"{variant.name}: {what}, {change:+.1%} active parameters compared with the first"
+        why = "" if abs(change) <= SAME_COMPUTE else " (widths are multiples of 64)"
+        yield (
+            f"{variant.name}: {what}, {change:+.1%} active parameters compared with the first{why}"
+        )
     for device in sorted({outcome.device for outcome in ablation.sound}):
         rounds = len(ablation.sound[0].rounds)
         yield f"{rounds} rounds in turns on {device}; lowest and highest ratio in parentheses"

@@ -21,6 +21,7 @@ def time_variants(ablation: Ablation, stage: Stage, say: Callable[[str], None]) 
         with stage.turn(outcome) as worker:
             warm = worker.ask("start")
             outcome.warm_seconds, outcome.device = warm["seconds"], warm["device"]
+            ablation.add_notes(warm["notes"])
     if not ablation.sound:
         return
     options = ablation.options

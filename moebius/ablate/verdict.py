@@ -154,7 +154,7 @@ def _base_mlp(ablation: Ablation, wide: Outcome, narrow: Outcome) -> str:
         better = "the split pays" if change < 0 else open_question
         worse = "it does not pay" if change > 0 else open_question
         worth = _worth(ablation, wide, narrow, "tokens", better, worse)
-        return f"not at equal compute, because widths are multiples of 64. {pair}; {worth}"
+        return f"not at equal compute. {pair}; {worth}"
     if change > 0:
         worth = _worth(ablation, wide, narrow, "seconds", "it earns its compute", "waste")
         return f"comes on top. {pair}; {worth}"

@@ -42,6 +42,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            process_group=0,  # signals from the terminal reach the owner alone, which decides
         )
         self._config = to_toml(config)
 
@@ -84,7 +85,9 @@ class Worker:
 
 def serve() -> None:
     """Run the worker's side: answer requests that come on stdin until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the owner decides
+    # Schedulers send SIGTERM to all processes, but only the owner decides what it does.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # so that what libraries print is not taken for a reply
     requests: queue.SimpleQueue[Reply] = queue.SimpleQueue()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from moebius.cli.output import discard_unwritable, finish
+from moebius.cli.stopping import Stopped, stopping_on_signals
 from moebius.config.printable import complain
 from moebius.errors import ConfigError, MoebiusError, StorageError
 
@@ -33,9 +34,10 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         # A model may write characters that this terminal cannot show.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        _run([word for word in words if word != "--debug"])
-        finish()
-    except (MoebiusError, OSError, KeyboardInterrupt, RuntimeError) as error:
+        with stopping_on_signals():
+            _run([word for word in words if word != "--debug"])
+            finish()
+    except (MoebiusError, OSError, KeyboardInterrupt, RuntimeError, MemoryError) as error:
         is_closed = _is_stdout_closed()
         discard_unwritable(sys.stdout)
         if is_closed and _is_output_error(error):
@@ -86,13 +88,23 @@ def _explain(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return StorageError.exit_code, f"{place}{error.strerror or error}"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+    if full := _full_memory(error):
         return ConfigError.exit_code, (
-            "the GPU's memory is full; lower --train.micro_batch_size, or give "
+            f"{full} is full; lower --train.micro_batch_size, or give "
             "--parallel.loss_chunks 8 or --parallel.activation_checkpointing selective; "
             "`moebius plan` estimates what fits"
         )
+    if isinstance(error, Stopped):
+        return error.exit_code, str(error)
     return (INTERRUPTED, "interrupted") if isinstance(error, KeyboardInterrupt) else None
+
+
+def _full_memory(error: BaseException) -> str:
+    """Return in words which memory is full, or "" if the error says nothing of the kind."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return "the GPU's memory"
+    is_on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return "this machine's memory" if is_on_cpu else ""
 
 
 def _with_notes(error: BaseException, code: int, message: str) -> tuple[int, str]:

@@ -27,8 +27,8 @@ def _add_options(parser: ArgumentParser) -> None:
         "--gpu",
         default="here",
         metavar="NAME",
-        help="kind of GPU: b200, h200, h100, a100, l40s, rtx-4090 and others, or here "
-        "(the default) for this machine's",
+        help="kind of GPU: b200, h200, h100, a100, l40s, rtx-4090 and others, or its name in "
+        "nvidia-smi, or here (the default) for this machine's",
     )
     parser.add_argument(
         "--imbalance",

@@ -8,6 +8,7 @@ from moebius.config.fields import (
     FilledText,
     NonNegativeInt,
     at_least,
+    between,
     check_fields,
     inside,
     shown,
@@ -16,6 +17,8 @@ from moebius.errors import ConfigError
 
 SECRET_IN_URL = re.compile(r"://([^/,]*@|[^,]*\?)")
 """Matches a URL with a user name and password, or with a query, which may hold a signature."""
+MOST_WORKERS = 4096
+"""Largest number of processes that tokenize, more than any machine has cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class DataConfig:
     """Keep attention within a document where several are packed into one sequence."""
     cache: FilledText = "~/.cache/moebius"
     """Folder for prepared tokenizers and token shards, and for what was downloaded from URLs."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[int, between(0, MOST_WORKERS)] = 0
     """Number of processes that tokenize. The result does not depend on it. 0 means one per
     core."""
 

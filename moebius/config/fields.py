@@ -20,6 +20,8 @@ from moebius.errors import ConfigError
 
 INTEGER_LIMIT = 2**63
 """Integers must stay below this limit: TOML, torch and numpy store them in 64 bits."""
+HIGHEST_DIVISOR = 2**16
+"""Divisors are looked for up to this number, so that a huge number is refused quickly, too."""
 
 
 class Bound(NamedTuple):
@@ -119,8 +121,10 @@ def bounds(annotation: Any) -> list[Bound]:
 
 def divisors(number: int, multiple_of: int = 1) -> str:
     """Return up to twelve divisors of `number` that are multiples of `multiple_of`, as text."""
-    numbers = [str(d) for d in range(1, number + 1) if number % d == 0 and d % multiple_of == 0]
-    return ", ".join(numbers[:12])
+    highest = min(math.isqrt(number), HIGHEST_DIVISOR)
+    small = [d for d in range(1, highest + 1) if number % d == 0]
+    fitting = sorted(d for d in {*small, *(number // d for d in small)} if d % multiple_of == 0)
+    return ", ".join(map(str, fitting[:12]))
 
 
 def shown(value: Any) -> str:

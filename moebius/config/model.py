@@ -14,6 +14,7 @@ from moebius.config.fields import (
     between,
     check_fields,
     divisors,
+    inside,
 )
 from moebius.config.routers import ROUTERS
 from moebius.errors import ConfigError
@@ -23,6 +24,10 @@ WIDTH_MULTIPLE = 64
 MTP_OFFSETS = (2, 3, 4)
 """Multi-token prediction: the hidden state of token t also predicts the tokens t+2, t+3, t+4."""
 
+WIDEST = 1_000_000
+"""Largest hidden width as a multiple of dim, far above every real one."""
+
+Expansion = Annotated[float, inside(0, WIDEST)]
 RouterType = Literal["sigmoid", "softmax_topk", "switch"]
 Activation = Literal["swiglu", "relu2", "gelu"]
 
@@ -61,16 +66,16 @@ class ModelConfig:
     activation: Activation = "swiglu"
     """Activation of the base MLP and the experts. swiglu has three matrices per MLP, relu2
     (squared ReLU) and gelu have two."""
-    base_expansion: NonNegativeFloat = 0.0
+    base_expansion: Annotated[float, between(0, WIDEST)] = 0.0
     """Hidden width of the base MLP, which every token passes through, as a multiple of dim. 0
     removes the base MLP."""
     residual_mix: Literal["add", "learned"] = "add"
     """How the base MLP's and the experts' outputs are combined: add sums them, learned weights
     them by a softmax that each token computes (PR-MoE)."""
-    moe_min_expansion: PositiveFloat = 3.0
+    moe_min_expansion: Expansion = 3.0
     """Hidden width of the first layer's experts as a multiple of dim. The width changes linearly
     with depth up to the last layer's."""
-    moe_max_expansion: PositiveFloat = 4.0
+    moe_max_expansion: Expansion = 4.0
     """Hidden width of the last layer's experts as a multiple of dim."""
     num_experts: Annotated[int | tuple[int, ...], at_least(0)] = 4
     """Number of experts (E): one number for all layers, or one per layer, such as 4,4,8,8. A

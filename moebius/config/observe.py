@@ -54,7 +54,8 @@ class ObserveConfig:
     above 4/3 of its even share, experts per token / number of experts."""
     router_gradient: Rule = Rule(threshold=1e-6)
     """Fires when the norm of a router's gradient, divided by the norm of the whole gradient, is
-    below the threshold. Not watched in a layer with one expert."""
+    below the threshold. Not watched in a layer with one expert, and not while the experts of a
+    layer are equal (train.common_start)."""
     routing_entropy: Rule = Rule(threshold=0.01)
     """Fires when the mean entropy of the tokens' probabilities, divided by its largest possible
     value, the logarithm of the number of experts, is below the threshold. Not watched in a layer

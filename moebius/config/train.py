@@ -19,6 +19,8 @@ from moebius.errors import ConfigError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DEVICES = ("auto", "cpu", "cuda")
+MOST_THREADS = 4096
+"""Largest number of CPU threads, more than any machine has cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class TrainConfig:
     date and time."""
     device: str = "auto"
     """Device to train on: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one."""
-    threads: NonNegativeInt = 0
+    threads: Annotated[int, between(0, MOST_THREADS)] = 0
     """Number of CPU threads. 0 means OMP_NUM_THREADS if that is set, and otherwise one per core,
     but no more than a container's share of the processor."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"

@@ -31,6 +31,8 @@ LATENCY = 20e-6
 devices."""
 HIDING = 0.7
 """Part of the computing time during which weights and gradients can travel."""
+MOST_SEQUENCES = 2**20
+"""Most sequences of one pass that a layout may have. No device has the memory for more."""
 BUCKET = 100e6
 """Bytes of gradients that replicas sum in one collective."""
 
@@ -118,7 +120,8 @@ def layouts(config: Config, gpus: int) -> Iterator[Layout]:
     kinds are tried. `train.batch_size` must be a multiple of `gpus`.
     """
     per_device = config.train.batch_size // gpus
-    sizes = [size for size in range(per_device, 0, -1) if per_device % size == 0]
+    largest = min(per_device, MOST_SEQUENCES)
+    sizes = [size for size in range(largest, 0, -1) if per_device % size == 0]
     asked = config.parallel.activation_checkpointing
     every_kind: tuple[Recomputing, ...] = ("none", "selective", "full")
     for recomputing in every_kind if asked == "none" else (asked,):

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +17,7 @@ from moebius.config import DataConfig
 from moebius.config.paths import expanded
 from moebius.data.file_hashes import content_hashes
 from moebius.data.shards import FORMAT_VERSION, file_sha256
-from moebius.data.sources import inventory, on_hub, weighted_sources
-from moebius.data.tally import Tally
+from moebius.data.sources import Inventory, on_hub, weighted_sources
 from moebius.data.tokenizer import tokenizer_file
 from moebius.errors import StorageError
 
@@ -31,30 +31,35 @@ def cache_folder(config: DataConfig) -> Path:
     return expanded(config.cache)
 
 
-def source_key(config: DataConfig, tokenizer: str) -> str:
+def source_key(config: DataConfig, tokenizer: str, listed: Inventory) -> str:
     """Return the name of the folder for the shards of a single source.
 
-    It depends on the settings, on the files' names and contents, and on `tokenizer`, the key of
-    the tokenizer. It does not depend on the folder in which the files are. A dataset on the
-    Hugging Face hub is identified by its name alone, because asking for its revision would need
-    the network at each start.
+    It depends on the settings, on the names and contents of the files in `listed`, the source's
+    inventory, and on `tokenizer`, the key of the tokenizer. It does not depend on the folder in
+    which the files are. A dataset on the Hugging Face hub is identified by its name alone, because
+    asking for its revision would need the network at each start.
     """
     settings = _settings(config, "errors", "format", "text_field", "val_fraction")
-    return digest([settings, _contents(config), tokenizer])
+    return digest([settings, _contents(config, listed), tokenizer])
 
 
-def tokenizer_key(config: DataConfig, vocab_size: int) -> str:
+def tokenizer_key(
+    config: DataConfig, vocab_size: int, listed: Mapping[DataConfig, Inventory]
+) -> str:
     """Return a name for the tokenizer of a configuration and a model of `vocab_size` ids.
 
     A BPE depends on the sources and their weights, a tokenizer.json on its contents; the name is
-    empty if there is no such file. Raises DataError, StorageError or ConfigError for sources that
-    cannot be found.
+    empty if there is no such file. `listed` has the inventory of each source. Raises StorageError
+    for a file that cannot be read.
     """
     if config.tokenizer == "bytes":
         return "bytes"
     if config.tokenizer != "bpe":
         return file_sha256(tokenizer_file(config)) if tokenizer_file(config).is_file() else ""
-    sources = [(weight, _contents(single)) for single, weight in weighted_sources(config).items()]
+    sources = [
+        (weight, _contents(single, listed[single]))
+        for single, weight in weighted_sources(config).items()
+    ]
     settings = _settings(config, "errors", "format", "text_field")
     return digest([settings, config.vocab_size or vocab_size, sources])
 
@@ -88,13 +93,12 @@ def _settings(config: DataConfig, *names: str) -> dict[str, object]:
     return {name: value for name, value in asdict(config).items() if name in names}
 
 
-def _contents(config: DataConfig) -> list[object]:
+def _contents(config: DataConfig, listed: Inventory) -> list[object]:
     """Return what the text of a source depends on: its files' names and contents, in order.
 
     Of the files that are passed over only the number matters, because it is reported.
     """
-    tally = Tally()
-    files = inventory(config, tally)
+    files, tally = listed
     if not files and on_hub(config):
         return [config.source]
     try:

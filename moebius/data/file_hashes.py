@@ -8,6 +8,7 @@ size, the modification time and the file's number are the same.
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ RECORDS = ".hashes"
 RECENT_NS = 3 * 10**9
 """Age of a change below which the hash is not remembered, because another change might get the
 same time stamp. Git calls such a file racily clean."""
+BLOCK_BYTES = 2**22
+"""Number of bytes that are read and hashed at a time."""
 
 State = list[int]
 
@@ -34,16 +37,20 @@ def content_hashes(files: Sequence[Path], cache: Path, source: str) -> list[str]
     known = _read(record)
     states = [_state(file) for file in files]
     now = time.time_ns()
+    is_stopped = threading.Event()
 
     def content_hash(file: Path, state: State) -> str:
         remembered = known.get(str(file.absolute()))
         if isinstance(remembered, list) and remembered[:-1] == state:
             return str(remembered[-1])
-        return _sha256(file)
+        return _sha256(file, is_stopped)
 
     # hashlib works outside of Python's global lock, so threads use all cores.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        hashes = list(threads.map(content_hash, files, states))
+        try:
+            hashes = list(threads.map(content_hash, files, states))
+        finally:
+            is_stopped.set()  # a signal need not wait for the end of a file of many gigabytes
     kept = {
         str(file.absolute()): [*state, hash_]
         for file, state, hash_ in zip(files, states, hashes, strict=True)
@@ -60,9 +67,13 @@ def _state(file: Path) -> State:
     return [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: Path, is_stopped: threading.Event) -> str:
+    """Return the hash of a file's contents, or of their first part if that is stopped."""
+    hash_ = hashlib.sha256()
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while not is_stopped.is_set() and (block := opened.read(BLOCK_BYTES)):
+            hash_.update(block)
+    return hash_.hexdigest()
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -7,17 +7,16 @@ unless that folder is read anyway. Everything that is not listed is counted, wit
 import glob
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from moebius.data.tally import HIDDEN, READ_ELSEWHERE, Tally
+from moebius.data.tally import HIDDEN, NOT_ENTERED, READ_ELSEWHERE, UNREADABLE, Tally
 from moebius.errors import StorageError
 
 BROKEN = "broken link"
 NO_FILE = "neither a file nor a folder"
-NOT_ENTERED = "in a folder that this glob does not enter (** does)"
 
 FolderKey = tuple[int, int]
 """Device and number of a folder, which tell whether two paths lead to the same one."""
@@ -36,8 +35,8 @@ class Entry(NamedTuple):
 def folder_files(root: Path, tally: Tally, left_out: tuple[str, ...] = ()) -> list[Path]:
     """Return all files below a folder, sorted, without those in folders of a name in `left_out`.
 
-    What is not returned is counted in `tally`. Raises StorageError for a folder that cannot be
-    listed.
+    What is not returned is counted in `tally`, also a folder below it that cannot be read. Raises
+    StorageError if the folder itself cannot be read.
     """
     return _listed(_walk(root, left_out=left_out), tally)
 
@@ -45,33 +44,51 @@ def folder_files(root: Path, tally: Tally, left_out: tuple[str, ...] = ()) -> li
 def glob_files(pattern: str, tally: Tally) -> list[Path]:
     """Return the files that a glob matches, sorted, each once.
 
-    Files in folders that it matches but does not enter are counted in `tally`. Raises
-    StorageError for a folder that cannot be listed.
+    Folders that it matches but does not enter, or that cannot be read, are counted in `tally`.
     """
     parts = Path(pattern).parts
     if "**" not in parts:
-        # glob.glob, because Path.glob takes no absolute pattern.
-        matches = sorted(map(Path, glob.glob(pattern)))  # noqa: PTH207
-        entries = [Entry(path, path.as_posix(), _reason(path)) for path in matches]
-        files = _listed(_once(entry for entry in entries if not entry.path.is_dir()), tally)
-        folders = [folder for folder in matches if folder.is_dir()]
-        inside = [file for folder in folders for file in folder_files(folder, Tally())]
-        others = {os.path.realpath(file) for file in inside}
-        others -= {os.path.realpath(file) for file in files}
-        if others:
-            tally.pass_over(NOT_ENTERED, str(inside[0]), len(others))
-        return files
+        entries = [Entry(path, path.as_posix(), _reason(path)) for path in _found(parts, tally)]
+        return _listed(_once(entries), tally)
     start = parts.index("**")
     hidden = any(part.startswith(".") for part in parts[start:])
-    bases = glob.glob(str(Path(*parts[:start]))) if start else ["."]  # noqa: PTH207
+    bases = _found(parts[:start], tally) if start else [Path()]
     entries = [
         _named_in_full(entry, is_relative=not start)
         for base in sorted(bases)
-        if Path(base).is_dir()
-        for entry in _walk(Path(base), with_hidden=hidden)
-        if _matches(tuple(entry.relative.split("/")), parts[start:])
+        if base.is_dir()
+        for entry in _walk(base, with_hidden=hidden)
+        if _matches(tuple(entry.relative.split("/")), parts[start:]) or entry.reason == UNREADABLE
     ]
     return _listed(_once(entries), tally)
+
+
+def _found(parts: Sequence[str], tally: Tally) -> list[Path]:
+    """Return the paths that match a glob without **, which `glob.glob` would do without a word
+    about the folders that cannot be read.
+    """
+    paths = [Path()]
+    for part in parts:
+        if glob.has_magic(part):
+            paths = [
+                folder / name
+                for folder in paths
+                for name in _names(folder, tally)
+                if _matches((name,), (part,))
+            ]
+        else:
+            paths = [path / part for path in paths]
+    return sorted(path for path in paths if os.path.lexists(path))
+
+
+def _names(folder: Path, tally: Tally) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError:
+        tally.pass_over(UNREADABLE, str(folder))
+        return []
 
 
 def _named_in_full(entry: Entry, is_relative: bool) -> Entry:
@@ -100,7 +117,7 @@ def _listed(entries: Iterator[Entry], tally: Tally) -> list[Path]:
     return files
 
 
-def _once(entries: "Iterator[Entry] | list[Entry]") -> Iterator[Entry]:
+def _once(entries: list[Entry]) -> Iterator[Entry]:
     """Yield each entry once, even if links lead several matches to the same folder.
 
     The path without links, if it is among them, is the one that is kept.
@@ -119,8 +136,12 @@ def _walk(
 ) -> Iterator[Entry]:
     """Yield everything below a folder. Links to folders come last, when all others are known."""
 
-    def stop(error: OSError) -> None:  # os.walk would silently pass over the folder
-        raise StorageError(f"{error.filename}: {error.strerror}")
+    unreadable: list[Path] = []
+
+    def note(error: OSError) -> None:  # os.walk would silently pass over the folder
+        if Path(error.filename) == root:
+            raise StorageError(f"{root}: {error.strerror}")
+        unreadable.append(Path(error.filename))
 
     # A link to a folder above the source would bring in everything beside it.
     seen = {_key(folder) for folder in root.resolve().parents}
@@ -132,7 +153,7 @@ def _walk(
             yield Entry(start, relative, READ_ELSEWHERE)
             continue
         links: list[Path] = []
-        for folder, subfolders, names in os.walk(start, onerror=stop):
+        for folder, subfolders, names in os.walk(start, onerror=note):
             seen.add(_key(Path(folder)))
             inside = Path(folder).relative_to(root)
             kept = []
@@ -155,12 +176,16 @@ def _walk(
                 reason = HIDDEN if is_hidden else _reason(path)
                 yield Entry(path, (inside / name).as_posix(), reason)
         queue.extend(sorted(links))
+    for folder in unreadable:
+        yield Entry(folder, folder.relative_to(root).as_posix(), UNREADABLE)
 
 
 def _reason(path: Path) -> str:
-    """Return why a path that is no folder is not read, or "" if it is a file."""
+    """Return why a path is not read, or "" if it is a file."""
     if path.is_file():
         return ""
+    if path.is_dir():
+        return NOT_ENTERED
     return BROKEN if path.is_symlink() and not path.exists() else NO_FILE
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from moebius.config import DataConfig
 from moebius.config.printable import printable_line
@@ -27,7 +28,14 @@ from moebius.data.progress_bar import progress_bar
 from moebius.data.record import RECORD_FILE
 from moebius.data.sample import sample
 from moebius.data.shards import META, TOKENIZER, Meta, file_sha256, token_dtype
-from moebius.data.sources import Document, documents, weighted_sources
+from moebius.data.sources import (
+    Document,
+    Inventory,
+    documents,
+    inventory,
+    root_of,
+    weighted_sources,
+)
 from moebius.data.stream import TokenStream, open_split
 from moebius.data.tally import Tally, joined_lines
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
@@ -36,6 +44,8 @@ from moebius.hardware.processor import cores
 
 Report = Callable[[str], None]
 """Function that gets lines to show to the user."""
+_Listed = Mapping[DataConfig, Inventory]
+"""The inventory of each source."""
 
 FEWEST_HELD_OUT = 1 / 10
 """Share of its different documents that a source with up to `LOWEST_HASHES` of them holds out at
@@ -72,15 +82,17 @@ def prepare(
     sources = weighted_sources(config)
     try:
         _check_cache(cache)
-        key = tokenizer_key(config, vocab_size)
-        tokenizer = _tokenizer(config, vocab_size, cache, f"tokenizer-{key}", report)
+        listed = {single: inventory(single) for single in sources}
+        key = tokenizer_key(config, vocab_size, listed)
+        tokenizer = _tokenizer(config, vocab_size, listed, f"tokenizer-{key}", report)
         _check_size(tokenizer, vocab_size)
-        folders = [cache / source_key(single, key) for single in sources]
+        folders = [cache / source_key(single, key, listed[single]) for single in sources]
         for single, folder in zip(sources, folders, strict=True):
             if not folder.is_dir():
                 with exclusive_lock(cache / f".{folder.name}.lock", report):
                     if not folder.is_dir():
-                        _prepare_source(single, tokenizer, key, folder, report, progress)
+                        source = _Source(single, listed[single], key, progress)
+                        _prepare_source(source, tokenizer, folder, report)
     except OSError as error:
         raise StorageError(
             f"{error.filename or cache}: {error.strerror or error}; "
@@ -130,10 +142,11 @@ def is_prepared(config: DataConfig, vocab_size: int) -> bool:
     Raises DataError, StorageError or ConfigError for a source that cannot be found.
     """
     cache = cache_folder(config)
-    key = tokenizer_key(config, vocab_size)
+    listed = {single: inventory(single) for single in weighted_sources(config)}
+    key = tokenizer_key(config, vocab_size, listed)
     if config.tokenizer == "bpe" and not any(cache.glob(f"tokenizer-{key}-*.json")):
         return False
-    return all((cache / source_key(single, key)).is_dir() for single in weighted_sources(config))
+    return all((cache / source_key(single, key, listed[single])).is_dir() for single in listed)
 
 
 def _open(
@@ -166,7 +179,8 @@ def _open(
 
 def _notes(names: list[str], metas: list[Meta], val: TokenStream, lossy: str) -> tuple[str, ...]:
     """Return the lines about what was read and what to beware of, for the user."""
-    lines = joined_lines(names, [meta.tally for meta in metas])
+    tallies = [meta.tally.found_in(root_of(name)) for name, meta in zip(names, metas, strict=True)]
+    lines = joined_lines(names, tallies)
     if len({meta.held_out_below for meta in metas}) > 1:
         lines.append(
             "small sources hold out a larger share of their documents, so a document that is "
@@ -205,7 +219,7 @@ def _check_size(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def _tokenizer(
-    config: DataConfig, vocab_size: int, cache: Path, name: str, report: Report
+    config: DataConfig, vocab_size: int, listed: _Listed, name: str, report: Report
 ) -> Tokenizer:
     """Return the tokenizer. A BPE is read from the cache, after training it if it is not there.
 
@@ -213,21 +227,25 @@ def _tokenizer(
     """
     if config.tokenizer != "bpe":
         return prepare_tokenizer(config, vocab_size, [])
+    cache = cache_folder(config)
     if not list(cache.glob(f"{name}-*.json")):
         with exclusive_lock(cache / f".{name}.lock", report):
             if not list(cache.glob(f"{name}-*.json")):
                 report(f"training a tokenizer on {config.source}")
-                _train_tokenizer(config, vocab_size, cache, name)
+                _train_tokenizer(config, vocab_size, listed, name)
     file = next(cache.glob(f"{name}-*.json"))
     if file_sha256(file) != file.stem.rpartition("-")[2]:
         raise DataError(f"{file}: damaged, its checksum differs; delete it to train it again")
     return Tokenizer.load(file)
 
 
-def _train_tokenizer(config: DataConfig, vocab_size: int, cache: Path, name: str) -> None:
-    sources = weighted_sources(config)
+def _train_tokenizer(config: DataConfig, vocab_size: int, listed: _Listed, name: str) -> None:
+    cache, sources = cache_folder(config), weighted_sources(config)
     samples = (
-        sample((document.text for document in documents(single)), weight / sum(sources.values()))
+        sample(
+            (document.text for document in documents(single, listed=listed[single])),
+            weight / sum(sources.values()),
+        )
         for single, weight in sources.items()
     )
     tokenizer = prepare_tokenizer(config, vocab_size, chain.from_iterable(samples))
@@ -240,28 +258,33 @@ def _train_tokenizer(config: DataConfig, vocab_size: int, cache: Path, name: str
         partial.unlink(missing_ok=True)
 
 
-def _prepare_source(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    key: str,
-    folder: Path,
-    report: Report,
-    progress: bool,
-) -> None:
+class _Source(NamedTuple):
+    """A single source that is being prepared."""
+
+    config: DataConfig
+    listed: Inventory
+    key: str
+    """The key of its tokenizer."""
+    has_bar: bool
+    """Whether a progress bar is shown."""
+
+
+def _prepare_source(source: _Source, tokenizer: Tokenizer, folder: Path, report: Report) -> None:
     """Fill a temporary folder and rename it, so that a folder called `folder` is always complete.
 
-    If the process is killed, or stopped with Ctrl-C after it has recorded its progress, the
-    temporary folder stays, and the next preparation continues from it. `key` is that of the
-    tokenizer. Raises DataError if a file changes while it is read.
+    If the process is killed, or stopped by a signal after it has recorded its progress, the
+    temporary folder stays, and the next preparation continues from it. Raises DataError if a file
+    changes while it is read.
     """
+    config, listed = source.config, source.listed
     remove_abandoned(folder.parent)
     partial = folder.with_name(f".{folder.name}.partial")
     action = "continuing to prepare" if partial.is_dir() else "preparing"
     report(f"{action} {config.source} (in {folder})")
     try:
         partial.mkdir(exist_ok=True)
-        _fill(partial, config, tokenizer, progress)
-        if source_key(config, key) != folder.name:
+        _fill(partial, source, tokenizer)
+        if source_key(config, source.key, inventory(config, known=listed)) != folder.name:
             raise DataError(
                 f"data.source={config.source!r}: its files changed while they were read; "
                 "start again when they are complete"
@@ -271,27 +294,29 @@ def _prepare_source(
         partial.rename(folder)
         sync(folder.parent)
     except BaseException as error:
-        if not (isinstance(error, KeyboardInterrupt) and (partial / RECORD_FILE).exists()):
+        if isinstance(error, KeyboardInterrupt) and (partial / RECORD_FILE).exists():
+            error.add_note("the same command continues with what has been tokenized so far")
+        else:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _fill(folder: Path, config: DataConfig, tokenizer: Tokenizer, progress: bool) -> None:
+def _fill(folder: Path, source: _Source, tokenizer: Tokenizer) -> None:
     """Write the tokenizer, the shards and meta.json of a single source."""
     tokenizer.save(folder / TOKENIZER)
-    fraction = config.val_fraction
-    tally, ingested = _ingest(folder, config, tokenizer, fraction, progress)
+    config, fraction = source.config, source.config.val_fraction
+    tally, ingested = _ingest(folder, source, tokenizer, fraction)
     if len(ingested.lowest_hashes) < 2:
         raise DataError(_too_few(config, ingested, tally))
     if (better := _better_fraction(fraction, ingested)) != fraction:
         fraction = better
-        tally, ingested = _ingest(folder, config, tokenizer, fraction, progress)
+        tally, ingested = _ingest(folder, source, tokenizer, fraction)
     Meta(
         dtype=token_dtype(tokenizer.size).name,
         vocab_size=tokenizer.size,
         end_of_text=tokenizer.end_of_text,
         tokenizer_sha256=file_sha256(folder / TOKENIZER),
-        tally=tally,
+        tally=tally.relative_to(root_of(config.source)),
         held_out_below=fraction,
         lossy=ingested.lossy,
         splits=ingested.splits,
@@ -322,15 +347,16 @@ def _better_fraction(fraction: float, ingested: Ingested) -> float:
 
 
 def _ingest(
-    folder: Path, config: DataConfig, tokenizer: Tokenizer, val_fraction: float, progress: bool
+    folder: Path, source: _Source, tokenizer: Tokenizer, val_fraction: float
 ) -> tuple[Tally, Ingested]:
-    tally = Tally()
+    config, listed, tally = source.config, source.listed, Tally()
 
     def read_documents() -> Iterator[Document]:
         tally.clear()
-        return documents(config, tally)
+        return documents(config, tally, listed)
 
     num_workers = config.workers or cores()
-    with progress_bar(config) if progress else nullcontext(lambda num_bytes: None) as advance:
+    bar = progress_bar(listed.files) if source.has_bar else nullcontext(lambda num_bytes: None)
+    with bar as advance:
         ingested = ingest(folder, read_documents, tokenizer, val_fraction, num_workers, advance)
     return tally, ingested

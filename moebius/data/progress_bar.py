@@ -1,34 +1,33 @@
 """The progress bar that is shown while a source is tokenized."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Column
 
-from moebius.config import DataConfig
-from moebius.data.formats import TEXT
+from moebius.data.formats import TEXT, SourceFile
 from moebius.data.output import Output
-from moebius.data.sources import inventory, on_hub
 
 
 @contextmanager
-def progress_bar(config: DataConfig) -> Iterator[Callable[[int], None]]:
+def progress_bar(files: Sequence[SourceFile]) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr inside the with block; yield a function that adds bytes of text to it.
 
-    The bar shows no total if the bytes of text are not known beforehand, as for compressed files,
-    rows with several fields and datasets on the Hugging Face hub.
+    `files` are those of the source, none for a dataset on the Hugging Face hub. The bar shows no
+    total if the bytes of text are not known beforehand, as for compressed files, rows with several
+    fields and datasets on the hub.
     """
-    files = [] if on_hub(config) else inventory(config)
     is_plain = all(file.format.kind == TEXT and not file.format.compressions for file in files)
     total = sum(file.path.stat().st_size for file in files) if files and is_plain else None
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        DownloadColumn(table_column=Column(no_wrap=True)),  # a bar that wraps leaves copies behind
+        TransferSpeedColumn(table_column=Column(no_wrap=True)),
     )
     console = Console(file=cast(Any, Output(sys.stderr)))
     with Progress(*columns, transient=True, console=console) as bar:

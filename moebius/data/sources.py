@@ -86,14 +86,19 @@ def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
     }
 
 
-def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[Document]:
+def documents(
+    config: DataConfig, tally: Tally | None = None, listed: "Inventory | None" = None
+) -> Iterator[Document]:
     """Yield every document that is not empty, for a configuration with a single source.
 
-    If a document cannot be read, data.errors decides: either DataError is raised, naming the file
-    and the place in it, or the document is counted in `tally`, like all that is read and all files
-    that are not. Raises StorageError if the system does not let a file be read.
+    `listed` is the inventory of its files, if there is one already. If a document cannot be read,
+    data.errors decides: either DataError is raised, naming the file and the place in it, or the
+    document is counted in `tally`, like all that is read and all files that are not. Raises
+    StorageError if the system does not let a file be read.
     """
     tally = Tally() if tally is None else tally
+    listed = listed or inventory(config)
+    tally.include(listed.tally)
     if on_hub(config):
 
         def refuse(reason: str) -> None:
@@ -103,15 +108,23 @@ def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[Docume
         texts = hub_rows(config.source, config.text_field, refuse)
         yield from _counted(texts, amount)
         return
-    files = inventory(config, tally)
-    for file in files:
+    for file in listed.files:
         amount = tally.read.setdefault(file.format.label, Amount())
         amount.files += 1
-        yield from _counted(_read(file, config, tally, len(files) == 1), amount)
+        yield from _counted(_read(file, config, tally, len(listed.files) == 1), amount)
 
 
-def inventory(config: DataConfig, tally: Tally | None = None) -> list[SourceFile]:
-    """Return the local files of a single source that are read, in the order in which they are.
+class Inventory(NamedTuple):
+    """The files of a source. Every file was opened to find out what it is."""
+
+    files: list[SourceFile]
+    """The files that are read, in the order in which they are."""
+    tally: Tally
+    """The files that are not, with the reasons."""
+
+
+def inventory(config: DataConfig, known: Inventory | None = None) -> Inventory:
+    """Return the local files of a single source.
 
     - A folder stands for all files below it, whatever their suffix, so that a folder of source
       code works. Hidden files (.git, .venv) are left out. Links are followed once.
@@ -120,11 +133,13 @@ def inventory(config: DataConfig, tally: Tally | None = None) -> list[SourceFile
       returned.
     - A dataset on the Hugging Face hub has no local files.
 
-    Files that hold no text that can be read are counted in `tally`; if the source is only one such
-    file, that is an error. Raises DataError if there are no files, StorageError if they cannot be
+    Files that hold no text that can be read are counted; if the source is only one such file, that
+    is an error. Files that are read according to `known`, an earlier inventory, are not opened
+    again. Raises DataError if there are no files, StorageError if they cannot be
     listed or downloaded, and ConfigError for a URL of an unknown kind.
     """
-    tally = Tally() if tally is None else tally
+    tally = Tally()
+    formats = {file.path: file.format for file in known.files} if known else {}
     try:
         named, saved_sets = _candidates(config, tally)
         files: list[SourceFile] = []
@@ -136,7 +151,7 @@ def inventory(config: DataConfig, tally: Tally | None = None) -> list[SourceFile
             if reason := saved_sets.reason(name):
                 tally.pass_over(reason, name)
                 continue
-            format_ = identify(path, name, as_text)
+            format_ = formats.get(path) or identify(path, name, as_text)
             if format_.kind:
                 files.append(SourceFile(path, name, format_))
             elif format_.is_damaged:
@@ -147,7 +162,13 @@ def inventory(config: DataConfig, tally: Tally | None = None) -> list[SourceFile
         raise StorageError(f"{error.filename}: {error.strerror or error}") from None
     if not files and len(named) == 1 and tally.passed_over:
         raise DataError(f"data.source={config.source!r}: no text in it: {tally.reasons()}")
-    return files
+    return Inventory(files, tally)
+
+
+def root_of(source: str) -> str:
+    """Return the folder below which a single source has its files."""
+    path = local_data_set(source) or expanded(source)
+    return str(path.parent) if path.is_file() else fixed_part(str(path))
 
 
 def on_hub(config: DataConfig) -> bool:
@@ -200,7 +221,7 @@ def _candidates(config: DataConfig, tally: Tally) -> tuple[dict[str, Path], Save
 def _hint(source: str, tally: Tally) -> str:
     """Return what a source that does not exist may have meant, as the end of an error."""
     if tally.passed_over:
-        return f"; it matches {tally.reasons()}"
+        return f"; passed over: {tally.reasons()}"
     suffix = Path(source).suffix
     if HUB_NAME.fullmatch(source) and not suffix and not glob.has_magic(source):
         return f"; did you mean hf:{source}, a dataset on the Hugging Face hub?"

@@ -1,7 +1,8 @@
 """Count what was read from a source, by kind, and what was not, with the reasons."""
 
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moebius.config.printable import printable_line
@@ -10,6 +11,10 @@ from moebius.cost.units import counted
 HIDDEN = "hidden"
 METADATA = "metadata of a saved data set"
 READ_ELSEWHERE = "link to a folder that is read anyway or that contains the source"
+NOT_ENTERED = "folder that this glob does not enter (** does)"
+UNREADABLE = "folder that cannot be read"
+FOLDERS = (NOT_ENTERED, UNREADABLE)
+"""Reasons that are about folders. Nobody knows how many files are in them."""
 EXPECTED = (HIDDEN, METADATA, READ_ELSEWHERE)
 """Reasons for which a file is passed over in every healthy source, so that they are no warning."""
 
@@ -67,9 +72,39 @@ class Tally:
         known = self.passed_over.setdefault(reason, PassedOver(0, name))
         known.count += count
 
+    def relative_to(self, folder: str) -> "Tally":
+        """Return the tally with the names of files below the folder as seen from there.
+
+        It is kept with the tokens, and the folder may be moved.
+        """
+        prefix = f"{folder.rstrip('/')}/"
+        passed_over = {
+            why: replace(files, first=files.first.removeprefix(prefix))
+            for why, files in self.passed_over.items()
+        }
+        first = self.first.removeprefix(printable_line(prefix))
+        return replace(self, first=first, passed_over=passed_over)
+
+    def found_in(self, folder: str) -> "Tally":
+        """Return the tally with the full names of the files that are in the folder now."""
+        passed_over = {
+            why: replace(files, first=os.path.join(folder, files.first))  # noqa: PTH118
+            if os.path.lexists(os.path.join(folder, files.first))  # noqa: PTH118
+            else files
+            for why, files in self.passed_over.items()
+        }
+        return replace(self, passed_over=passed_over)
+
     def clear(self) -> None:
         """Forget everything, because the source is read again from its beginning."""
         self.__init__()
+
+    def include(self, listed: "Tally") -> None:
+        """Add what was not read according to the list of a source's files."""
+        self.count += listed.count
+        self.first = self.first or listed.first
+        for why, files in listed.passed_over.items():
+            self.pass_over(why, files.first, files.count)
 
     @property
     def num_files(self) -> int:
@@ -89,8 +124,11 @@ class Tally:
         )
         lines = [f"read {read or 'nothing'}"]
         if self.passed_over:
-            loud = self.num_passed_over() > self.num_files
-            start = "WARNING: most files were passed over" if loud else "passed over"
+            start = "passed over"
+            if self.num_passed_over() > self.num_files:
+                start = "WARNING: most files were passed over"
+            elif any(why in self.passed_over for why in FOLDERS):
+                start = "WARNING: passed over"
             lines.append(f"{start}: {self.reasons()}")
         if self.count:
             lines.append(
@@ -102,7 +140,8 @@ class Tally:
     def reasons(self) -> str:
         """Return how many files were passed over for each reason, with the first one's name."""
         return "; ".join(
-            f"{why}: {counted(files.count, 'file')}, {'such as ' * (files.count > 1)}"
+            f"{why}: {counted(files.count, 'folder' if why in FOLDERS else 'file')}, "
+            f"{'such as ' * (files.count > 1)}"
             f"{printable_line(files.first)}"
             for why, files in sorted(self.passed_over.items())
         )

@@ -249,7 +249,7 @@ def prepare_tokenizer(config: DataConfig, vocab_size: int, texts: Iterable[str])
 
     `texts` is only read to train a BPE. The BPE has data.vocab_size ids, or `vocab_size` ids if
     that setting is 0, or fewer if the text is short. The same texts give the same tokenizer, byte
-    for byte. Raises ConfigError for a BPE of too few ids, and DataError and StorageError like
+    for byte. Raises ConfigError for too few or too many ids, and DataError and StorageError like
     `Tokenizer.load`.
     """
     if config.tokenizer == "bpe":
@@ -259,6 +259,11 @@ def prepare_tokenizer(config: DataConfig, vocab_size: int, texts: Iterable[str])
             raise ConfigError(
                 f"{name}={size}: data.tokenizer=bpe needs at least {FEWEST_BPE_IDS} ids, "
                 "one for each byte and one for the end of text"
+            )
+        if size > HIGHEST_NUM_IDS:
+            raise ConfigError(
+                f"{name}={size}: data.tokenizer=bpe learns at most {HIGHEST_NUM_IDS} ids; "
+                "set --data.vocab_size"
             )
         return _train_bpe(texts, size)
     return _bytes() if config.tokenizer == "bytes" else Tokenizer.load(tokenizer_file(config))

@@ -75,7 +75,9 @@ def encode_batches(
                     future, oldest_context = pending.popleft()
                     yield future.result(), oldest_context
             finally:
-                threads.shutdown(cancel_futures=True)
+                threads.shutdown(wait=False, cancel_futures=True)
+                for worker in workers:
+                    worker.kill()  # so that an error or a signal does not wait for their batches
     finally:
         for worker in workers:
             worker.end()
@@ -98,9 +100,13 @@ class _Worker:
         except (EOFError, OSError):
             raise StorageError(self._death(self._process)) from None
 
-    def end(self) -> None:
+    def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
+
+    def end(self) -> None:
+        self.kill()
+        if self._process is not None:
             self._process.communicate()
         self._errors.close()
 
@@ -117,6 +123,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=environment,
+            process_group=0,  # signals from the terminal reach the owner alone, which decides
         )
 
     def _death(self, process: "subprocess.Popen[bytes]") -> str:
@@ -133,8 +140,9 @@ class _Worker:
 
 def serve() -> None:
     """Run a worker: read texts from stdin and write their ids to stdout until stdin ends."""
-    # Ctrl-C reaches all processes of the terminal, but only the owner decides what it does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Schedulers send SIGTERM to all processes, but only the owner decides what it does.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     ids_of_texts = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that what libraries print is not taken for ids
     tokenizer = Tokenizer.load(Path(sys.argv[1]))

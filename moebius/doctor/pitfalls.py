@@ -46,9 +46,8 @@ def _of_processor(machine: Machine, variable: str, busy_threads: int) -> Iterato
             f"torch runs {counted(machine.threads, 'thread')} on the time of "
             f"{counted(available, 'core')}: {remedy}"
         )
-    crowd = machine.usage.beside(busy_threads)
-    if crowd.is_crowded:
-        yield f"{crowd}: a run will be slow, and measured times will be too long"
+    if crowding := machine.usage.beside(busy_threads).crowding:
+        yield f"{crowding}: a run will be slow, and measured times will be too long"
 
 
 def _without_gpu(

@@ -1,12 +1,17 @@
 """The device that a run uses: choose it, describe it, wait for it, and query its memory."""
 
+import os
 import platform
 import resource
 import sys
 
 import torch
 
-from moebius.cost.units import counted
+from moebius.config import Config
+from moebius.cost.counts import parameters
+from moebius.cost.memory import memory
+from moebius.cost.sizes import FLOAT32
+from moebius.cost.units import counted, gigabytes, short
 from moebius.errors import ConfigError
 from moebius.hardware.processor import SINCE_THE_START
 
@@ -41,8 +46,7 @@ def crowding(device: torch.device) -> str:
     The result is empty if the run has its cores to itself. On a GPU, it needs one of them.
     """
     busy_threads = 1 if device.type == "cuda" else torch.get_num_threads()
-    usage = SINCE_THE_START.usage().beside(busy_threads)
-    return str(usage) if usage.is_crowded else ""
+    return SINCE_THE_START.usage().beside(busy_threads).crowding
 
 
 def wait(device: torch.device) -> None:
@@ -52,8 +56,27 @@ def wait(device: torch.device) -> None:
 
 
 def total_memory(device: torch.device) -> float:
-    """Return the memory of a GPU in bytes."""
+    """Return the memory of a GPU or, for a CPU, of the machine, in bytes."""
+    if device.type != "cuda":
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return float(torch.cuda.get_device_properties(device).total_memory)
+
+
+def check_fits(config: Config, device: torch.device) -> None:
+    """Raise ConfigError for a model that cannot be trained on the device, before it is created.
+
+    The weights, their gradients and the optimizer's state must be in its memory at the same time.
+    A step needs more than that, which `moebius plan` estimates.
+    """
+    expected = memory(config, item=FLOAT32, compiled=False)
+    needed = expected.weights + expected.gradients + expected.optimizer
+    if needed > total_memory(device):
+        count = sum(parameters(config.model).values())
+        raise ConfigError(
+            f"model: its {short(count)} parameters need {gigabytes(needed)} of memory for "
+            f"training, and {describe(device)} has {gigabytes(total_memory(device))}; make the "
+            "model smaller"
+        )
 
 
 def peak_memory(device: torch.device) -> float:

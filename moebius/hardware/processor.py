@@ -53,13 +53,17 @@ class Usage(NamedTuple):
         is_full = self.own + self.others > FULL * self.cores
         return is_full and self.others > NOTICEABLE * self.cores
 
+    @property
+    def crowding(self) -> str:
+        """Who else uses the cores, in words, or "" if this process does not have to share them."""
+        in_words = counted(self.cores, "core")
+        if not self.is_crowded:
+            return ""
+        return f"others are using the processor ({self.others:.1f} of {in_words})"
+
     def beside(self, threads: int) -> "Usage":
         """Return the usage if this process keeps that many threads busy, and others go on."""
         return self._replace(own=float(threads))
-
-    def __str__(self) -> str:
-        in_words = counted(self.cores, "core")
-        return f"others are using the processor ({self.others:.1f} of {in_words})"
 
 
 class Watch:

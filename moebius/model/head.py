@@ -104,6 +104,7 @@ class _InChunks(torch.autograd.Function):
             weight_grad_VD = torch.zeros_like(weight_VD, dtype=dtype)
             bias_grad_V = torch.zeros_like(bias_V, dtype=dtype)
         hidden_grads = []
+        chunks = min(chunks, len(target_T))  # `chunk` fails on numbers near 2**63
         for part_TD, part_T in zip(hidden_TD.chunk(chunks), target_T.chunk(chunks), strict=True):
             part_loss, hidden_grad_TD = part(
                 part_TD, weight_VD, bias_V, part_T, num_targets, weight_grad_VD, bias_grad_V

@@ -116,12 +116,16 @@ class Alarms:
         """For layers whose logged steps have too few tokens to judge the load: the tokens per
         expert since it was last judged, by the layer's number."""
 
-    def look(self, metrics: StepMetrics) -> list[Alarm]:
-        """Return the alarms that fire or end at a logged step, in the order of the rules."""
+    def look(self, metrics: StepMetrics, has_equal_experts: bool = False) -> list[Alarm]:
+        """Return the alarms that fire or end at a logged step, in the order of the rules.
+
+        With `has_equal_experts`, all experts of a layer were equal in this step (a common start),
+        and the router's gradient is not judged.
+        """
         alarms: list[Alarm] = []
         loads = self._loads(metrics)
         for name, rule in self.rules.items():
-            for figure in figures(name, rule, metrics, loads):
+            for figure in figures(name, rule, metrics, loads, has_equal_experts):
                 value = self._over_window(figure.place, rule, metrics.step, figure.value)
                 figure = figure._replace(value=value)
                 judge = self._beyond if _is_beyond(figure) else self._harmless

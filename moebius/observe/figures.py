@@ -44,12 +44,18 @@ class Figure(NamedTuple):
 
 
 def figures(
-    name: str, rule: Rule, metrics: StepMetrics, loads: Mapping[int, list[int]]
+    name: str,
+    rule: Rule,
+    metrics: StepMetrics,
+    loads: Mapping[int, list[int]],
+    has_equal_experts: bool,
 ) -> Iterator[Figure]:
     """Yield a rule's figure for every place that has one: the model, a layer or an expert.
 
     loads: the tokens per expert of each layer whose load can be judged, by the layer's number.
     They are those of the logged step or, where it has too few tokens, of several steps.
+    has_equal_experts: whether the experts of a layer are equal. A token's output is then the same
+    whichever experts it has, so that gates which sum to 1 leave the router without a gradient.
     """
     if name == "loss_spike":
         yield Figure(Place(name, -1), metrics.loss, rule.threshold)
@@ -64,6 +70,7 @@ def figures(
         elif name == "router_gradient":
             whole, own = metrics.grad_norm, layer.router_grad_norm
             share = own / whole if whole and own is not None else math.nan
+            share = math.nan if has_equal_experts else share
             yield Figure(Place(name, number), share, rule.threshold)
         else:
             threshold = rule.threshold

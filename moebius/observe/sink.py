@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+from moebius.errors import StorageError
 from moebius.observe.metrics import StepMetrics
 
 RESUMED = "resumed"  # event of a run that goes on with other settings, or from an earlier step
@@ -78,9 +79,18 @@ class Sinks:
             sink.write(metrics)
 
     def event(self, event: Event) -> None:
-        """Write an event to every sink."""
+        """Write an event to every sink, even if one fails: the terminal still shows it.
+
+        Raises the StorageError of the first sink that failed.
+        """
+        failures: list[StorageError] = []
         for sink in self._sinks:
-            sink.event(event)
+            try:
+                sink.event(event)
+            except StorageError as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
 
     def rewind(self, step: int) -> None:
         """Drop the metrics of later steps from every sink."""

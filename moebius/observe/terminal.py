@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import (
     BarColumn,
     Progress,
@@ -14,6 +14,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from moebius.config.printable import printable
@@ -22,6 +23,8 @@ from moebius.data.output import Output
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Event
 from moebius.parallel.process import Process
+
+BAR_WIDTH = 12  # characters; less where the terminal is narrow
 
 
 class Terminal:
@@ -33,14 +36,14 @@ class Terminal:
     def __init__(self, total_steps: int, progress: bool = True, process: Process | None = None):
         # sys.stdout is None if it was closed before Python started.
         self._output = Output(sys.stdout) if sys.stdout else None
-        self.console = Console(file=cast(Any, self._output), highlight=False, soft_wrap=True)
+        self.console = Console(file=cast(Any, self._output), highlight=False)
         self.console.quiet = process is not None and not process.writes
         self.is_live = progress and self.console.is_terminal and not self.console.quiet
         self.progress = Progress(
-            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
-            BarColumn(bar_width=None),
-            _Metrics(),
-            TimeRemainingColumn(compact=True),
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}", table_column=one_row()),
+            BarColumn(bar_width=BAR_WIDTH),
+            _Metrics(table_column=one_row(ratio=1)),  # takes the space that the others leave
+            TimeRemainingColumn(compact=True, table_column=one_row()),
             console=self.console,
             expand=True,
             disable=not self.is_live,
@@ -81,9 +84,20 @@ class Terminal:
         self.progress.update(self.task, completed=step)
 
     def say(self, *lines: str) -> None:
-        """Print lines above the bar."""
+        """Print lines above the bar. The terminal wraps them, so that they can be copied."""
         for line in lines:
-            self.console.print(printable(line), markup=False)
+            # Settings of `print` would also apply to the bar below, and a Text that is printed
+            # without a Group loses its own.
+            text = Text(printable(line), no_wrap=True, overflow="ignore")
+            self.console.print(Group(text), crop=False)
+
+
+def one_row(ratio: int | None = None) -> Column:
+    """Return the layout of a part of a progress bar that is cut off where there is no space.
+
+    Otherwise it would wrap, and the bar would leave a copy of itself behind at every update.
+    """
+    return Column(no_wrap=True, overflow="ellipsis", ratio=ratio)
 
 
 def describe(metrics: StepMetrics) -> str:

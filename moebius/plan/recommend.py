@@ -15,6 +15,8 @@ NEARLY_AS_FAST = 1.02
 fastest."""
 MOST_GPUS = 1 << 14
 """Largest number of GPUs that is suggested for a run that does not fit."""
+LARGEST_CLUSTER = 1_000_000
+"""Largest number of GPUs that is planned for."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ def plan(config: Config, device: Device, gpus: int, imbalance: float = 1.0) -> P
     expert, divided by an even load. Raises ConfigError, which says what would help, if no layout
     fits.
     """
-    if gpus < 1:
-        raise ConfigError(f"--gpus {gpus}: must be at least 1")
+    if not 1 <= gpus <= LARGEST_CLUSTER:
+        raise ConfigError(f"--gpus {gpus}: must be from 1 to {LARGEST_CLUSTER}")
     _check_imbalance(config.model, imbalance)
     asked_batch_size = config.train.batch_size
     config = replace(config, train=replace(config.train, micro_batch_size=0))  # layouts choose it
-    config = _with_batch_size(config, math.ceil(asked_batch_size / gpus) * gpus)
+    config = _with_batch_size(config, -(-asked_batch_size // gpus) * gpus)
     candidates = [planned(config, device, layout, imbalance) for layout in layouts(config, gpus)]
     fitting = [candidate for candidate in candidates if candidate.fits]
     if not fitting:
@@ -138,7 +140,7 @@ def _too_large(config: Config, device: Device, smallest: Planned) -> str:
     )
     while gpus < MOST_GPUS:
         gpus *= 2
-        divisible = math.ceil(config.train.batch_size / gpus) * gpus
+        divisible = -(-config.train.batch_size // gpus) * gpus
         grown = _with_batch_size(config, divisible)
         if any(planned(grown, device, layout).fits for layout in layouts(grown, gpus)):
             return f"{text}; use --gpus {gpus}"

@@ -29,6 +29,7 @@ def as_json(
         "gpu": asdict(measured.gpu),
         "host_seconds": measured.host,
         "text": profile.text,
+        "notes": profile.notes,
         "covered": measured.covered,
         "slowdown": measured.slowdown,
         "doubts": doubts(profile),

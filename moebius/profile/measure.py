@@ -11,7 +11,7 @@ from moebius.config import Config
 from moebius.hardware.processor import Watch
 from moebius.profile.steps import Steps
 from moebius.profile.timeline import Piece, Timeline
-from moebius.profile.usage import Usage, usage
+from moebius.profile.usage import GpuUsage, usage
 
 # While a profiler watches, the host takes at least this many times as long to launch a step
 # (docs/log/profiling.md).
@@ -31,7 +31,7 @@ class Measured:
     experts_per_token: list[float]
     """Mean number of experts that took a token, in each layer. The MTP layer comes last, summed
     over its three passes."""
-    gpu: Usage
+    gpu: GpuUsage
     """Other costs of the step on a GPU: memory, and waits of the host."""
     host: float = 0.0
     """Approximate seconds that the host takes to launch a step. 0 on a CPU."""
@@ -88,8 +88,8 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
         plain.append(steps.run(per_round))
         cut.append(steps.cut(per_round))
         host.append(timeline.host_seconds / per_round)
-    use = watch.usage()
-    gpu = usage(partial(steps.run, 1), device) if on_gpu else Usage()
+    crowding = watch.usage().crowding
+    gpu = usage(partial(steps.run, 1), device) if on_gpu else GpuUsage()
     step_seconds = statistics.median(plain)
     shares = _shares(plain, cut)
     slowdown = sum(shares.values())
@@ -101,7 +101,7 @@ def measure(config: Config, device: torch.device, seconds: float = 20.0) -> tupl
         experts_per_token=_experts_per_token(steps),
         gpu=gpu,
         host=launch_seconds(statistics.median(host), slowdown, step_seconds),
-        crowding=str(use) if use.is_crowded else "",
+        crowding=crowding,
     )
     return measured, steps
 

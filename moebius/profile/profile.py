@@ -25,6 +25,7 @@ def profile(config: Config, device: torch.device, seconds: float = 15.0) -> tupl
         config=config,
         device=describe(device),
         text=steps.text,
+        notes=steps.notes,
         item=dtype.itemsize,
         has_row_for_every_choice=steps.backends.expert_record.has_static_rows,
         ceilings=limits,

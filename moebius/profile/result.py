@@ -54,6 +54,8 @@ class Profile:
     """The device in words."""
     text: str
     """The text that the steps were trained on, in words."""
+    notes: tuple[str, ...]
+    """Lines about what was read of the text, and what was passed over."""
     item: int
     """Bytes of one number in a matrix product."""
     has_row_for_every_choice: bool

@@ -1,7 +1,7 @@
 """A model that is ready to train, whose steps can be timed and cut into components."""
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from moebius.data.prepare import is_prepared
 from moebius.data.stream import MappedShard
 from moebius.errors import DataError, StorageError
 from moebius.hardware.backends import backends_for, is_compiled
-from moebius.hardware.device import total_memory, wait
+from moebius.hardware.device import check_fits, total_memory, wait
 from moebius.hardware.threads import use_threads
 from moebius.model.transformer import lookahead, seeded
 from moebius.parallel.layout import lay_out
@@ -38,6 +38,7 @@ class Steps:
 
     def __init__(self, config: Config, device: torch.device, timeline: Timeline | None = None):
         self.config, self.device, self.timeline = config, device, timeline
+        check_fits(config, device)
         use_threads(config.train.threads)
         self.backends = backends_for(config, device)
         model = seeded(config.train.seed, config.model, self.backends).to(device)
@@ -46,7 +47,7 @@ class Steps:
         self.is_compiled = is_compiled(config.parallel, device)
         if timeline is not None:
             instrument(model, self.state.optimizers, timeline, self.is_compiled)
-        self.feed, self.text = feed_of(config, device)
+        self.feed, self.text, self.notes = feed_of(config, device)
         with marked_kernels() if timeline is not None and self.is_compiled else nullcontext():
             self.run(3)  # the first two compile
 
@@ -90,17 +91,21 @@ class Steps:
         self.result = train_step(self.state, tokens_BL, separator, self.config.train)
 
 
-def feed_of(config: Config, device: torch.device) -> tuple[Feed, str]:
-    """Return a feed of the configured text to the device, and a description of the text.
+def feed_of(config: Config, device: torch.device) -> tuple[Feed, str, tuple[str, ...]]:
+    """Return a feed of the configured text to the device, and the text's description and notes.
 
-    If the configured text has not been prepared, which could take hours, random documents replace
-    it.
+    The notes are those of the corpus, about what was read and what was passed over. If the
+    configured text cannot be used or has not been prepared, which could take hours, random
+    documents replace it.
     """
     train, ahead, vocab_size = config.train, lookahead(config.model), config.model.vocab_size
-    with suppress(DataError, StorageError):
+    reason = f"{config.data.source} has not been prepared; `moebius data` does that"
+    try:
         if is_prepared(config.data, vocab_size):
             corpus = prepare(config.data, vocab_size)
-            return feed_for(config, corpus, device), config.data.source
+            return feed_for(config, corpus, device), config.data.source, corpus.notes
+    except (DataError, StorageError) as error:
+        reason = str(error)
     generator = np.random.default_rng(train.seed)
     length = RANDOM_BATCHES * train.batch_size * train.seq_len + ahead
     tokens = generator.integers(1, vocab_size, length, dtype=np.uint32)
@@ -108,8 +113,5 @@ def feed_of(config: Config, device: torch.device) -> tuple[Feed, str]:
     tokens[generator.random(length) < 1 / DOCUMENT_TOKENS] = separator
     stream = TokenStream([MappedShard(Path("random"), tokens)], vocab_size, 1, length)
     batches = Batches(stream, train.seq_len, train.batch_size, train.seed, ahead)
-    text = (
-        f"random, {DOCUMENT_TOKENS} tokens per document "
-        f"({config.data.source} has not been prepared; `moebius data` does that)"
-    )
-    return Feed(batches, device, separator if config.data.document_masking else None), text
+    feed = Feed(batches, device, separator if config.data.document_masking else None)
+    return feed, f"random, {DOCUMENT_TOKENS} tokens per document ({reason})", ()

@@ -73,6 +73,7 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
         ),
         *([("host", _host(profile))] if measured.host else []),
         ("text", profile.text),
+        *(("", note) for note in profile.notes),
         ("ceilings", f"{rates}, measured on {profile.device}"),
         *([("WARNING", doubt)] if doubt else []),
     ]

@@ -10,7 +10,7 @@ from moebius.hardware.device import peak_memory
 
 
 @dataclass(frozen=True)
-class Usage:
+class GpuUsage:
     """Memory and host waits of one training step on a GPU. All figures are 0 on a CPU."""
 
     peak_bytes: float = 0.0
@@ -19,7 +19,7 @@ class Usage:
     """How often the host waited for the GPU."""
 
 
-def usage(step: Callable[[], object], device: torch.device) -> Usage:
+def usage(step: Callable[[], object], device: torch.device) -> GpuUsage:
     """Return the usage of one step. `step` runs it, and waits for the GPU before and after."""
     torch.cuda.reset_peak_memory_stats(device)
     step()
@@ -31,4 +31,4 @@ def usage(step: Callable[[], object], device: torch.device) -> Usage:
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return Usage(peak, sum("synchroniz" in str(warning.message) for warning in caught))
+    return GpuUsage(peak, sum("synchroniz" in str(warning.message) for warning in caught))

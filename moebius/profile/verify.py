@@ -50,11 +50,11 @@ def verify(profile: Profile, steps: Steps, finding: Finding, rounds: int = 6) ->
     for _ in range(rounds):
         before.append(steps.run(count))
         after.append(changed_steps.run(count) * (tokens / changed_tokens))
-    use = watch.usage()
+    crowding = watch.usage().crowding
     return Verified(
         finding,
         profile.measured.seconds / finding.seconds,
         before,
         after,
-        crowding=str(use) if use.is_crowded else "",
+        crowding=crowding,
     )

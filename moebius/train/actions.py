@@ -29,21 +29,21 @@ def answer(
 ) -> None:
     """Carry out the action of each alarm's rule, and record it.
 
-    Raises NumericError, with the state saved, if an alarm stops the run, or if the run would be
-    rolled back more than max_rollbacks times.
+    Raises NumericError if an alarm stops the run, after its state is saved if its weights are
+    finite, or if the run would be rolled back more than max_rollbacks times.
     """
     revived: defaultdict[int, list[int]] = defaultdict(list)
     for alarm in alarms:
         if alarm.action == "stop" and not alarm.over:
-            log.event(alarm, _saved(state, writer))
             resume = f"`moebius resume {writer.checkpoints.parent}`"
-            raise NumericError(f"{alarm}; stopped as observe.{alarm.rule}.action says; {resume}")
+            error = NumericError(f"{alarm}; stopped as observe.{alarm.rule}.action says; {resume}")
+            log.last_event(alarm, _saved(state, writer), error)
         if alarm.action == "roll_back" and not alarm.over:
             return roll_back(alarm, state, writer, log, max_rollbacks)
         log.event(alarm, carry_out(alarm, state, revived[alarm.layer]))
 
 
-def carry_out(alarm: Alarm, state: TrainState, revived: list[int] | None = None) -> str:
+def carry_out(alarm: Alarm, state: TrainState, revived: list[int]) -> str:
     """Carry out the alarm's action, and return what was done, in words.
 
     revived: the layer's experts that were already revived in this step, to which this alarm's is
@@ -59,7 +59,7 @@ def carry_out(alarm: Alarm, state: TrainState, revived: list[int] | None = None)
         nudge_bias(layer, alarm.counts)
         return "choice shifted towards the experts with little load"
     if alarm.action == "revive":
-        return _revive_dead(alarm, layer, state, [] if revived is None else revived)
+        return _revive_dead(alarm, layer, state, revived)
     return ""
 
 

@@ -60,13 +60,13 @@ def load_newest(
     return None
 
 
-def latest(checkpoints: Path, report: Callable[[str], None], up_to: float = math.inf) -> Path:
-    """Return the newest intact checkpoint, of step `up_to` at most, without loading it.
+def latest(checkpoints: Path, report: Callable[[str], None]) -> Path:
+    """Return the newest intact checkpoint, without loading it.
 
     `report` gets a line for each checkpoint that is passed over. Raises CheckpointError if there
     is no intact one.
     """
-    folder = load_newest(checkpoints, checkpoint.verify, report, up_to)
+    folder = load_newest(checkpoints, checkpoint.verify, report)
     if folder is None:
         raise CheckpointError(
             f"{checkpoints}: no intact checkpoint; start the run anew, or copy one here"
@@ -131,20 +131,17 @@ def tidy(checkpoints: Path) -> None:
             remove(path)
 
 
-def prune(checkpoints: Path, keep_last: int, keep_every: int, written: Path | None = None) -> None:
+def prune(checkpoints: Path, keep_last: int, keep_every: int, written: Path) -> None:
     """Delete all but the newest checkpoints and those that are kept permanently.
 
     The `keep_last` newest checkpoints are kept; 0 keeps all. Checkpoints of steps that are
-    multiples of `keep_every` are kept permanently; 0 keeps none this way. Nothing is deleted
-    unless one has been read back, so that a good one always stays: `written`, which
-    `checkpoint.write` has just read back, or else the newest. Whatever is visibly no whole
-    checkpoint neither counts nor is deleted.
+    multiples of `keep_every` are kept permanently; 0 keeps none this way. `written`, which
+    `checkpoint.write` has just read back, is kept, so that a good one always stays. Whatever is
+    visibly no whole checkpoint neither counts nor is deleted.
     """
     newest_first = complete(checkpoints)
     if not keep_last or len(newest_first) <= keep_last:
         return
-    if written is None:
-        checkpoint.verify(newest_first[0])
     whole = [folder for folder in newest_first if checkpoint.seems_whole(folder)]
     for folder in whole[keep_last:]:
         if folder != written and (not keep_every or step_of(folder) % keep_every):

@@ -13,6 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from moebius.config import TrainConfig
+
+
+def has_equal_experts(step: int, config: TrainConfig) -> bool:
+    """Return whether the experts of a layer are still equal in the update after step `step`."""
+    return step < config.common_start * config.steps
+
 
 @torch.no_grad()
 def tie_experts(model: nn.Module) -> None:

@@ -1,8 +1,9 @@
 """The log of a run, which sends the metrics and events of each step to every sink."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+from moebius.errors import NumericError, StorageError
 from moebius.hardware.device import peak_memory
 from moebius.hardware.precision import matmul_dtype
 from moebius.hardware.rates import matmul_ceiling
@@ -95,6 +96,17 @@ class StepLog:
         """Write an alarm, and the action that was taken, to every sink."""
         self.sinks.event(AnsweredAlarm(alarm, done, rewound_to))
 
+    def last_event(self, alarm: Alarm, done: str, error: NumericError) -> NoReturn:
+        """Write the alarm that ends the run to every sink, and raise the error that ends it.
+
+        An alarm that cannot be written, as on a full disk, becomes a note on the error.
+        """
+        try:
+            self.event(alarm, done)
+        except StorageError as failure:
+            error.add_note(str(failure))
+        raise error
+
     def settle(self) -> None:
         """Report the steps that were skipped since the last call. Waits for the device.
 
@@ -102,12 +114,18 @@ class StepLog:
         """
         self.skipped.settle(self.sinks.event)
 
-    def save(self, writer: CheckpointWriter) -> None:
-        """Save the state, with the clock stopped. Weights that are not finite are never saved."""
+    def save(self, writer: CheckpointWriter) -> bool:
+        """Save the state, with the clock stopped, and return whether that was possible.
+
+        Weights that are not finite are never saved, even if no step was skipped: it may be the
+        latest update that broke them.
+        """
         self.clock.pause()
         self.settle()
-        if not self.state.skipped or is_finite(self.state.model):
+        is_sound = is_finite(self.state.model)
+        if is_sound:
             writer.save(self.state)
+        return is_sound
 
     def rewind(self) -> None:
         """Drop the metrics of the steps that will be trained again after a rollback."""

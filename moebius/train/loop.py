@@ -1,12 +1,13 @@
 """The training loop: each step, and the logging, evaluation and saving that is due after it."""
 
 from moebius.config import TrainConfig
-from moebius.errors import Interrupted, StorageError
+from moebius.errors import Interrupted, NumericError, StorageError
 from moebius.observe.json_lines import read_lines
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.terminal import Terminal
 from moebius.train.actions import answer
 from moebius.train.checkpoint_writer import CheckpointWriter
+from moebius.train.common_start import has_equal_experts
 from moebius.train.evaluate import Evaluation, evaluate
 from moebius.train.log import StepLog
 from moebius.train.run_directory import RunDirectory
@@ -18,9 +19,10 @@ from moebius.train.step import train_step
 def train(session: Session, terminal: Terminal) -> Evaluation:
     """Train to the configured step, evaluating, logging and saving on the way.
 
-    Returns the last evaluation. Raises NumericError when too many updates in a row are not finite
-    or an alarm stops the run; Interrupted, with the state saved, on a signal or when the terminal
-    cannot be written to any more; StorageError when a checkpoint cannot be written.
+    Returns the last evaluation. Raises NumericError when too many updates in a row are not finite,
+    an alarm stops the run, or the weights that it ends with are not finite; Interrupted, with the
+    state saved, on a signal or when the terminal cannot be written to any more; StorageError when
+    a checkpoint cannot be written.
     """
     config, state, feed = session.config.train, session.state, session.feed
     trained = (state.model, session.corpus, session.config, session.device)
@@ -53,13 +55,19 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
                 evaluation = latest or evaluation
             if is_due(state.step, config.log_every) or evaluates:
                 metrics = log.write(result, latest)
-                answer(state.alarms.look(metrics), state, writer, log, config.max_rollbacks)
+                alarms = state.alarms.look(metrics, has_equal_experts(state.step - 1, config))
+                answer(alarms, state, writer, log, config.max_rollbacks)
             if is_due(state.step, config.checkpoint_every):
                 log.save(writer)
             terminal.step(state.step)
         stop.heeded()
-        log.save(writer)
+        is_saved = log.save(writer)
         writer.wait()
+        if not is_saved:  # the writer adds to this line which checkpoint is the last good one
+            raise NumericError(
+                f"step {state.step}: not saved: weights are not finite; lower --train.lr, or "
+                "lengthen --train.warmup_steps"
+            )
         if stop.requested:
             raise Interrupted(
                 f"stopped at step {state.step}{stop.reason}, state saved; "

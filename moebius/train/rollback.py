@@ -30,11 +30,11 @@ def roll_back(
         done = f"not rolled back: there is no checkpoint of step {alarm.since} or before"
         return log.event(alarm, done)
     if state.rollbacks >= max_rollbacks:
-        log.event(alarm, "not rolled back again: train.max_rollbacks is reached")
-        raise NumericError(
+        error = NumericError(
             f"{alarm}; rolled back {state.rollbacks} times already, "
             f"train.max_rollbacks={max_rollbacks}"
         )
+        log.last_event(alarm, "not rolled back again: train.max_rollbacks is reached", error)
     sequences, rollbacks = state.sequences, state.rollbacks
     lines: list[str] = []  # about the checkpoints that are passed over
     try:

@@ -11,7 +11,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     A linear warm-up is followed by a cosine (`cosine`), or by a stable part and a linear decay
     (`wsd`: Hu et al. 2024, arXiv 2404.06395). The first update has the rate lr / warmup_steps, and
     the last has min_lr_fraction * lr, which any later updates keep. A warm-up that is longer than
-    the run is shortened to the run.
+    the run is cut off where the run ends: the last update has the rate lr * steps / warmup_steps,
+    which is below lr, and there is no decay.
     """
     step = min(step, config.steps - 1)
     if step < config.warmup_steps:

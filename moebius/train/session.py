@@ -10,7 +10,7 @@ from moebius.config.resuming import resumed_config
 from moebius.data import Batches, Corpus, Feed, check_evaluable, prepare
 from moebius.data.shards import file_sha256
 from moebius.hardware.backends import backends_for
-from moebius.hardware.device import choose_device
+from moebius.hardware.device import check_fits, choose_device
 from moebius.hardware.threads import use_threads
 from moebius.model.transformer import lookahead, seeded
 from moebius.observe.sink import Event
@@ -73,11 +73,13 @@ def start(
     source is the preset or file that the configuration came from; an unnamed run is named after
     it. say takes the lines of the summary. The run's directory is created last, so that a run that
     cannot begin leaves no directory. Without `process`, the environment says which one this is.
-    Raises StorageError at once if the directory could not be created.
+    Raises ConfigError at once if the model is too large for the device, and StorageError if the
+    directory could not be created.
     """
     process = process or Process.from_environment()
     device = choose_device(config.train.device)
     run = RunDirectory.plan(config, source)
+    check_fits(config, device)
     if process.writes:
         run.check_writable()
     corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)

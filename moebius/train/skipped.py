@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moebius.config import TrainConfig
-from moebius.errors import NumericError
+from moebius.errors import NumericError, StorageError
 from moebius.train.state import TrainState
 
 
@@ -54,22 +54,32 @@ class SkippedSteps:
         """Report each skipped step since the last call. Waits for the device.
 
         Updates the state's count of skipped steps in a row. Raises NumericError, after the
-        reports, if the count exceeds train.max_skipped.
+        reports, if the count exceeds train.max_skipped; a report that failed is a note on it.
+        Otherwise raises the StorageError of that report.
         """
         steps, self._steps = self._steps, []
         if not steps:
             return
         flags = torch.stack([flag for _, _, flag in steps]).tolist()
         size = self._config.batch_size
+        failures: list[StorageError] = []
         for (step, end, _), is_skipped in zip(steps, flags, strict=True):
             self._state.skipped = self._state.skipped + 1 if is_skipped else 0
             if is_skipped:
-                report(SkippedStep(step, end - size, end - 1, self._state.skipped))
+                try:
+                    report(SkippedStep(step, end - size, end - 1, self._state.skipped))
+                except StorageError as failure:
+                    failures.append(failure)
         if self._state.skipped > self._config.max_skipped:
-            raise NumericError(
+            error = NumericError(
                 f"step {self._state.step}: loss or gradient not finite {self._state.skipped} "
                 "times in a row; lower --train.lr, or lengthen --train.warmup_steps"
             )
+            for failure in failures[:1]:
+                error.add_note(str(failure))
+            raise error
+        if failures:
+            raise failures[0]
 
     def forget(self) -> None:
         """Drop what has not been reported, because the run returns to before those steps."""

@@ -12,7 +12,7 @@ from moebius.model.transformer import Transformer, routed_layers
 from moebius.moe.balance import Balancing
 from moebius.moe.statistics import LayerStats, flat, summed, unflat
 from moebius.parallel.ranks import sum_gradients, sum_over_ranks
-from moebius.train.common_start import share_expert_gradients
+from moebius.train.common_start import has_equal_experts, share_expert_gradients
 from moebius.train.optimizer import set_learning_rate, skip_update_if
 from moebius.train.schedule import learning_rate
 from moebius.train.state import TrainState, aux_coefficients
@@ -69,7 +69,7 @@ def train_step(
         part.total.backward()
         parts.append(detached(part))
     sum_gradients(model)
-    if state.step < config.common_start * config.steps:
+    if has_equal_experts(state.step, config):
         share_expert_gradients(model)
     router_grad_norm_M = router_grad_norms(model)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or torch.inf)

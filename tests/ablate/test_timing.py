@@ -41,7 +41,11 @@ class FakeStage:
             self.asked.append((self.name, "failed", 0))
             raise WorkerFailed("no kernel")
         self.asked.append((self.name, task, count))
-        warm = {"seconds": self.seconds, "device": f"a device for {self.name}"}
+        warm: dict[str, Any] = {
+            "seconds": self.seconds,
+            "device": f"a device for {self.name}",
+            "notes": ["read 1 file", f"only {self.name}"],
+        }
         # Later rounds take longer and need less memory.
         number = len(self.asked)
         measured: dict[str, Any] = {
@@ -157,3 +161,10 @@ def test_variants_that_cannot_be_built_are_not_started():
     time_variants(Ablation(AblateOptions(rounds=1), [unbuilt, built]), stage, lambda line: None)
     assert stage.called == ["fast"] and stage.runs("slow") == []
     assert unbuilt.rounds == [] and len(built.rounds) == 1
+
+
+def test_what_was_read_of_the_text_is_noted_once():
+    ablation, _ = timed(FakeStage(), seconds=1.0, rounds=1)
+    names = [outcome.variant.name for outcome in ablation.outcomes]
+    assert len(names) > 1
+    assert ablation.notes == ["read 1 file", *(f"only {name}" for name in names)]

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SECONDS = 120
+"""How long a process that a test starts may take to start or to stop."""
+
 
 class Result(NamedTuple):
     """The exit code and the output of a call of the command line."""

@@ -13,7 +13,7 @@ from moebius.cli.parse import option_parser
 from moebius.cli.registry import commands
 from moebius.config import Config
 from moebius.config.presets import PRESETS, preset
-from tests.cli.command_line import refused
+from tests.cli.command_line import SECONDS, refused
 
 COMMANDS = commands()
 
@@ -90,7 +90,8 @@ def test_help_shows_the_values_of_the_configuration_that_is_named(trained, moebi
 def test_help_on_a_terminal_without_unicode():
     done = subprocess.run(
         [sys.executable, "-m", "moebius", "train", "--help"],
-        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, check=True, timeout=SECONDS,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert "--model.vocab_size" in done.stdout and not done.stderr
 

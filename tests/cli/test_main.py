@@ -1,7 +1,6 @@
 """Tests of the entry point: which command runs, and every error as one line with its exit code."""
 
 import dataclasses
-import io
 import os
 import subprocess
 import sys
@@ -22,7 +21,8 @@ from moebius.errors import (
     NumericError,
     StorageError,
 )
-from tests.cli.command_line import Result, refused
+from tests.cli.command_line import SECONDS, Result, refused
+from tests.pipes import closed_pipe
 
 PYTHON = [sys.executable, "-m", "moebius"]
 
@@ -32,7 +32,7 @@ def test_help_is_quick_and_imports_no_torch():
     for _ in range(3):
         start = time.perf_counter()
         shown = subprocess.run(
-            [*PYTHON, "--help"], capture_output=True, text=True, check=True
+            [*PYTHON, "--help"], capture_output=True, text=True, check=True, timeout=SECONDS
         ).stdout
         seconds.append(time.perf_counter() - start)
     print(f"moebius --help: {min(seconds):.2f} s")
@@ -45,7 +45,7 @@ def test_help_is_quick_and_imports_no_torch():
         f"try: c.main(['--help'])\nfinally: assert not {heavy} & set(sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=SECONDS
     )
     assert done.returncode == 0 and not done.stderr
 
@@ -91,10 +91,16 @@ def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="preset 'tiyn'"):
         cli.main(["train", "tiyn", "--debug"])
     done = subprocess.run(
-        [*PYTHON, "--debug", "train", "tiyn"], capture_output=True, text=True, check=False
+        [*PYTHON, "--debug", "train", "tiyn"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
     )
     assert "Traceback" in done.stderr and done.returncode
-    done = subprocess.run([*PYTHON, "train", "tiyn"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*PYTHON, "train", "tiyn"], capture_output=True, text=True, check=False, timeout=SECONDS
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
 
 
@@ -124,6 +130,17 @@ def test_a_full_gpu_is_one_line(failing: Failing, moebius):
         )
     )
     refused(moebius(*words), 2, "memory is full", "--train.micro_batch_size")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 8.00 EiB for an array"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate"),
+    ],
+)
+def test_a_full_memory_is_one_line(failing: Failing, moebius, error):
+    refused(moebius(*failing(error)), 2, "this machine's memory is full")
 
 
 def test_a_mistake_of_ours_is_not_made_into_a_line(failing: Failing, moebius):
@@ -182,13 +199,6 @@ def test_an_error_while_another_one_ends_the_run_does_not_hide_it(failing: Faili
     assert moebius(*failing(second)) == Result(6, "", "moebius: events.jsonl: full\n")
 
 
-def closed_pipe() -> io.TextIOWrapper:
-    """Return a stream whose reader has gone."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    return io.TextIOWrapper(io.FileIO(writing, "w"))
-
-
 @pytest.mark.parametrize("words", [["config", "tiny"], ["train", "--help"], ["train", "tiyn"]])
 def test_a_closed_pipe_leaves_no_traceback(words, monkeypatch, capsys):
     stream = closed_pipe()
@@ -244,7 +254,7 @@ def test_an_error_that_nobody_can_read_keeps_its_exit_code(monkeypatch):
     assert ended.value.code == 2
     for closed in ("2>&-", "2>&- 1>&-"):
         command = ["sh", "-c", f'"$@" {closed}', "sh", *PYTHON, "train", "tiyn"]
-        done = subprocess.run(command, capture_output=True, check=False)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
         assert (done.returncode, done.stdout) == (2, b"")
 
 
@@ -258,6 +268,7 @@ def test_a_full_disk_under_stdout_is_named(monkeypatch):
             stderr=subprocess.PIPE,
             text=True,
             check=False,
+            timeout=SECONDS,
         )
     assert (done.returncode, done.stderr) == (6, "moebius: stdout: No space left on device\n")
 
@@ -279,6 +290,7 @@ def test_the_working_directory_is_not_importable(is_module, tmp_path):
             capture_output=True,
             text=True,
             check=False,
+            timeout=SECONDS,
         )
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
 
@@ -289,5 +301,5 @@ def test_a_pipe_to_head_leaves_no_traceback():
     )
     assert moebius.stdout and moebius.stderr
     moebius.stdout.close()
-    assert (moebius.stderr.read(), moebius.wait()) == (b"", 141)
+    assert (moebius.stderr.read(), moebius.wait(SECONDS)) == (b"", 141)
     moebius.stderr.close()

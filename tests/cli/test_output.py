@@ -8,14 +8,7 @@ import pytest
 
 from moebius.cli.output import discard_unwritable, finish, is_terminal, say
 from moebius.config.printable import complain
-
-
-def closed_pipe(is_buffered: bool = True) -> io.TextIOWrapper:
-    """Return a stream whose reader has gone."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    raw = io.FileIO(writing, "w")
-    return io.TextIOWrapper(io.BufferedWriter(raw) if is_buffered else raw)
+from tests.pipes import closed_pipe
 
 
 def test_lines_have_no_control_characters(capsys):

@@ -14,6 +14,13 @@ def test_the_name_of_a_gpu_in_any_letter_case(gpu, moebius):
     assert json.loads(result.out)["device"]["name"] == gpu.lower().replace(" ", "-")
 
 
+@pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090"])
+def test_the_name_that_the_driver_says(name, moebius):
+    result = moebius("plan", "tiny", "--gpu", name, "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["device"]["name"] in ("h100", "rtx-4090")
+
+
 def test_a_plan_is_shown_as_text_or_as_json(moebius):
     layers = ("--model.num_layers", "12")
     result = moebius("plan", "standard", "--gpus", "8", "--gpu", "h200", *layers)

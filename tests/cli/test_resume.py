@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command_line import micro, refused, steps
+from tests.cli.command_line import SECONDS, micro, refused, steps
 
 
 def test_resume_with_more_steps_goes_on(trained, moebius):
@@ -218,8 +218,9 @@ def test_a_run_that_is_still_trained_is_refused(tmp_path: Path, moebius):
         [sys.executable, "-m", "moebius", "train", "tiny", *flags], stdout=subprocess.DEVNULL
     )
     try:
+        stop = time.monotonic() + SECONDS
         while not (run / "checkpoints").exists():
-            assert first.poll() is None
+            assert first.poll() is None and time.monotonic() < stop
             time.sleep(0.05)
         result = moebius("resume", run, "--train.lr", "1")
         refused(
@@ -228,7 +229,7 @@ def test_a_run_that_is_still_trained_is_refused(tmp_path: Path, moebius):
         assert moebius("generate", run, "--max-tokens", "1").code == 0
     finally:
         first.kill()
-        first.wait()
+        first.wait(SECONDS)
     assert (run / ".lock").exists()
     assert "lr = 1.0" not in (run / "config.toml").read_text()
     newest = max(int(path.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*"))

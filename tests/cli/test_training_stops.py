@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -19,10 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command_line import micro, steps
-
-SECONDS = 60
-"""How long a process may take to start or to stop."""
+from tests.cli.command_line import SECONDS, micro, steps
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -56,7 +54,7 @@ def start(trained, tmp_path) -> Iterator[Start]:
     yield call
     for process in started:
         process.kill()
-        process.wait()
+        process.wait(SECONDS)
         for pipe in filter(None, (process.stdout, process.stderr)):
             pipe.close()
 
@@ -76,11 +74,14 @@ def logged(run: Path) -> list[int]:
         return []
 
 
-def read_until_a_step(terminal: int) -> None:
-    """Read what is shown on a terminal until a step is among it."""
-    shown = b""
+def read_until_a_step(output: int) -> None:
+    """Read what is shown on a terminal or in a pipe until a step is among it."""
+    shown, stop = b"", time.monotonic() + SECONDS
     while b"tok/s" not in shown:
-        shown += os.read(terminal, 4096)
+        assert select.select([output], [], [], stop - time.monotonic())[0], shown
+        part = os.read(output, 4096)
+        assert part, shown  # the process has ended
+        shown += part
 
 
 def saved_step(run: Path) -> int:
@@ -94,8 +95,7 @@ def saved_step(run: Path) -> int:
 def test_a_run_piped_into_head_saves_its_state_and_can_be_resumed(start, tmp_path, moebius):
     process = start(stdout=subprocess.PIPE)
     assert process.stdout
-    while "tok/s" not in process.stdout.readline():
-        pass
+    read_until_a_step(process.stdout.fileno())
     process.stdout.close()
     assert process.wait(SECONDS) == 141
     step = saved_step(tmp_path / "run")
@@ -181,4 +181,4 @@ def test_a_full_disk_under_the_output_is_named(start, tmp_path):
 def test_streams_that_were_closed_from_the_start_change_nothing(trained):
     words = [sys.executable, "-m", "moebius", "data", "tiny", *micro(trained)]
     command = ["sh", "-c", '"$@" 0<&- 1>&- 2>&-', "sh", *words]
-    assert subprocess.run(command, check=False).returncode == 0
+    assert subprocess.run(command, check=False, timeout=SECONDS).returncode == 0

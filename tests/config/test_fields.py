@@ -161,3 +161,10 @@ def test_settings_have_dotted_names():
 def test_divisors(number, multiple_of, text):
     assert divisors(number, multiple_of) == text
     assert len(divisors(720720).split(", ")) == 12
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, 2**62, 2**61 - 1, 3 * (2**31 - 1)])
+def test_divisors_of_huge_numbers_are_found_quickly(number):
+    found = [int(divisor) for divisor in divisors(number).split(", ")]
+    assert found == sorted(found) and found[0] == 1 and len(found) >= 2
+    assert not any(number % divisor for divisor in found)

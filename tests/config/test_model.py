@@ -12,7 +12,6 @@ from tests.config.refusals import Refusal, assert_refused
 
 COUNTS = ("vocab_size", "dim", "num_heads", "num_kv_heads", "router_top_k")
 WEIGHTS = (
-    "base_expansion",
     "aux_loss_coeff",
     "router_z_loss_coeff",
     "router_bias_rate",

@@ -7,11 +7,13 @@ from pathlib import Path
 from moebius.config import DataConfig
 from moebius.data import prepare
 from moebius.data.cache import source_key, tokenizer_key
+from moebius.data.sources import inventory
 from tests.data.corpora import configure, names_in
 
 
 def key_of(config: DataConfig, vocab_size: int) -> str:
-    return source_key(config, tokenizer_key(config, vocab_size))
+    listed = {config: inventory(config)}
+    return source_key(config, tokenizer_key(config, vocab_size, listed), listed[config])
 
 
 def test_the_key_depends_on_whatever_the_result_depends_on(source, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -22,9 +23,9 @@ def counted(monkeypatch) -> list[Path]:
     hashed: list[Path] = []
     original = file_hashes._sha256
 
-    def sha256(file: Path) -> str:
+    def sha256(file: Path, is_stopped: threading.Event) -> str:
         hashed.append(file)
-        return original(file)
+        return original(file, is_stopped)
 
     monkeypatch.setattr(file_hashes, "_sha256", sha256)
     return hashed

@@ -1,12 +1,14 @@
 """Folders and globs: which files, in which order, what becomes of links, and what is counted."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from moebius.data.listing import BROKEN, NO_FILE, NOT_ENTERED, fixed_part, folder_files, glob_files
-from moebius.data.tally import HIDDEN, READ_ELSEWHERE, Tally
+from moebius.data.listing import BROKEN, NO_FILE, fixed_part, folder_files, glob_files
+from moebius.data.tally import HIDDEN, NOT_ENTERED, READ_ELSEWHERE, UNREADABLE, Tally
+from moebius.errors import StorageError
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_files_in_folders_that_a_glob_matches_but_does_not_enter_are_counted(roo
     tally = Tally()
     assert glob_files(f"{root}/a/*", tally) == [root / "a/z.txt"]
     assert counts(tally) == {NOT_ENTERED: 1}
-    assert tally.passed_over[NOT_ENTERED].first == str(root / "a/deep/y.txt")
+    assert tally.passed_over[NOT_ENTERED].first == str(root / "a/deep")
     tally = Tally()
     assert glob_files(f"{root}/*.txt", tally) == [root / "b.txt", root / "file-link.txt"]
     assert counts(tally) == {}
@@ -105,3 +107,60 @@ def test_relative_globs(root, monkeypatch):
 )
 def test_the_fixed_part_of_a_glob(pattern, part):
     assert fixed_part(pattern) == part
+
+
+@pytest.fixture
+def locked(root, monkeypatch) -> Path:
+    """A folder that may not be listed, such as lost+found; root may list any real one."""
+    locked = root / "lost+found"
+    locked.mkdir()
+    (locked / "secret.txt").write_text("secret")
+
+    def refusing(function):
+        def called(path="."):
+            if Path(path) == locked:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path)
+
+        return called
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+    return locked
+
+
+@pytest.mark.parametrize("pattern", ["*", "*.txt", "*/*.txt", "**", "**/*.txt"])
+def test_a_folder_that_cannot_be_read_is_named_and_counted_and_never_ends_a_glob(
+    root, locked, pattern
+):
+    tally = Tally()
+    assert glob_files(f"{root}/{pattern}", tally)
+    reasons = {why: files.first for why, files in tally.passed_over.items()}
+    is_searched = pattern not in ("*", "*.txt")
+    assert (reasons.get(UNREADABLE) == str(locked)) == is_searched
+    if pattern == "*":
+        assert reasons[NOT_ENTERED] == str(root / "a")
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_only_if_it_is_the_source(root, locked):
+    tally = Tally()
+    assert folder_files(root, tally)
+    assert counts(tally)[UNREADABLE] == 1 and tally.passed_over[UNREADABLE].first == str(locked)
+    assert any(line.startswith("WARNING") and str(locked) in line for line in tally.lines())
+    with pytest.raises(StorageError, match=r"lost\+found: Permission denied"):
+        folder_files(locked, Tally())
+
+
+def test_a_glob_does_not_look_below_what_it_matches(root, monkeypatch):
+    """A folder beside the files may hold millions of others."""
+    listed: list[str] = []
+    for name in ("scandir", "listdir"):
+        function = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda path, call=function: (listed.append(str(path)), call(path))[1]
+        )
+    glob_files(f"{root}/*", tally := Tally())
+    assert set(listed) == {str(root)}
+    assert counts(tally)[NOT_ENTERED] >= 2
+    (line,) = [line for line in tally.lines() if "passed over" in line]
+    assert "folder that this glob does not enter (** does): " in line and " folders, " in line

@@ -1,11 +1,16 @@
 """What a preparation says about the text: what was read, what was not, and what to beware of."""
 
+import gzip
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import tokenizers
 
-from moebius.data import prepare
+from moebius.data import formats, prepare, sources
+from moebius.errors import DataError
 from tests.data.corpora import configure, configure_mixture
 
 
@@ -57,3 +62,52 @@ def test_the_warning_about_a_rough_loss_ends_with_enough_held_out_text(source):
     corpus = prepare(configure(source, val_fraction=0.3), 257)
     assert len(corpus.val) > 10_000
     assert "WARNING" not in " ".join(corpus.notes)
+
+
+def test_files_are_named_as_they_are_called_after_a_move(source, tmp_path):
+    (source.parent / "inner").mkdir()
+    (source.parent / "inner" / "picture.png").write_bytes(b"\x89PNG\0")
+    (source.parent / "bad.jsonl").write_text('{"text": "good"}\n{"text": \n')
+    config = configure(source, source=str(source.parent), errors="skip")
+    prepare(config, 257)
+    moved = source.parent.rename(tmp_path / "moved")
+    notes = prepare(replace(config, source=str(moved)), 257).notes
+    assert f"passed over: an image: 1 file, {moved}/inner/picture.png" in notes
+    (left_out,) = [note for note in notes if note.startswith("left out 1 document")]
+    assert "; the first: bad.jsonl:2: " in left_out
+    assert not any(str(source.parent) in note for note in notes)
+    (moved / "inner" / "picture.png").unlink()
+    (moved / "inner" / "other.png").write_bytes(b"\x89PNG\0")  # another name, the same counts
+    notes = prepare(replace(config, source=str(moved)), 257).notes
+    assert "passed over: an image: 1 file, inner/picture.png" in notes
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+@pytest.mark.parametrize("has_bar", [True, False])
+def test_every_file_is_opened_once_to_find_out_what_it_is(source, monkeypatch, tokenizer, has_bar):
+    for number in range(5):
+        (source.parent / f"{number}.txt").write_text(f"text {number}")
+    identified: list[Path] = []
+
+    def identify(path: Path, *arguments):
+        identified.append(path)
+        return formats.identify(path, *arguments)
+
+    monkeypatch.setattr(sources, "identify", identify)
+    config = configure(source, source=str(source.parent), tokenizer=tokenizer)
+    prepare(config, 300, progress=has_bar)
+    assert len(identified) == len(set(identified)) == 6
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_still_noticed(source, monkeypatch):
+    module = sys.modules[prepare.__module__]
+    ingest = module.ingest
+
+    def replacing(*arguments, **settings):
+        result = ingest(*arguments, **settings)
+        source.write_bytes(gzip.compress(source.read_bytes()))
+        return result
+
+    monkeypatch.setattr(module, "ingest", replacing)
+    with pytest.raises(DataError, match="its files changed while they were read"):
+        prepare(configure(source), 257)

@@ -176,16 +176,18 @@ def test_a_file_without_permission_to_read_is_an_error(tmp_path, monkeypatch):
     assert caught.value.exit_code == 6
 
 
-def test_a_folder_without_permission_to_list_is_not_passed_over(tmp_path, monkeypatch):
+def test_a_folder_without_permission_to_list_is_counted_and_named(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
 
     def walk(root, onerror):
         onerror(PermissionError(13, "Permission denied", f"{root}/secret"))
-        yield from ()
+        yield str(root), [], ["a.txt"]
 
     monkeypatch.setattr("os.walk", walk)
-    with pytest.raises(StorageError, match="secret: Permission denied"):
-        read(tmp_path)
+    tally = Tally()
+    assert [document.text for document in read(tmp_path, tally)] == ["a"]
+    line = f"WARNING: passed over: folder that cannot be read: 1 folder, {tmp_path}/secret"
+    assert line in tally.lines()
 
 
 def test_the_standard_library_is_read_without_installed_packages(tmp_path, monkeypatch):
@@ -214,6 +216,6 @@ def test_the_standard_library_is_read_without_installed_packages(tmp_path, monke
 
 def test_hugging_face_rows_have_no_local_files_unless_a_folder_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
-    files = inventory(DataConfig(source=f"hf:{tmp_path}"))
+    files = inventory(DataConfig(source=f"hf:{tmp_path}")).files
     assert [file.path for file in files] == [tmp_path / "a.jsonl"]
-    assert inventory(DataConfig(source="hf:someone/something")) == []
+    assert inventory(DataConfig(source="hf:someone/something")).files == []

@@ -1,6 +1,7 @@
 """Rows of Parquet and Arrow files."""
 
 import gzip
+import lzma
 from pathlib import Path
 
 import pyarrow
@@ -125,3 +126,19 @@ def test_a_compressed_table_that_was_cut_off_is_one_line(tmp_path):
     packed = tmp_path / "b.parquet.gz"
     packed.write_bytes(gzip.compress(file.read_bytes())[:-30])
     assert f"{packed}: not readable as Parquet (gzip) after row 0" in refusal(packed)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_a_flipped_byte_in_a_compressed_table_is_one_line(tmp_path, share):
+    """The check sums of xz notice it, and pyarrow reads through them."""
+    texts = [f"{number} {number**7}" for number in range(5000)]
+    file = write(tmp_path / "a.parquet", {"text": texts})
+    packed = tmp_path / "a.parquet.xz"
+    data = bytearray(lzma.compress(file.read_bytes()))
+    packed.write_bytes(data)
+    assert [document.text for document in read(packed)] == texts
+    data[int(share * len(data))] ^= 0x40
+    packed.write_bytes(data)
+    message = refusal(packed)
+    assert message.startswith(f"{packed}: not readable as Parquet (xz) after row ")
+    assert "\n" not in message

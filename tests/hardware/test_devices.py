@@ -18,15 +18,48 @@ from moebius.hardware.devices import DEVICES, SHEETS, device_named, sheet_of
         ("NVIDIA H100 PCIe", "H100 PCIe"),
         ("NVIDIA A100-SXM4-80GB", "A100"),
         ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100-PCIE-40GB"),
+        ("NVIDIA A100 80GB PCIe", "A100 80GB PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H200 NVL", "H200 NVL"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("h100 sxm5", "H100"),
+        ("A100 80GB", "A100"),
+        ("a100 40gb pcie", "A100-PCIE-40GB"),
     ],
 )
 def test_a_gpu_is_known_by_the_name_that_its_driver_says(name, title):
     sheet = sheet_of(name)
     assert sheet is not None and sheet.title == title
+    for written in (name, name.upper(), name.lower(), name.replace(" ", "-")):
+        assert device_named(written) is DEVICES[title.lower().replace(" ", "-")]
 
 
-def test_a_gpu_without_a_data_sheet():
-    assert sheet_of("Radeon") is None
+@pytest.mark.parametrize("sheet", SHEETS, ids=lambda sheet: sheet.title)
+def test_every_sheet_is_found_by_its_title(sheet):
+    assert sheet_of(sheet.title) is sheet_of(f"NVIDIA {sheet.title}") is sheet
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Radeon",
+        "",
+        "NVIDIA GH200 480GB",
+        "NVIDIA GB200",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA A100-SXM-64GB",
+        "NVIDIA L40",
+    ],
+)
+def test_a_gpu_without_a_data_sheet(name):
+    """Other GPUs have names that contain those of known ones."""
+    assert sheet_of(name) is None
 
 
 def test_an_h100_reaches_what_it_was_measured_to():

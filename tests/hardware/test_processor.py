@@ -37,11 +37,12 @@ def test_a_process_is_crowded_if_the_cores_are_full_and_others_have_a_part(
     own, others, is_crowded
 ):
     assert Usage(own, others, cores=2).is_crowded == is_crowded
+    assert bool(Usage(own, others, cores=2).crowding) == is_crowded
 
 
 def test_usage_in_words():
-    assert str(Usage(0.5, 0.55, 1)) == "others are using the processor (0.6 of 1 core)"
-    assert str(Usage(1.0, 1.26, 2)) == "others are using the processor (1.3 of 2 cores)"
+    assert Usage(0.5, 0.55, 1).crowding == "others are using the processor (0.6 of 1 core)"
+    assert Usage(1.0, 1.26, 2).crowding == "others are using the processor (1.3 of 2 cores)"
 
 
 class FakeMachine:

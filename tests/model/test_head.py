@@ -150,3 +150,11 @@ def test_the_logits_never_all_exist_at_once():
         run(hidden_BSD, weight_VD, target_BS, None, chunks, torch.compile(part_of_loss)).backward()
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] < peaks[0] / 3
+
+
+@pytest.mark.parametrize("chunks", [15, 2**31, 2**63 - 1])
+def test_more_parts_than_tokens_are_as_many_as_there_are(chunks):
+    hidden_BSD, weight_VD, bias_V = inputs(torch.float64)
+    whole = head_cross_entropy(hidden_BSD, weight_VD, targets(), bias_V)
+    in_parts = head_cross_entropy(hidden_BSD, weight_VD, targets(), bias_V, chunks=chunks)
+    torch.testing.assert_close(in_parts, whole)

@@ -157,3 +157,17 @@ def test_what_is_remembered_does_not_grow():
     for step in range(300, 700):
         alarms.look(metrics_of(step=step))
     assert len(json.dumps(alarms.state())) < 1.1 * size
+
+
+def test_the_routers_gradient_is_judged_from_the_end_of_a_common_start_on():
+    """The patience begins there, not at the last step at which a gradient was measured."""
+    alarms = watching(router_gradient=Rule(threshold=1e-6, patience=10))
+    fired = [
+        alarm.step
+        for step in range(1, 61)
+        for alarm in alarms.look(
+            metrics_of(step=step, router_grad_norm=[0.0, None, 0.2]),
+            has_equal_experts=step <= 30,
+        )
+    ]
+    assert fired == [40, 50, 60]

@@ -110,3 +110,12 @@ def test_a_sink_of_ones_own_stands_beside_the_others(tmp_path: Path):
         sinks.rewind(0)
     assert (tmp_path / "losses.txt").read_text() == "1 2.5\n# happening 1\n# back to step 0\n"
     assert read_lines(tmp_path / METRICS) == [] and len(read_lines(tmp_path / EVENTS)) == 1
+
+
+def test_an_event_reaches_every_sink_though_one_fails(tmp_path: Path):
+    """An event says why a run ends, so a full disk must not keep it from the terminal."""
+    calls: list[tuple[Any, ...]] = []
+    sinks = [Diary("a", calls, "event"), Diary("b", calls, "event"), Diary("c", calls)]
+    with Sinks(sinks, tmp_path, 0) as opened, pytest.raises(StorageError, match="a cannot event"):
+        opened.event(Happening(1))
+    assert ("c", "event", 1) in calls

@@ -1,7 +1,7 @@
 """What a run prints on a terminal, and what it prints elsewhere."""
 
-import io
 import os
+import re
 import sys
 from typing import Any
 
@@ -11,6 +11,7 @@ from moebius.observe.metrics import StepMetrics
 from moebius.observe.terminal import Terminal, describe, table
 from moebius.parallel.process import Process
 from tests.observe.made_up import dense_metrics, metrics_of
+from tests.pipes import closed_pipe
 
 
 def uneven_metrics(**changes: Any) -> StepMetrics:
@@ -110,13 +111,6 @@ def test_a_roll_back_moves_the_bar_back(tmp_path):
     terminal.close()
 
 
-def closed_pipe() -> io.TextIOWrapper:
-    """Return a stream whose reader has gone."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    return io.TextIOWrapper(io.FileIO(writing, "w"))
-
-
 @pytest.mark.parametrize("is_live", [True, False])
 def test_a_terminal_that_is_gone_is_reported_and_nothing_is_raised(is_live, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdout", closed_pipe())
@@ -145,3 +139,52 @@ def test_without_a_stdout_nothing_is_lost(monkeypatch, tmp_path):
 def test_control_characters_are_escaped(capsys):
     Terminal(30).say("\x1b]0;title\x07 \x9b1m \u202e")
     assert capsys.readouterr().out == "\\x1b]0;title\\x07 \\x9b1m \\u202e\n"
+
+
+WIDTHS = (20, 33, 60, 80, 100, 200)
+
+
+def shown_rows(text: str) -> list[str]:
+    """Return what is written into each row of a terminal, one update after another."""
+    return [
+        row
+        for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).split("\n")
+        for row in line.split("\r")
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_bar_is_one_row_of_the_terminal(width, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    terminal = Terminal(1_000_000)
+    terminal.open(tmp_path, 0)
+    terminal.step(200_000)
+    terminal.write(uneven_metrics(dropped_share=[0.0, 0.1, 0.0], val_loss=2.0, val_bpb=1.0))
+    capsys.readouterr()
+    terminal.progress.refresh()
+    (bar,) = filter(None, shown_rows(capsys.readouterr().out))
+    assert len(bar) <= width
+    assert bar.startswith("step 200,000/1,000,000"[: width // 2])
+    assert ("loss 3.142" in bar) == (width >= 60)
+    assert ("val 2.000 (1.000 bpb)" in bar) == (width == 200)
+    terminal.say("a line " * 50)
+    *_, line, bar = filter(None, shown_rows(capsys.readouterr().out))
+    assert line == "a line " * 50 and len(bar) <= width  # wrapped by the terminal, not by us
+    terminal.close()
+
+
+def test_the_bar_follows_the_size_of_the_terminal(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    terminal = Terminal(30)
+    terminal.open(tmp_path, 0)
+    terminal.write(uneven_metrics(val_loss=2.0, val_bpb=1.0))
+    for width in (120, 40, 70):
+        size = os.terminal_size((width, 24))
+        monkeypatch.setattr(os, "get_terminal_size", lambda *_, size=size: size)
+        capsys.readouterr()
+        terminal.progress.refresh()
+        (bar,) = filter(None, shown_rows(capsys.readouterr().out))
+        assert width // 2 < len(bar) <= width
+    terminal.close()

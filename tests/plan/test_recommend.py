@@ -115,7 +115,7 @@ def test_a_trillion_parameters_are_planned_in_no_time():
 @pytest.mark.parametrize(
     ("gpus", "imbalance", "says"),
     [
-        (0, 1.0, "--gpus 0: must be at least 1"),
+        (0, 1.0, "--gpus 0: must be from 1 to 1000000"),
         (1, 0.5, "--imbalance 0.5: must be a number from 1 to 4;"),
         (1, 4.01, "--imbalance 4.01: must be a number from 1 to 4;"),
         (1, 20.0, "--imbalance 20: must be a number from 1 to 4;"),

@@ -20,7 +20,7 @@ from moebius.profile.findings import findings
 from moebius.profile.measure import Measured
 from moebius.profile.result import Profile, rows_of
 from moebius.profile.timeline import Piece
-from moebius.profile.usage import Usage
+from moebius.profile.usage import GpuUsage
 
 LIMITS = Ceilings(1e12, 1e11)
 TIMES = 4.0
@@ -52,10 +52,13 @@ def made_up(config: Config, waiting: float = 0.0, **measured: Any) -> Profile:
     ]
     used += [3 * used[-1]] if config.model.use_mtp else []
     figures = replace(
-        Measured([seconds, 1.02 * seconds, 0.99 * seconds], pieces, 1.0, used, Usage()), **measured
+        Measured([seconds, 1.02 * seconds, 0.99 * seconds], pieces, 1.0, used, GpuUsage()),
+        **measured,
     )
     rows = rows_of(expected, figures, LIMITS)
-    return Profile(config, "a made-up device", "random", 2, False, LIMITS, figures, rows)
+    return Profile(
+        config, "a made-up device", "random", ("a note",), 2, False, LIMITS, figures, rows
+    )
 
 
 def small_config(*flags: str) -> Config:

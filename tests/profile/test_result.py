@@ -5,7 +5,7 @@ import pytest
 from moebius.profile.measure import Measured
 from moebius.profile.result import rows_of
 from moebius.profile.timeline import Piece
-from moebius.profile.usage import Usage
+from moebius.profile.usage import GpuUsage
 from tests.profile.made_up import LIMITS, TIMES, made_up, small_config
 
 
@@ -27,7 +27,7 @@ def test_a_component_without_an_expectation_has_no_floor_and_a_tiny_one_no_row()
         Piece("data", "waiting"): 0.25,
         Piece("embedding", "forward"): 0.0005,
     }
-    (row,) = rows_of({}, Measured([1.0], pieces, 1.0, [], Usage()), LIMITS)
+    (row,) = rows_of({}, Measured([1.0], pieces, 1.0, [], GpuUsage()), LIMITS)
     assert (row.component, row.forward, row.backward, row.waiting) == ("data", 0.5, 0.0, 0.25)
     assert (row.floor, row.efficiency, row.parameters) == (0.0, 0.0, 0)
     assert row.share == row.seconds == 0.75

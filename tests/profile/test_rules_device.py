@@ -6,7 +6,7 @@ from moebius.cost.memory import memory
 from moebius.hardware.backends import Backends
 from moebius.profile.finding import changed
 from moebius.profile.timeline import Piece
-from moebius.profile.usage import Usage
+from moebius.profile.usage import GpuUsage
 from moebius.profile.wording import describe
 from tests.profile.made_up import PLAIN, findings_of, made_up, small_config, titled, titles
 
@@ -25,7 +25,7 @@ def test_copied_heads_matter_on_a_gpu(half, device, is_found):
 
 
 def test_a_device_that_waits(same):
-    profile = made_up(small_config(*PLAIN), waiting=0.3, gpu=Usage(1e9, host_waits=7))
+    profile = made_up(small_config(*PLAIN), waiting=0.3, gpu=GpuUsage(1e9, host_waits=7))
     first = findings_of(profile)[0]
     assert first.title == "the device waits for the host"
     assert "30%" in first.evidence and "7 times" in first.evidence
@@ -55,7 +55,7 @@ def test_more_tokens_per_pass_are_not_proposed_where_memory_is_full(same):
 
 def test_logits_that_fill_the_memory(half):
     config = small_config(*PLAIN, "--model.vocab_size=65536")
-    profile = made_up(config, gpu=Usage(memory(config, 2, compiled=False, experts="loop").peak))
+    profile = made_up(config, gpu=GpuUsage(memory(config, 2, compiled=False, experts="loop").peak))
     finding = titled(findings_of(profile), "logits")
     assert finding.kind == "choice" and finding.flags == ("--parallel.loss_chunks=8",)
     assert 0.5 * profile.measured.gpu.peak_bytes < finding.bytes < profile.measured.gpu.peak_bytes

@@ -12,12 +12,14 @@ CPU = torch.device("cpu")
 
 
 def test_the_text_is_the_runs_own_where_it_has_been_prepared(small):
-    feed, text = feed_of(small, CPU)
-    assert text.startswith("random") and small.data.source in text
+    feed, text, notes = feed_of(small, CPU)
+    assert not notes and text.startswith("random") and small.data.source in text
     assert feed.at(0).shape == (4, 33) and feed.at(0).max() < small.model.vocab_size
     corpus = prepare(small.data, small.model.vocab_size)
-    feed, text = feed_of(small, CPU)
-    assert text == small.data.source and feed.separator == corpus.separator
+    feed, text, notes = feed_of(small, CPU)
+    assert (
+        text == small.data.source and notes == corpus.notes and feed.separator == corpus.separator
+    )
     start = feed.batches.stream.read(0, 9).tolist()
     assert start == corpus.train.read(0, 9).tolist()
 
@@ -25,8 +27,18 @@ def test_the_text_is_the_runs_own_where_it_has_been_prepared(small):
 @pytest.mark.parametrize("masking", [True, False])
 def test_random_documents_are_kept_apart_where_the_configuration_says_so(small, masking):
     config = replace(small, data=replace(small.data, document_masking=masking))
-    feed, _ = feed_of(config, CPU)
+    feed, *_ = feed_of(config, CPU)
     assert feed.separator == (0 if masking else None)
+
+
+def test_a_text_that_cannot_be_used_is_not_called_unprepared(small):
+    prepare(small.data, small.model.vocab_size)
+    long = replace(small, train=replace(small.train, seq_len=10**6))
+    _, text, notes = feed_of(long, CPU)
+    assert text.startswith("random") and "too few for one batch" in text and not notes
+    gone = replace(small, data=replace(small.data, source=f"{small.data.source}.gone"))
+    _, text, _ = feed_of(gone, CPU)
+    assert "no such file" in text and "has not been prepared" not in text
 
 
 def test_steps_train_the_model(small):

@@ -39,7 +39,7 @@ def with_cv(step: int, *values: float) -> StepMetrics:
 
 def test_each_alarm_doubles_the_layers_balance_loss_up_to_32_times():
     state = trained(config_of(), steps=0)
-    done = [carry_out(alarm_of("raise_aux", layer=1), state) for _ in range(7)]
+    done = [carry_out(alarm_of("raise_aux", layer=1), state, []) for _ in range(7)]
     assert done[0] == "balance loss of the layer 0.01 -> 0.02"
     assert done[4] == "balance loss of the layer 0.16 -> 0.32"
     assert done[5] == done[6] == "balance loss of the layer stays at 0.32, its highest"
@@ -50,12 +50,12 @@ def test_each_alarm_doubles_the_layers_balance_loss_up_to_32_times():
 def test_a_balance_loss_of_zero_is_raised_and_relaxed_again():
     state = trained(config_of(aux_loss_coeff=0.0), steps=0)
     assert aux_coefficients(state) == [0.0, 0.0]
-    carry_out(alarm_of("raise_aux"), state)
+    carry_out(alarm_of("raise_aux"), state, [])
     assert aux_coefficients(state) == [pytest.approx(0.01), 0.0]
-    carry_out(alarm_of("raise_aux", over=True), state)
+    carry_out(alarm_of("raise_aux", over=True), state, [])
     assert aux_coefficients(state) == [0.0, 0.0]
     # The alarm of another rule is also over, but there is nothing left to relax.
-    carry_out(alarm_of("raise_aux", over=True), state)
+    carry_out(alarm_of("raise_aux", over=True), state, [])
     assert state.aux_levels == [0, 0]
 
 
@@ -68,7 +68,7 @@ def test_the_loss_is_relaxed_level_by_level_once_the_figure_is_harmless_again():
     levels = []
     for step in range(1, 40):
         for alarm in state.alarms.look(with_cv(step, 0.1, 0.9 if step <= 12 else 0.1)):
-            carry_out(alarm, state)
+            carry_out(alarm, state, [])
         levels.append(state.aux_levels[1])
     raised = [0] * 2 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
     relaxed = [3] * 3 + [2] * 3 + [1] * 3 + [0] * 16
@@ -83,7 +83,7 @@ def test_a_relapse_while_relaxing_raises_the_loss_again():
     for step in range(1, 23):
         is_beyond = step <= 6 or 10 <= step <= 12
         for alarm in state.alarms.look(with_cv(step, 0.9 if is_beyond else 0.1)):
-            carry_out(alarm, state)
+            carry_out(alarm, state, [])
         levels.append(state.aux_levels[0])
     assert levels == [0, 0, 1, 1, 1, 2, 2, 2, 1, 1, 1, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0, 0]
 
@@ -93,7 +93,7 @@ def test_the_raised_loss_is_what_the_step_minimizes(configured):
     config = config_of(aux_loss_coeff=configured)
     state = trained(config)
     for _ in range(3):
-        carry_out(alarm_of("raise_aux", layer=1), state)
+        carry_out(alarm_of("raise_aux", layer=1), state, [])
     raised = (configured or 0.005) * 8
     loss = state.model.loss(tokens_of(config), None, Balancing(aux_coefficients(state)))
     assert loss.balance_M is not None
@@ -156,12 +156,12 @@ def test_nudges_move_the_choice_to_idle_experts_and_stay_in_bounds():
     assert counts() == (TOKENS, 0, 0, 0)
     # The busy expert loses 0.1 and the others gain 0.05, so each nudge moves them 0.15 closer.
     for _ in range(6):
-        carry_out(alarm_of("nudge_bias", layer=1, counts=counts()), state)
+        carry_out(alarm_of("nudge_bias", layer=1, counts=counts()), state, [])
     torch.testing.assert_close(router.bias_E, torch.zeros(E), atol=1e-6, rtol=0)
     assert min(counts()) > 0
     # Counts that never change push the biases until they outweigh every probability.
     for _ in range(40):
-        carry_out(alarm_of("nudge_bias", layer=1, counts=(0, 0, 0, TOKENS)), state)
+        carry_out(alarm_of("nudge_bias", layer=1, counts=(0, 0, 0, TOKENS)), state, [])
     assert router.bias_E.abs().max() <= 1 and router.bias_E[3] == -1
     assert counts()[3] == 0
     assert not routed_layers(state.model)[0].router.bias_E.any()
@@ -178,12 +178,12 @@ def test_layers_without_experts_and_the_mtp_layer_are_told_apart():
     names = {1: "layers.1.moe", 3: "layers.3.moe", 4: "mtp.moe"}
     for index, (layer, name) in enumerate(names.items()):
         before = copied(model_tensors(state.model))
-        carry_out(alarm_of("nudge_bias", layer=layer), state)
+        carry_out(alarm_of("nudge_bias", layer=layer), state, [])
         assert changed_names(before, state.model) == [f"{name}.router.bias_E"]
-        carry_out(dead(3, 30, 20, 10, 0, layer=layer), state)
+        carry_out(dead(3, 30, 20, 10, 0, layer=layer), state, [])
         changed = changed_names(before, state.model)
         assert len(changed) > 1 and all(key.startswith(f"{name}.") for key in changed)
-        carry_out(alarm_of("raise_aux", layer=layer), state)
+        carry_out(alarm_of("raise_aux", layer=layer), state, [])
         assert state.aux_levels == [1] * (index + 1) + [0] * (2 - index)
 
 
@@ -202,7 +202,7 @@ def test_the_metrics_number_the_layers_as_alarms_do():
     alarms = Alarms(observing(dead_expert=rule)).look(metrics)
     (alarm,) = [alarm for alarm in alarms if alarm.layer == 4]
     assert alarm.expert == 2
-    carry_out(alarm, state)
+    carry_out(alarm, state, [])
     assert router.bias_E[2] == 0
 
 
@@ -212,5 +212,5 @@ def test_a_dense_last_layer_leaves_mtp_without_experts():
     result = train_step(state, tokens_of(config), None, config.train)
     metrics = step_metrics(config, state, result, 1.0, 1.0, 1.0)
     assert [len(layer.tokens_per_expert) for layer in metrics.layers] == [0, E, 0, 0]
-    carry_out(alarm_of("raise_aux", layer=1), state)
+    carry_out(alarm_of("raise_aux", layer=1), state, [])
     assert state.aux_levels == [1]

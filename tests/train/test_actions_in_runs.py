@@ -85,6 +85,25 @@ def test_router_weights_that_are_not_numbers_end_the_run(small, monkeypatch):
     assert checkpoint_store.latest(session.run.checkpoints, silent).name == "step-00000005"
 
 
+@pytest.mark.parametrize("router", ["softmax_topk", "sigmoid scores", "switch"])
+def test_a_common_start_does_not_look_like_a_dead_router(small, router):
+    """Equal experts behind gates that sum to 1 leave the router without any gradient."""
+    changes: dict[str, Any] = {
+        "softmax_topk": {"router_top_k": 2},
+        "sigmoid scores": {"router_top_k": 2, "router_score": "sigmoid"},
+        "switch": {"router_type": "switch"},
+    }[router]
+    model = replace(small.model, aux_loss_coeff=0.0, **changes)
+    rule = Rule(threshold=1e-6, patience=3, action="stop")
+    config = watched(replace(small, model=model), 24, router_gradient=rule)
+    session = start(with_train(config, common_start=0.5), "small", silent)
+    train(session)
+    norms = [line["router_grad_norm"][0] for line in read_lines(session.run.metrics_path)]
+    assert router == "switch" or max(norms[:12]) < 1e-6  # the alarm would have fired
+    assert min(norms[16:]) > 1e-6
+    assert not read_lines(session.run.events_path)
+
+
 def test_a_stop_saves_the_state_first(small, capsys):
     config = watched(small, 12, cv=Rule(threshold=0, patience=3, action="stop"))
     session = start(config, "small", silent)

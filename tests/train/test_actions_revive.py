@@ -36,7 +36,7 @@ def test_a_revived_expert_is_a_copy_with_noise_and_nothing_else_changes(optimize
     before = copied(model_tensors(state.model))
     moments_before = copied(named_state(state.optimizers, state.model))
     random = torch.get_rng_state()
-    done = carry_out(dead(3, 20, 4, 40, 0, layer=1), state)
+    done = carry_out(dead(3, 20, 4, 40, 0, layer=1), state, [])
     assert done == "expert 3 is now a copy of expert 2, with noise"
     assert torch.equal(torch.get_rng_state(), random)
 
@@ -82,7 +82,7 @@ def test_the_same_alarm_revives_the_same_expert():
     for seed, step in ((0, 10), (1, 10), (2, 11)):
         state = trained(config_of())
         torch.manual_seed(seed)  # the state of the run's own generator must not matter
-        carry_out(replace(dead(3, 20, 4, 40, 0), step=step), state)
+        carry_out(replace(dead(3, 20, 4, 40, 0), step=step), state, [])
         weights.append(routed_layers(state.model)[0].experts.w_up_EDF[3])
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
@@ -162,9 +162,9 @@ def test_every_dead_expert_is_a_copy_of_a_live_one_and_no_two_are_twins(counts):
 def test_an_alarm_about_a_layer_revives_its_weakest_expert_from_its_busiest():
     state = trained(config_of())
     uneven = alarm_of("revive", counts=(40, 4, 72, 1))
-    assert carry_out(uneven, state) == "expert 3 is now a copy of expert 2, with noise"
+    assert carry_out(uneven, state, []) == "expert 3 is now a copy of expert 2, with noise"
     dominant = alarm_of("revive", counts=(8, 100, 16, 0), rule="dominant_expert", expert=1)
-    assert carry_out(dominant, state) == "expert 3 is now a copy of expert 1, with noise"
+    assert carry_out(dominant, state, []) == "expert 3 is now a copy of expert 1, with noise"
 
 
 HEALTHY = {
@@ -186,14 +186,14 @@ def test_no_healthy_expert_is_replaced(name, rule):
     state = trained(config_of(num_experts=len(counts), num_layers=1), steps=0)
     before = copied(model_tensors(state.model))
     alarm = alarm_of("revive", counts=counts, rule=rule)
-    assert carry_out(alarm, state) == "no dead expert to replace"
+    assert carry_out(alarm, state, []) == "no dead expert to replace"
     assert changed_names(before, state.model) == []
 
 
 def test_an_expert_that_takes_tokens_again_is_not_replaced():
     """Its share was too small on average over the rule's window."""
     state = trained(config_of(), steps=0)
-    assert carry_out(dead(3, 40, 40, 40, 30), state) == "no dead expert to replace"
+    assert carry_out(dead(3, 40, 40, 40, 30), state, []) == "no dead expert to replace"
 
 
 def test_no_expert_is_revived_twice_in_a_step():
@@ -216,4 +216,4 @@ def test_no_expert_is_revived_twice_in_a_step():
 )
 def test_a_layer_with_one_or_two_experts(counts, done):
     state = trained(config_of(num_experts=len(counts)))
-    assert carry_out(alarm_of("revive", counts=counts), state) == done
+    assert carry_out(alarm_of("revive", counts=counts), state, []) == done

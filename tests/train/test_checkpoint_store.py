@@ -46,14 +46,13 @@ def test_latest_passes_over_broken_checkpoints_and_says_so(tmp_path):
         assert line.startswith("passed over: ") and f"step-{step:08d}" in line
 
 
-def test_latest_looks_at_no_later_step_than_it_is_asked_for(tmp_path):
+def test_no_later_step_than_the_one_asked_for_is_loaded(tmp_path):
     save(tmp_path, 0, 1, 2, 3)
     damage(tmp_path, 3)
     lines: list[str] = []
-    newest = checkpoint_store.latest(tmp_path, lines.append, up_to=2)
-    assert newest.name == "step-00000002" and lines == []
-    with pytest.raises(CheckpointError, match="no intact checkpoint"):
-        checkpoint_store.latest(tmp_path, silent, up_to=-1)
+    newest = checkpoint_store.load_newest(tmp_path, checkpoint.verify, lines.append, up_to=2)
+    assert newest is not None and newest.name == "step-00000002" and lines == []
+    assert checkpoint_store.load_newest(tmp_path, checkpoint.verify, silent, up_to=-1) is None
 
 
 def test_steps_are_compared_as_numbers(tmp_path):
@@ -294,17 +293,9 @@ def test_tidying_clears_files_and_links_away_too(tmp_path):
 )
 def test_pruning_keeps_the_newest_and_the_multiples(tmp_path, keep_last, keep_every, kept):
     save(tmp_path, *range(7))
-    checkpoint_store.prune(tmp_path, keep_last, keep_every)
+    checkpoint_store.prune(tmp_path, keep_last, keep_every, tmp_path / "step-00000006")
     assert saved_steps(tmp_path) == kept
     assert len(names_in(tmp_path)) == len(kept)
-
-
-def test_nothing_is_pruned_while_the_newest_is_damaged(tmp_path):
-    save(tmp_path, 1, 2, 3)
-    damage(tmp_path, 3)
-    with pytest.raises(CheckpointError, match="step-00000003"):
-        checkpoint_store.prune(tmp_path, keep_last=1, keep_every=0)
-    assert saved_steps(tmp_path) == [3, 2, 1]
 
 
 @pytest.mark.parametrize("keep_last", [1, 2, 3])
@@ -331,7 +322,7 @@ def test_a_link_to_a_checkpoint_is_pruned_and_what_it_leads_to_is_not(tmp_path):
     save(tmp_path / "elsewhere", 1)
     save(tmp_path, 2)
     (tmp_path / "step-00000001").symlink_to(tmp_path / "elsewhere" / "step-00000001")
-    checkpoint_store.prune(tmp_path, keep_last=1, keep_every=0)
+    checkpoint_store.prune(tmp_path, 1, keep_every=0, written=tmp_path / "step-00000002")
     assert names_in(tmp_path) == ["elsewhere", "step-00000002"]
     checkpoint.load(tmp_path / "elsewhere" / "step-00000001")
 

@@ -1,5 +1,6 @@
 """A whole run: what it writes, that it learns, and that stopping it changes nothing."""
 
+import math
 import os
 import signal
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from moebius.cli.training import finished
 from moebius.config.observe import Rule
 from moebius.errors import Interrupted, NumericError
 from moebius.observe.json_lines import read_lines
@@ -296,7 +298,8 @@ def test_weights_that_are_not_finite_are_never_saved(small):
     session = new_session(small, eval_every=0, max_skipped=100, log_every=100)
     with torch.no_grad():
         session.state.model.lm_head.weight[0, 0] = torch.nan
-    train(session)
+    with pytest.raises(NumericError, match="step 12: not saved: weights are not finite"):
+        train(session)
     assert not list(session.run.checkpoints.glob("step-*"))
 
 
@@ -327,3 +330,30 @@ def test_a_seed_is_a_run(small):
 )
 def test_what_is_due_every_few_steps_is_due_at_multiples_and_zero_means_never(step, every, due):
     assert is_due(step, every) == due
+
+
+def test_a_finished_run_whose_last_evaluation_was_not_a_number_is_finished(small, monkeypatch):
+    """It is null in metrics.jsonl, which is not the same as a missing evaluation."""
+    session = new_session(small)
+    evaluate = loop.evaluate
+    num_evaluations = 0
+
+    def broken(*arguments: Any) -> Any:
+        nonlocal num_evaluations
+        num_evaluations += 1
+        evaluation = evaluate(*arguments)
+        assert evaluation is not None
+        return evaluation._replace(loss=math.nan, bits_per_byte=math.nan)
+
+    monkeypatch.setattr(loop, "evaluate", broken)
+    train(session)
+    assert metrics_of(session)[-1]["val_loss"] is None and num_evaluations == 3
+    run = RunDirectory.open(str(session.run.root))
+    assert loop.unevaluated_step(run, 12, small.train) is None
+    line = finished(run, session.config, session.config)
+    assert line is not None and "is finished: it is at step 12 of 12" in line
+    before = run.metrics_path.read_text()
+    resumed = resume(with_train(session.config, steps=13), run, silent)
+    train(resumed)
+    assert run.metrics_path.read_text().startswith(before)
+    assert num_evaluations == 4

@@ -6,13 +6,14 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
 
 from moebius.config.observe import Rule
 from moebius.errors import DataError, NumericError, StorageError
+from moebius.observe import json_lines
 from moebius.observe.json_lines import read_lines
 from moebius.train import checkpoint, loop
 from moebius.train.session import Session, resume
@@ -165,3 +166,80 @@ def test_a_restart_after_both_goes_on_to_the_end(small, fill_disk, monkeypatch):
     assert resumed.state.step == 9
     train(resumed)
     assert [line["step"] for line in read_lines(session.run.metrics_path)] == list(range(1, 13))
+
+
+FULL_EVENTS = "events.jsonl: No space left on device"
+
+
+@pytest.fixture
+def no_room_for_events(monkeypatch) -> None:
+    """Make the disk too full for every line of events.jsonl."""
+    append = json_lines._append
+
+    def failing(file: TextIO, line: dict[str, Any]) -> None:
+        if Path(file.name).name == "events.jsonl":
+            raise StorageError(FULL_EVENTS)
+        append(file, line)
+
+    monkeypatch.setattr(json_lines, "_append", failing)
+
+
+@pytest.mark.usefixtures("no_room_for_events")
+def test_an_alarm_that_stops_the_run_and_cannot_be_recorded(small, capsys):
+    rule = Rule(threshold=0, patience=2, action="stop")
+    session = session_of(replace(small, observe=replace(small.observe, cv=rule)))
+    with pytest.raises(NumericError, match="step 2: alarm: layer 0: CV") as raised:
+        train(session)
+    assert raised.value.__notes__ == [FULL_EVENTS, "the last good checkpoint is step 2"]
+    assert "step 2: alarm: layer 0: CV" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_room_for_events")
+def test_a_last_roll_back_that_cannot_be_recorded(small, monkeypatch):
+    rule = Rule(threshold=1.05, window=20, patience=0, action="roll_back")
+    small = replace(small, observe=replace(small.observe, loss_spike=rule))
+    session = session_of(small, max_rollbacks=0)
+    before_step(8, monkeypatch, lambda model: model.lm_head.weight.mul_(50))
+    with pytest.raises(NumericError, match="rolled back 0 times already") as raised:
+        train(session)
+    assert raised.value.__notes__[0] == FULL_EVENTS
+
+
+@pytest.mark.usefixtures("no_room_for_events")
+def test_too_many_skipped_steps_that_cannot_be_recorded(small, monkeypatch):
+    session = session_of(small, max_skipped=2, log_every=4, checkpoint_every=0)
+    before_step(2, monkeypatch, poison)
+    with pytest.raises(NumericError, match="step 4: loss or gradient not finite 3 ") as raised:
+        train(session)
+    assert raised.value.__notes__[0] == FULL_EVENTS
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+@pytest.mark.parametrize("is_skipped", [True, False])
+def test_weights_that_are_not_finite_are_never_said_to_be_saved(
+    small, monkeypatch, is_stopped, is_skipped
+):
+    """The run ends or is stopped, after a skipped step or right after an update that broke it."""
+    session = session_of(small, steps=8)
+    if is_skipped:
+        before_step(8, monkeypatch, poison)
+    else:
+        train_step = loop.train_step
+
+        def breaking(state: Any, *arguments: Any) -> Any:
+            result = train_step(state, *arguments)
+            with torch.no_grad():
+                state.model.embedding.weight[0, 0] *= torch.inf if state.step == 8 else 1
+            return result
+
+        monkeypatch.setattr(loop, "train_step", breaking)
+    if is_stopped:
+        before_step(8, monkeypatch, lambda model: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(NumericError, match="step 8: not saved: weights are not fin") as raised:
+        train(session)
+    assert raised.value.exit_code == 5 and "state saved" not in str(raised.value)
+    assert raised.value.__notes__ == [
+        "the last good checkpoint is step 6",
+        *["SIGTERM had asked the run to stop"] * is_stopped,
+    ]
+    assert resume(session.config, session.run, silent).state.step == 6

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moebius.config import TrainConfig
-from moebius.errors import NumericError
+from moebius.errors import NumericError, StorageError
 from moebius.train.skipped import SkippedStep, SkippedSteps
 from moebius.train.state import TrainState
 
@@ -101,3 +101,25 @@ def test_an_event_in_json_and_as_a_line():
     assert str(event) == (
         "step 812: loss or gradient not finite; the update was skipped (sequences 3,260 to 3,263)"
     )
+
+
+def full_disk(event: SkippedStep) -> None:
+    raise StorageError(f"events.jsonl: no space left at step {event.step}")
+
+
+def test_a_report_that_fails_does_not_hide_what_ends_the_run():
+    state = state_at(step=0)
+    steps = SkippedSteps(TRAIN, state)
+    note_steps(steps, state, True, True, True)
+    with pytest.raises(NumericError, match="step 3: loss or gradient not finite 3") as refusal:
+        steps.settle(full_disk)
+    assert refusal.value.__notes__ == ["events.jsonl: no space left at step 1"]
+
+
+def test_a_report_that_fails_is_an_error_of_its_own_otherwise():
+    state = state_at(step=0)
+    steps = SkippedSteps(TRAIN, state)
+    note_steps(steps, state, True, False)
+    with pytest.raises(StorageError, match="no space left at step 1"):
+        steps.settle(full_disk)
+    assert state.skipped == 0  # the later steps count all the same
