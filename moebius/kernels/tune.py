@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 BY_HAND = Tile(parts.BM, parts.BN, parts.BK, 16, parts.STAGES, epilogue="by hand")
 
+# For symmetric products, whose tiles are square. Larger, wider and smaller tiles are slower.
+SYMMETRIC = [Tile(128, 128, 64, 4, 3, 2), Tile(128, 128, 64, 8, 3)]
 # The candidates for each kind of product. The first one of a list fits every shape, and is used if
 # nothing is measured.
 CANDIDATES = {
@@ -48,6 +50,8 @@ CANDIDATES = {
         Tile(256, 128, 64, 8, 4),
         Tile(128, 128, 64, 4, 3, 2),
     ],
+    "gram": SYMMETRIC,
+    "polynomial": SYMMETRIC,
     "weights": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
 }
 # For float32, whose products use full precision and thus no tensor cores, so that a large tile has

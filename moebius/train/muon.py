@@ -2,16 +2,22 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from moebius.hardware.backends import is_hopper
 
 # Jordan 2024 chose the polynomial that is steepest at 0; singular values end between about 0.7 and
 # 1.2.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 SMALLEST_NORM = 1e-7  # a gradient is divided by at least this, so that zeros stay zeros
+BATCH = 2**28  # numbers that are orthogonalized together: half a GB in bfloat16
 UPDATE_RMS = 0.2  # the usual size of AdamW's updates (Moonlight, arXiv 2502.16982, section 2.2)
 
 
@@ -47,13 +53,14 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            same_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            same_sides: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    same_shape[parameter.shape[-2:]].append(parameter)
+                    same_sides[tuple(sorted(parameter.shape[-2:]))].append(parameter)
             settings = {name: group[name] for name in ("lr", "weight_decay", "momentum")}
-            for parameters in same_shape.values():
-                self._update(parameters, **settings)
+            for parameters in same_sides.values():
+                for batch in _batches(parameters):
+                    self._update(batch, **settings)
 
     def momentum_of(self, parameter: Tensor) -> Tensor:
         """Return the parameter's momentum; zeros before its first gradient."""
@@ -65,45 +72,162 @@ class Muon(torch.optim.Optimizer):
     def _update(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float
     ) -> None:
-        """Update parameters of one shape with one batched orthogonalization, to launch less."""
-        is_taken = 1.0 - self.found_inf
-        directions: list[Tensor] = []
-        for parameter in parameters:
+        """Update parameters with the same two sides with one batched orthogonalization.
+
+        The matrices of some may be the transposes of the others' shape. All directions are stored
+        with the shorter side first.
+        """
+        first = parameters[0]
+        R, C = sorted(first.shape[-2:])
+        sizes = [parameter.numel() // (R * C) for parameter in parameters]
+        directions_XRC = first.new_empty(sum(sizes), R, C, dtype=_dtype_of_products(first))
+        is_taken = 1.0 - _scalar_on(first.device, self.found_inf)
+        passes = _kernels(directions_XRC) or Passes(advance, subtract)
+        for parameter, direction in zip(parameters, directions_XRC.split(sizes), strict=True):
             assert parameter.grad is not None
-            gradient = parameter.grad
-            if isinstance(is_taken, Tensor):
-                gradient = torch.where(is_taken > 0, gradient, 0.0)  # 0 times NaN is NaN
-            buffer = self.momentum_of(parameter).lerp_(gradient, (1 - momentum) * is_taken)
-            nesterov = gradient.lerp(buffer, momentum)
-            directions.append(_for_products(nesterov).reshape(-1, *parameter.shape[-2:]))
-        sizes = [len(direction) for direction in directions]
-        updates = orthogonalize(torch.cat(directions)).split(sizes)
-        for parameter, update in zip(parameters, updates, strict=True):
-            size = UPDATE_RMS * math.sqrt(max(parameter.shape[-2:]))
-            parameter.mul_(1 - lr * weight_decay * is_taken)
-            parameter.sub_(update.reshape(parameter.shape) * (lr * size * is_taken))
+            momentum_XRC = _stacked(self.momentum_of(parameter))
+            passes.advance(_stacked(parameter.grad), momentum_XRC, direction, momentum, is_taken)
+        updates_XRC = orthogonalize(directions_XRC)
+        kept, scale = 1 - lr * weight_decay * is_taken, lr * UPDATE_RMS * math.sqrt(C) * is_taken
+        for parameter, update in zip(parameters, updates_XRC.split(sizes), strict=True):
+            passes.subtract(_stacked(parameter), update, kept, scale)
+
+
+class Passes(NamedTuple):
+    """The two elementwise halves of a step, before and after the orthogonalization."""
+
+    advance: Callable[[Tensor, Tensor, Tensor, float, Tensor], None]
+    subtract: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+
+
+def advance(
+    gradient_XRC: Tensor, momentum_XRC: Tensor, out: Tensor, rate: float, is_taken: Tensor
+) -> None:
+    """Move the momentum towards the gradient, in place, and store Nesterov's direction in `out`.
+
+    `out` is (X, R, C), or (X, C, R) for transposed directions. The momentum stays as it is if the
+    scalar `is_taken` is 0; the gradient may then be NaN. This is the readable reference of
+    moebius/kernels/momentum.py, and so is `subtract`.
+    """
+    gradient_XRC = torch.where(is_taken > 0, gradient_XRC, 0.0)  # 0 times NaN is NaN
+    momentum_XRC.lerp_(gradient_XRC, (1 - rate) * is_taken)
+    direction_XRC = gradient_XRC.lerp(momentum_XRC, rate)
+    out.copy_(direction_XRC if out.shape == direction_XRC.shape else direction_XRC.mT)
+
+
+def subtract(parameter_XRC: Tensor, update: Tensor, kept: Tensor, scale: Tensor) -> None:
+    """Set the parameter to kept * parameter - scale * update, in place.
+
+    `update` is (X, R, C) or, transposed, (X, C, R); kept and scale are scalars.
+    """
+    update = update if update.shape == parameter_XRC.shape else update.mT
+    parameter_XRC.mul_(kept).sub_(update * scale)
 
 
 def orthogonalize(matrices_XRC: Tensor) -> Tensor:
     """Return each of X matrices, approximately orthogonalized: U V^T of its SVD.
 
-    This is a quintic Newton-Schulz iteration (Jordan 2024).
+    This is a quintic Newton-Schulz iteration (Jordan 2024): x becomes p(x @ x.T) @ x for a
+    polynomial p, beginning with the matrix divided by its Frobenius norm. That norm is the root of
+    the first Gram matrix's trace, so it is part of the first polynomial's coefficients: nothing
+    else reads or writes the matrices.
     """
-    a, b, c = NEWTON_SCHULZ
     is_tall = matrices_XRC.shape[-2] > matrices_XRC.shape[-1]
-    x = matrices_XRC.mT if is_tall else matrices_XRC  # the Gram matrix of the shorter side
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        quadratic = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, quadratic, x, beta=a)
+    x = matrices_XRC.mT.contiguous() if is_tall else matrices_XRC  # Gram of the shorter side
+    gram, polynomial = _symmetric_products(x)
+    usual_3, powers_3 = _coefficients(x.device, torch.promote_types(x.dtype, torch.float32))
+    for step in range(NEWTON_SCHULZ_STEPS):
+        gram_XRR = gram(x)
+        coefficient_X3 = usual_3.expand(len(x), 3)
+        if step == 0:
+            diagonal_XR = gram_XRR.diagonal(dim1=-2, dim2=-1)
+            norm_X1 = diagonal_XR.sum(-1, keepdim=True, dtype=usual_3.dtype).sqrt()
+            coefficient_X3 = usual_3 / norm_X1.clamp(min=SMALLEST_NORM) ** powers_3
+        x = polynomial(gram_XRR, coefficient_X3.contiguous()) @ x
     return x.mT if is_tall else x
 
 
-def _for_products(matrix: Tensor) -> Tensor:
-    """Return the matrix in the dtype of the iteration: bfloat16 on a GPU, float32 elsewhere.
+def gram(x_XRC: Tensor) -> Tensor:
+    """Return g = x @ x.T of each of X matrices. The readable reference, as is `polynomial`."""
+    return x_XRC @ x_XRC.mT
+
+
+def polynomial(gram_XRR: Tensor, coefficient_X3: Tensor) -> Tensor:
+    """Return c[0] + c[1] * g + c[2] * g @ g of each matrix g, the first one on the diagonal."""
+    constant, linear, quadratic = coefficient_X3.to(gram_XRR.dtype).T[..., None, None]
+    result = (gram_XRR @ gram_XRR).mul_(quadratic).addcmul_(linear, gram_XRR)
+    result.diagonal(dim1=-2, dim2=-1).add_(constant[..., 0])
+    return result
+
+
+def _symmetric_products(x_XRC: Tensor) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Return `gram` and `polynomial`, as kernels where those run."""
+    if not uses_kernels(x_XRC):
+        return gram, polynomial
+    from moebius.kernels import symmetric
+
+    return symmetric.gram, symmetric.polynomial
+
+
+def uses_kernels(matrices_XRC: Tensor) -> bool:
+    """Return whether our own kernels work on such matrices."""
+    return (
+        matrices_XRC.dtype == torch.bfloat16
+        and is_hopper(matrices_XRC.device)
+        and all(size % 8 == 0 for size in matrices_XRC.shape[-2:])
+        and find_spec("triton") is not None
+    )
+
+
+def _kernels(directions_XRC: Tensor) -> Passes | None:
+    """Return the elementwise halves as kernels, or None where they do not run."""
+    if not uses_kernels(directions_XRC):
+        return None
+    from moebius.kernels import momentum
+
+    return Passes(momentum.advance, momentum.subtract)
+
+
+def _batches(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yield parts of a list whose parameters together have about BATCH numbers.
+
+    A batch fills a GPU, and needs little memory beside the parameters.
+    """
+    batch: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        if batch and size + parameter.numel() > BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(parameter)
+        size += parameter.numel()
+    yield batch
+
+
+@cache
+def _coefficients(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the polynomial's coefficients and the power of x that each belongs to.
+
+    They are kept, because the host waits for the device when it copies a list there.
+    """
+    powers = torch.tensor([1.0, 3.0, 5.0], dtype=dtype, device=device)
+    return torch.tensor(NEWTON_SCHULZ, dtype=dtype, device=device), powers
+
+
+def _stacked(tensor: Tensor) -> Tensor:
+    """Return a tensor's matrices as one stack, which shares its memory if it is contiguous."""
+    return tensor.reshape(-1, *tensor.shape[-2:])
+
+
+def _scalar_on(device: torch.device, value: Tensor | float) -> Tensor:
+    """Return a scalar on a device, without making the host wait for it."""
+    return value if isinstance(value, Tensor) else torch.full((), value, device=device)
+
+
+def _dtype_of_products(parameter: Tensor) -> torch.dtype:
+    """Return the dtype of the iteration: bfloat16 on a GPU, the parameter's elsewhere.
 
     The iteration only has to bring singular values near 1, and its own error is larger than that
-    of rounding (Jordan 2024). CPUs keep float32 because most of them emulate bfloat16.
+    of rounding (Jordan 2024). CPUs keep the dtype because most of them emulate bfloat16.
     """
-    return matrix.bfloat16() if matrix.is_cuda else matrix
+    return torch.bfloat16 if parameter.is_cuda else parameter.dtype

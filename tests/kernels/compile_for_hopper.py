@@ -1,4 +1,4 @@
-"""Compile every kernel of a layer for a Hopper GPU, on a machine without one.
+"""Compile every kernel for a Hopper GPU, on a machine without one.
 
 It prints the name of each kernel, and the most shared memory in bytes that any version of it uses.
 """
@@ -11,7 +11,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from moebius.kernels import experts, tune
+from moebius.kernels import experts, momentum, symmetric, tune
 from moebius.kernels.hopper import down_backward, up
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -34,6 +34,8 @@ def main() -> None:
     for candidate in range(max(len(tune.CANDIDATES[kind]) for kind in ALL_FIT)):
         for activation in ("swiglu", "relu2"):
             layer(k=1 + candidate % 2, activation=activation, candidate=candidate)
+    for candidate in range(len(tune.SYMMETRIC)):
+        optimizer(candidate)
     for name, shared in largest.items():
         print(name, shared)
 
@@ -79,6 +81,22 @@ def layer(k: int, activation: str, candidate: int) -> None:
         x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, activation, 0.0
     )
     torch.autograd.grad(out_TD, [x_TD, gate_TK, w_up_EDF, w_down_EFD], torch.ones_like(out_TD))
+
+
+def optimizer(candidate: int) -> None:
+    """Compile the passes and products of Muon's step."""
+
+    def with_candidate(kind: str, rows: torch.Tensor, shape: tuple, run: Callable) -> Any:
+        return run(tune.CANDIDATES[kind][candidate])
+
+    symmetric.with_best_tile = with_candidate
+    weight_EDF = torch.randn(E, D, F)
+    scalar = torch.ones(())
+    for shape in ((E, D, F), (E, F, D)):
+        direction = torch.empty(shape, dtype=torch.bfloat16)
+        momentum.advance(weight_EDF, weight_EDF, direction, 0.95, scalar)
+        momentum.subtract(weight_EDF, direction, scalar, scalar)
+    symmetric.polynomial(symmetric.gram(direction), torch.ones(E, 3))
 
 
 if __name__ == "__main__":

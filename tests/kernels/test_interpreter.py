@@ -14,7 +14,12 @@ import pytest
 pytest.importorskip("triton", reason="triton is for Linux")
 
 FOLDER = Path(__file__).parent
-FILES = ["test_order.py", pytest.param("test_experts.py", marks=pytest.mark.heavy)]
+FILES = [
+    "test_order.py",
+    "test_momentum.py",
+    "test_symmetric.py",
+    pytest.param("test_experts.py", marks=pytest.mark.heavy),
+]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -33,7 +38,7 @@ def test_every_kernel_fits_a_hopper_gpu():
     assert used.keys() == {
         "_count", "_place", "_gather", "_combine", "_up", "_down", "_down_backward",
         "_activation_backward", "_product", "_sum_gate_gradients", "_weight_gradients",
-        "_hopper_up", "_hopper_down_backward",
+        "_hopper_up", "_hopper_down_backward", "_symmetric", "_advance", "_subtract",
     }  # fmt: skip
     assert all(int(shared) <= 227 * 1024 for shared in used.values())
 
