@@ -30,12 +30,8 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     with (
         StopSignals(session.run.checkpoints) as stop,
         StepLog(session, terminal) as log,
-        CheckpointWriter(
-            session.run.checkpoints, config.keep_last, config.keep_every, session.process
-        ) as writer,
+        writer_for(session) as writer,
     ):
-        if session.is_saved:
-            writer.has(state)
         terminal.when_lost(stop.output_lost)
         session.begin(log.sinks.event)
         if unevaluated := unevaluated_step(session.run, state.step, config):
@@ -77,6 +73,15 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     last = evaluation or evaluate(*trained)
     assert last is not None  # this evaluation has no `stopped` function
     return last
+
+
+def writer_for(session: Session) -> CheckpointWriter:
+    """Return the writer of a run's checkpoints."""
+    config, checkpoints = session.config.train, session.run.checkpoints
+    writer = CheckpointWriter(checkpoints, config.keep_last, config.keep_every, session.process)
+    if session.is_saved:
+        writer.has(session.state)
+    return writer
 
 
 def unevaluated_step(run: RunDirectory, step: int, config: TrainConfig) -> StepMetrics | None:
