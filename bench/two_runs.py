@@ -1,13 +1,12 @@
-"""What two runs at once cost each other on a CPU, with idle threads that spin and that sleep.
+"""What two runs at once cost each other on a CPU, and what helps.
 
-    python bench/two_runs.py [ROUNDS [SPINS ...]]
+    python bench/two_runs.py [ROUNDS]
 
 A thread of OpenMP that has nothing to do spins by default, for milliseconds, which takes a core
 away from the other run. With GOMP_SPINCOUNT it sleeps sooner, which makes a run that is alone
-slower. The script prints how long a step takes, alone and beside a second run, relative to a step
-alone with threads that spin as often as by default. Everything is measured in turns, and other
-work on the machine falsifies it. SPINS are the numbers to compare with the default, by default
-1000.
+slower. Or each run gets as many threads as there are cores for it (`train.threads`). The script
+prints how long a step takes, alone and beside a second run, relative to a step alone by default.
+Everything is measured in turns, and other work on the machine falsifies it.
 """
 
 import os
@@ -19,46 +18,53 @@ from moebius.ablate.worker import Worker
 from moebius.config.files import read_config
 from moebius.hardware.processor import Watch
 
-DEFAULT = "300000"
-SPINS = "1000"
+DEFAULT = "by default"
+SPINS = "GOMP_SPINCOUNT"
+VARIANTS = {
+    DEFAULT: ("300000", ""),
+    "sleeping after 30,000 spins": ("30000", ""),
+    "sleeping after 1,000 spins": ("1000", ""),
+    "one thread each": ("300000", "--train.threads=1"),
+}
+"""The number of spins, and a flag. Without a number, a worker would inherit another's."""
 SECONDS = 1.5
-"""Approximate seconds of each measurement."""
+"""Approximate seconds of each measurement of a run that is alone."""
 FLAGS = ("--train.batch_size=4", "--train.seq_len=128")
 """Changes to the preset tiny."""
 
 
-def main(rounds: int, *spins: str) -> None:
-    """Measure all numbers of spins in turns, and print a line for each."""
-    pairs = {number: [_worker(number), _worker(number)] for number in (DEFAULT, *spins)}
+def main(rounds: int) -> None:
+    """Measure all variants in turns, and print a line for each."""
+    pairs = {name: [_worker(*variant), _worker(*variant)] for name, variant in VARIANTS.items()}
     try:
         warm = [worker.ask("start")["seconds"] for pair in pairs.values() for worker in pair]
         count = max(1, round(SECONDS / min(warm)))
-        alone: dict[str, list[float]] = {number: [] for number in pairs}
-        beside: dict[str, list[float]] = {number: [] for number in pairs}
+        alone: dict[str, list[float]] = {name: [] for name in pairs}
+        beside: dict[str, list[float]] = {name: [] for name in pairs}
         with ThreadPoolExecutor(2) as both:
             for _ in range(rounds):
-                for number, pair in pairs.items():
-                    alone[number].append(_seconds(pair[0], count))
-                for number, pair in pairs.items():
+                for name, pair in pairs.items():
+                    alone[name].append(_seconds(pair[0], count))
+                for name, pair in pairs.items():
                     took = both.map(_seconds, pair, [count, count])
-                    beside[number].append(statistics.fmean(took))
+                    beside[name].append(statistics.fmean(took))
     finally:
         for pair in pairs.values():
             for worker in pair:
                 worker.end()
     step = statistics.median(alone[DEFAULT])
-    print(f"a step alone with {DEFAULT} spins: {step * 1e3:.1f} ms, in rounds of {count} steps")
-    for number in pairs:
+    print(f"a step alone by default: {step * 1e3:.1f} ms, in rounds of {count} steps")
+    for name in pairs:
         print(
-            f"{number:>7} spins: alone {_ratios(alone[number], alone[DEFAULT])}, "
-            f"beside another {_ratios(beside[number], alone[DEFAULT])}"
+            f"{name:<27}: alone {_ratios(alone[name], alone[DEFAULT])}, "
+            f"beside another {_ratios(beside[name], alone[DEFAULT])}"
         )
 
 
-def _worker(spins: str) -> Worker:
+def _worker(spins: str, flag: str) -> Worker:
     """Return a process whose idle threads spin that often before they sleep."""
-    os.environ["GOMP_SPINCOUNT"] = spins
-    return Worker(read_config("tiny", list(FLAGS)))
+    os.environ[SPINS] = spins
+    return Worker(read_config("tiny", [*FLAGS, *filter(None, [flag])]))
 
 
 def _seconds(worker: Worker, count: int) -> float:
@@ -73,6 +79,6 @@ def _ratios(times: list[float], reference: list[float]) -> str:
 
 if __name__ == "__main__":
     watch = Watch()
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7, *(sys.argv[2:] or [SPINS]))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
     usage = watch.usage()
     print(f"{sum(usage[:2]):.1f} of {usage.cores} cores were busy on average")
