@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from moebius.observe.json_lines import METRICS, read_lines
+from moebius.observe.json_lines import METRICS
+from moebius.observe.line_file import read_lines
 
 WITHOUT_EXTRAS = [
     *("--train.checkpoint_every", "0"),

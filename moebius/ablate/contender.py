@@ -9,7 +9,8 @@ import torch
 from moebius.config import Config
 from moebius.data import prepare
 from moebius.errors import NumericError
-from moebius.hardware.device import choose_device, describe, peak_memory, wait
+from moebius.hardware.device import choose_device, describe, wait
+from moebius.hardware.memory import PeakMemory
 from moebius.hardware.processor import Watch
 from moebius.profile.steps import Steps
 from moebius.train.evaluate import evaluate
@@ -29,6 +30,7 @@ class Contender:
         self.config = config
         self.device = choose_device(config.train.device)
         self.on_gpu = self.device.type == "cuda"
+        self.memory = PeakMemory(self.device)
 
     def start(self) -> dict[str, Any]:
         """Compile and warm up. Return the seconds per step, the device and notes on the text."""
@@ -50,7 +52,7 @@ class Contender:
         crowding = watch.usage().crowding
         return {
             "seconds": seconds,
-            "peak_bytes": peak_memory(self.device),
+            "peak_bytes": self.memory.bytes(),
             "crowding": crowding,
         }
 

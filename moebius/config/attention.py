@@ -7,6 +7,9 @@ names below in moebius/model/attention.py.
 
 from dataclasses import dataclass
 
+MASK_BLOCK = 256
+"""Number of queries whose mask exists as a matrix at a time."""
+
 
 @dataclass(frozen=True)
 class AttentionRecord:
@@ -16,6 +19,8 @@ class AttentionRecord:
     """The backend in words, as the first lines of a run show it."""
     copies_kv_heads: bool = False
     """Each KV head is copied for the query heads that share it."""
+    mask_block: int = 0
+    """Largest number of queries whose mask exists as a matrix; 0 if that of none does."""
     kept_operators: tuple[str, ...] = ()
     """Names of the operators whose results selective checkpointing keeps for backward."""
 
@@ -28,9 +33,14 @@ _SDPA_OPERATORS = (
 )
 
 ATTENTION: dict[str, AttentionRecord] = {
-    "sdpa_native": AttentionRecord("sdpa with native GQA", kept_operators=_SDPA_OPERATORS),
+    "sdpa_native": AttentionRecord(
+        "sdpa with native GQA", mask_block=MASK_BLOCK, kept_operators=_SDPA_OPERATORS
+    ),
     "sdpa_expanded": AttentionRecord(
-        "sdpa with KV heads expanded", copies_kv_heads=True, kept_operators=_SDPA_OPERATORS
+        "sdpa with KV heads expanded",
+        copies_kv_heads=True,
+        mask_block=MASK_BLOCK,
+        kept_operators=_SDPA_OPERATORS,
     ),
     "flex": AttentionRecord("flex", kept_operators=("flex_attention",)),
 }

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 from moebius.config.fields import (
@@ -193,14 +194,14 @@ class ModelConfig:
         """Width of one head: head_dim, or dim / num_heads."""
         return self.head_dim or self.dim // self.num_heads
 
-    @property
+    @cached_property  # estimates ask for it once per layer, which would be quadratic
     def experts_per_layer(self) -> tuple[int, ...]:
         """Number of experts of each layer; 0 for a dense layer."""
         if isinstance(self.num_experts, tuple):
             return self.num_experts
         return (self.num_experts,) * self.num_layers
 
-    @property
+    @cached_property
     def expert_widths(self) -> tuple[int, ...]:
         """Hidden width of each layer's experts: linear in depth, rounded to a multiple of 64."""
         steps = max(self.num_layers - 1, 1)

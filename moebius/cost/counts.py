@@ -109,18 +109,26 @@ def expected_experts_per_token(model: ModelConfig) -> list[float]:
 
     With MTP, one more number follows: the MTP layer's, summed over its passes.
     """
-    router = ROUTERS[model.router_type]
-    used = [
-        router.expected_experts(count, model.router_top_k, model.router_threshold)
-        for count in model.experts_per_layer
-    ]
+    used = [expected_experts(model, layer) for layer in range(model.num_layers)]
     return used + ([len(MTP_OFFSETS) * used[-1]] if model.use_mtp else [])
+
+
+def expected_experts(model: ModelConfig, layer: int) -> float:
+    """Return one layer's value of `expected_experts_per_token`."""
+    return ROUTERS[model.router_type].expected_experts(
+        model.experts_per_layer[layer], model.router_top_k, model.router_threshold
+    )
 
 
 def expert_weights(model: ModelConfig) -> list[int]:
     """Return the number of parameters of all experts together, layer by layer."""
-    shapes = zip(model.experts_per_layer, model.expert_widths, strict=True)
-    return [count * model.matrices_per_mlp * model.dim * width for count, width in shapes]
+    return [layer_expert_weights(model, layer) for layer in range(model.num_layers)]
+
+
+def layer_expert_weights(model: ModelConfig, layer: int) -> int:
+    """Return the number of parameters of one layer's experts together."""
+    count, width = model.experts_per_layer[layer], model.expert_widths[layer]
+    return count * model.matrices_per_mlp * model.dim * width
 
 
 def hidden_weights(model: ModelConfig) -> int:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from moebius.config import Config, ModelConfig
 from moebius.config.expert_backends import EXPERT_BACKENDS
 from moebius.cost.activations import routed_rows
-from moebius.cost.counts import expected_experts_per_token, expert_weights
+from moebius.cost.counts import expected_experts, layer_expert_weights
 from moebius.cost.device import Device, expert_backend_on
 from moebius.cost.memory import Share
 from moebius.cost.sizes import BFLOAT16, FLOAT32
@@ -138,8 +138,8 @@ def _expert_seconds(
     """Return the seconds of a layer's experts if each matrix takes one grouped product."""
     D, width, matrices = model.dim, model.expert_widths[layer], model.matrices_per_mlp
     rows = tokens * routed_rows(model, layer) * share.imbalance
-    used = tokens * share.imbalance * expected_experts_per_token(model)[layer]
-    weights = expert_weights(model)[layer]
+    used = tokens * share.imbalance * expected_experts(model, layer)
+    weights = layer_expert_weights(model, layer)
     computing = GROUPED_FACTOR * 2 * used * D * width / device.flops
     numbers = used * (D + width) + weights / matrices / share.expert_parallel
     moving = BFLOAT16 * numbers / device.bytes
@@ -163,9 +163,9 @@ def _fused_expert_seconds(
     With one slot per token these kernels also bring the results back to their tokens.
     """
     D, width, matrices = model.dim, model.expert_widths[layer], model.matrices_per_mlp
-    slots, weights = routed_rows(model, layer), expert_weights(model)[layer]
+    slots, weights = routed_rows(model, layer), layer_expert_weights(model, layer)
     rows = tokens * share.imbalance * slots
-    used = tokens * share.imbalance * expected_experts_per_token(model)[layer]
+    used = tokens * share.imbalance * expected_experts(model, layer)
     computing = 2 * matrices * used * D * width / device.flops
     read = weights / share.expert_parallel
     moving = BFLOAT16 * (used * (2 * D + (matrices + 1) * width) + read) / device.bytes

@@ -89,7 +89,16 @@ class Planned:
     @property
     def fits(self) -> bool:
         """Whether the device has enough memory."""
-        return self.memory.peak <= FILLED * self.device.memory
+        return fits(self.memory, self.device)
+
+    @property
+    def host_bytes(self) -> float:
+        """Bytes of host memory for each device's part of a checkpoint that is being written.
+
+        Training goes on meanwhile, so its weights and moments are copied first. Reading the
+        checkpoint back to verify it takes a few MB, because it is read in pieces.
+        """
+        return self.memory.weights + self.memory.optimizer
 
     @property
     def seconds(self) -> float:
@@ -137,19 +146,8 @@ def planned(config: Config, device: Device, layout: Layout, imbalance: float = 1
 
     imbalance is the load of the busiest expert, divided by an even load.
     """
-    config = replace(
-        config, parallel=replace(config.parallel, activation_checkpointing=layout.recomputing)
-    )
-    share = Share(
-        sequences=layout.sequences,
-        passes=layout.passes,
-        shared=1 / layout.gpus if layout.is_sharded else 1.0,
-        experts=1 / (layout.gpus if layout.is_sharded else layout.expert_parallel),
-        expert_parallel=layout.expert_parallel,
-        imbalance=_load_of_busiest(config.model, layout.expert_parallel, imbalance),
-    )
-    experts = expert_backend_on(config, device)
-    needed = memory(config, BFLOAT16, compiled=True, share=share, experts=experts)
+    needed = needed_memory(config, device, layout, imbalance)
+    config, share = _recomputing(config, layout), _share(config, layout, imbalance)
     computing = step_seconds(config, device, share)
     sent = _bytes_of_weights(config, layout)
     weights = _seconds_of_weights(config, device, layout, sum(sent.values()))
@@ -159,6 +157,41 @@ def planned(config: Config, device: Device, layout: Layout, imbalance: float = 1
     waiting = _seconds_of_tokens(config, device, layout, token_bytes)
     sent = {name: size for name, size in sent.items() if size}
     return Planned(config, device, layout, needed, computing, sent, not_hidden + waiting)
+
+
+def needed_memory(
+    config: Config, device: Device, layout: Layout, imbalance: float = 1.0
+) -> Memory:
+    """Return the memory that a layout would need on each device.
+
+    This is much less work than the whole of `planned`, and rules out most layouts of a large run.
+    """
+    experts, share = expert_backend_on(config, device), _share(config, layout, imbalance)
+    config = _recomputing(config, layout)
+    return memory(config, BFLOAT16, compiled=True, share=share, experts=experts)
+
+
+def fits(needed: Memory, device: Device) -> bool:
+    """Return whether the device has enough memory."""
+    return needed.peak <= FILLED * device.memory
+
+
+def _recomputing(config: Config, layout: Layout) -> Config:
+    """Return the configuration with the layout's activation checkpointing."""
+    parallel = replace(config.parallel, activation_checkpointing=layout.recomputing)
+    return replace(config, parallel=parallel)
+
+
+def _share(config: Config, layout: Layout, imbalance: float) -> Share:
+    """Return what each device holds of a run in this layout."""
+    return Share(
+        sequences=layout.sequences,
+        passes=layout.passes,
+        shared=1 / layout.gpus if layout.is_sharded else 1.0,
+        experts=1 / (layout.gpus if layout.is_sharded else layout.expert_parallel),
+        expert_parallel=layout.expert_parallel,
+        imbalance=_load_of_busiest(config.model, layout.expert_parallel, imbalance),
+    )
 
 
 def _expert_spreads(model: ModelConfig, gpus: int) -> list[int]:

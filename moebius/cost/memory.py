@@ -4,12 +4,18 @@ docs/log/plans.md compares the results with peaks measured on a GPU.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from moebius.config import MTP_OFFSETS, Config
+from moebius.config.attention import ATTENTION
 from moebius.config.optimizers import OPTIMIZERS
 from moebius.cost.activations import Activations
 from moebius.cost.counts import expert_weights, hidden_weights, parameters
 from moebius.cost.sizes import FLOAT32
+
+MASK_BYTES = 3
+"""Bytes of truth values for each pair of a query and a key while a mask is made."""
 
 
 @dataclass(frozen=True)
@@ -100,26 +106,27 @@ def memory(
     compiled: bool,
     share: Share | None = None,
     experts: str = "grouped",
+    attention: str = "flex",
 ) -> Memory:
     """Return the bytes that a training step needs on one device.
 
     item is the size in bytes of a number in a matrix product: 2 for bfloat16, 4 for float32.
     compiled says whether the blocks are compiled. share is what the device holds of the run; by
     default it holds all of it. experts is the name of the expert backend, a key of
-    `EXPERT_BACKENDS`.
+    `EXPERT_BACKENDS`, and attention that of the attention backend, a key of `ATTENTION`.
     """
     model = config.model
     share = share or Share.whole(config)
     tokens = share.sequences * config.train.seq_len
-    layers = range(model.num_layers)
     per_token = Activations(model, item, compiled, share.imbalance, experts)
-    blocks = [per_token.of_block(layer) for layer in layers]
-    kept = blocks
-    match config.parallel.activation_checkpointing:
-        case "full":
-            kept = [FLOAT32 * model.dim] * model.num_layers
-        case "selective":
-            kept = [per_token.of_products(layer) for layer in layers]
+    layers = _summed(per_token)
+    recomputing = config.parallel.activation_checkpointing
+    kept = {
+        "none": layers.blocks,
+        "full": FLOAT32 * model.dim * model.num_layers,
+        "selective": layers.products,
+    }[recomputing]
+    block, masks = _masks(config, item, attention)
     head = tokens * (FLOAT32 + item) * model.dim + _logits(config, tokens, item, compiled)
     mtp_passes = len(MTP_OFFSETS) * (head + tokens * per_token.of_mlps(model.num_layers - 1))
     stored = _stored_parameters(config, share)
@@ -128,12 +135,53 @@ def memory(
         gradients=FLOAT32 * stored,
         optimizer=FLOAT32 * stored * _moments(config),
         casts=_casts(config, item, share),
-        activations=tokens * sum(kept),
-        recomputed=0.0 if kept is blocks else tokens * max(blocks),
+        activations=tokens * (kept + (0.0 if recomputing == "full" else masks)),
+        recomputed=0.0 if recomputing == "none" else tokens * layers.largest_block,
         logits=head + (mtp_passes if model.use_mtp else 0.0),
-        backward=tokens * max(per_token.of_backward(layer) for layer in layers),
+        backward=tokens * max(layers.largest_backward, block),
         gathered=_gathered(config, item, share),
         is_accumulating=share.passes > 1,
+    )
+
+
+def _masks(config: Config, item: int, attention: str) -> tuple[float, float]:
+    """Return the bytes per token that masks of documents take in two places.
+
+    The first is in the backward pass of a block with a long sequence, where one block of queries
+    has a mask at a time, beside the gradients of query, key and value. The second is what all
+    layers keep for backward, which are masks only for sequences that are not longer than a block.
+    """
+    model, queries = config.model, ATTENTION[attention].mask_block
+    if not (queries and config.data.document_masking):
+        return 0.0, 0.0
+    length = config.train.seq_len
+    if length <= queries:
+        return 0.0, float(item * length * model.num_layers)
+    gradients = 3 * item * model.num_heads * model.head_width
+    return float((item + MASK_BYTES) * queries + gradients), 0.0
+
+
+class _Layers(NamedTuple):
+    """Bytes per token of all layers, which do not depend on how a run is laid out."""
+
+    blocks: float
+    """Sum of what backward keeps of each block."""
+    products: float
+    """Sum of what selective checkpointing keeps of each block."""
+    largest_block: float
+    largest_backward: float
+    """The widest gradients that exist at once in the backward pass of a block."""
+
+
+@lru_cache(maxsize=64)  # a plan compares thousands of layouts of one model
+def _summed(per_token: Activations) -> _Layers:
+    layers = range(per_token.model.num_layers)
+    blocks = [per_token.of_block(layer) for layer in layers]
+    return _Layers(
+        blocks=sum(blocks),
+        products=sum(per_token.of_products(layer) for layer in layers),
+        largest_block=max(blocks),
+        largest_backward=max(per_token.of_backward(layer) for layer in layers),
     )
 
 

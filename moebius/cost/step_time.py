@@ -8,7 +8,7 @@ from moebius.config import MTP_OFFSETS, Config
 from moebius.cost.counts import parameters
 from moebius.cost.device import Device
 from moebius.cost.floor import optimizer_bytes
-from moebius.cost.layer_time import block_seconds, mlp_seconds, product_seconds
+from moebius.cost.layer_time import Passes, block_seconds, mlp_seconds, product_seconds
 from moebius.cost.memory import Share
 from moebius.cost.sizes import BFLOAT16, FLOAT32
 
@@ -37,8 +37,11 @@ def step_seconds(config: Config, device: Device, share: Share) -> dict[str, floa
     def add(name: str, seconds_per_pass: float) -> None:
         seconds[name] = seconds.get(name, 0.0) + seconds_per_pass * passes
 
-    for layer in range(model.num_layers):
-        for name, (forward, backward) in block_seconds(config, device, share, layer).items():
+    blocks: dict[tuple[int, int], dict[str, Passes]] = {}  # layers of one shape take one time
+    for layer, shape in enumerate(zip(model.experts_per_layer, model.expert_widths, strict=True)):
+        if shape not in blocks:
+            blocks[shape] = block_seconds(config, device, share, layer)
+        for name, (forward, backward) in blocks[shape].items():
             add(name, forward * (2 if _is_recomputed(config, name) else 1) + backward)
     head = _head_seconds(config, device, tokens)
     add("lm_head", head)

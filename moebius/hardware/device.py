@@ -1,9 +1,7 @@
-"""The device that a run uses: choose it, describe it, wait for it, and query its memory."""
+"""The device that a run uses: choose it, describe it and wait for it."""
 
 import os
 import platform
-import resource
-import sys
 
 import torch
 
@@ -77,11 +75,3 @@ def check_fits(config: Config, device: torch.device) -> None:
             f"training, and {describe(device)} has {gigabytes(total_memory(device))}; make the "
             "model smaller"
         )
-
-
-def peak_memory(device: torch.device) -> float:
-    """Return the largest number of bytes used so far, on the GPU or, on a CPU, by the process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
-    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

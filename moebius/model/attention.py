@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moebius.config import ModelConfig
+from moebius.config.attention import MASK_BLOCK
+from moebius.model.documents import attend_in_blocks
 from moebius.model.rope import Rotation, rotate
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
@@ -90,25 +92,28 @@ def _normalized(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     return norm(x.to(norm.weight.dtype)).type_as(x)
 
 
-def attend_native(
-    q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask_B1SS: Tensor | None
-) -> Tensor:
-    """Return out_BNSH by torch's attention, which reads each KV head in place for its group."""
+def attend_native(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask: Tensor | None) -> Tensor:
+    """Return out_BNSH by torch's attention, which reads each KV head in place for its group.
+
+    With documents in place of a mask, each KV head is expanded nevertheless.
+    """
+    if mask is not None and mask.ndim == 2:
+        return attend_expanded(q_BNSH, k_BGSH, v_BGSH, mask)
     return F.scaled_dot_product_attention(
-        q_BNSH, k_BGSH, v_BGSH, attn_mask=mask_B1SS, is_causal=mask_B1SS is None, enable_gqa=True
+        q_BNSH, k_BGSH, v_BGSH, attn_mask=mask, is_causal=mask is None, enable_gqa=True
     )
 
 
-def attend_expanded(
-    q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask_B1SS: Tensor | None
-) -> Tensor:
+def attend_expanded(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask: Tensor | None) -> Tensor:
     """Return out_BNSH by torch's attention, with each KV head expanded over its group.
 
-    This is for kernels without native grouped-query attention.
+    This is for kernels without native grouped-query attention. The mask may be document_BS itself.
     """
     k_BNSH, v_BNSH = _expand(k_BGSH, q_BNSH.shape[1]), _expand(v_BGSH, q_BNSH.shape[1])
+    if mask is not None and mask.ndim == 2:
+        return attend_in_blocks(q_BNSH, k_BNSH, v_BNSH, mask)
     return F.scaled_dot_product_attention(
-        q_BNSH, k_BNSH, v_BNSH, attn_mask=mask_B1SS, is_causal=mask_B1SS is None
+        q_BNSH, k_BNSH, v_BNSH, attn_mask=mask, is_causal=mask is None
     )
 
 
@@ -118,9 +123,15 @@ def _expand(x_BGSH: Tensor, num_heads: int) -> Tensor:
     return x_BGSH[:, :, None].expand(B, G, num_heads // G, S, H).reshape(B, num_heads, S, H)
 
 
-def _causal_or_dense_mask(document_BS: Tensor | None) -> Tensor | None:
-    """Return the mask for torch's attention: None, which is plain causal, or the dense mask."""
-    return None if document_BS is None else dense_mask(document_BS)
+def documents_or_mask(document_BS: Tensor | None) -> Tensor | None:
+    """Return the mask for torch's attention: None for plain causal attention, or the dense mask.
+
+    The dense mask of a long sequence would be much larger than everything else. In its place come
+    the documents, from which the masks of blocks are made.
+    """
+    if document_BS is None or document_BS.shape[1] > MASK_BLOCK:
+        return document_BS
+    return dense_mask(document_BS)
 
 
 def dense_mask(document_BS: Tensor) -> Tensor:
@@ -133,5 +144,5 @@ def dense_mask(document_BS: Tensor) -> Tensor:
     return (same & torch.ones(S, S, dtype=torch.bool, device=document_BS.device).tril())[:, None]
 
 
-SDPA_NATIVE = AttentionBackend(attend_native, _causal_or_dense_mask)
-SDPA_EXPANDED = AttentionBackend(attend_expanded, _causal_or_dense_mask)
+SDPA_NATIVE = AttentionBackend(attend_native, documents_or_mask)
+SDPA_EXPANDED = AttentionBackend(attend_expanded, documents_or_mask)

@@ -4,101 +4,41 @@ This file only decides which alarms fire. What they watch is in moebius/observe/
 what is done about them in moebius/train/actions.py.
 """
 
-import math
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
-from moebius.config.observe import Action, ObserveConfig, Rule
+import numpy as np
+
+from moebius.config.observe import ObserveConfig, Rule
 from moebius.moe.load import is_enough
+from moebius.observe.alarm import WORDS, Alarm
 from moebius.observe.figures import ABOUT_LOAD, Figure, Place, figures
 from moebius.observe.metrics import StepMetrics
 
 FEWEST_LOSSES = 5  # losses that must precede a loss before it is compared with their median
+NEVER = -1  # in place of a step
 
 
-@dataclass(frozen=True)
-class Alarm:
-    """A rule that fired, or one that had fired and whose figure is harmless again."""
+@dataclass
+class Course:
+    """What has been seen of the figures of one place: a value for each expert, or just one."""
 
-    step: int
-    rule: str
-    layer: int
-    """Number of the layer; -1 for the model as a whole."""
-    expert: int
-    """Number of the expert; -1 for the layer as a whole."""
-    value: float
-    """The figure that the rule watches."""
-    threshold: float
-    """The figure's last harmless value."""
-    since: int
-    """Last step at which the figure was harmless, or at which the alarm last fired."""
-    action: Action
-    """The configured action."""
-    over: bool
-    """Whether the alarm is over: the figure was harmless for as long as the rule's patience."""
-    metrics: StepMetrics
-    """The logged step that the alarm comes from."""
-    load: list[int] | None = None
-    """Tokens that each of the layer's experts took in as many logged steps as it takes to judge
-    the load. None if it cannot be judged yet, or if the alarm is about the model."""
+    fine_at: np.ndarray
+    """Last step at which each figure was harmless, or at which its alarm fired."""
+    beyond_at: np.ndarray
+    """For alarms that have fired: last step at which the figure was beyond the threshold. NEVER
+    for the others."""
+    has_fired: bool = False
+    """Whether any alarm has fired and is not over."""
+    seen: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    """Steps and logged figures inside the rule's window, if it averages over several steps."""
 
-    @property
-    def place(self) -> Place:
-        """The rule, layer and expert that the alarm is about."""
-        return Place(self.rule, self.layer, self.expert)
-
-    @property
-    def counts(self) -> list[int]:
-        """Tokens that each of the layer's experts took: `load`, or those of the logged step.
-
-        Only for an alarm about a layer.
-        """
-        return self.load or self.metrics.layers[self.layer].tokens_per_expert
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The figures to record with the alarm: the layer's or, without a layer, the model's."""
-        if self.layer < 0:
-            return {name: getattr(self.metrics, name) for name in ("loss", "grad_norm", "lr")}
-        names = (
-            "tokens_per_expert",
-            "cv",
-            "max_violation",
-            "routing_entropy",
-            "router_grad_norm",
-        )
-        return {name: getattr(self.metrics.layers[self.layer], name) for name in names}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the alarm as an object for events.jsonl, with `figures`."""
-        names = (
-            "step",
-            "rule",
-            "layer",
-            "expert",
-            "value",
-            "threshold",
-            "since",
-            "action",
-            "over",
-        )
-        event = {"event": "over" if self.over else "alarm"}
-        return event | {name: getattr(self, name) for name in names} | {"figures": self.figures}
-
-    def __str__(self) -> str:
-        words = _WORDS[self.rule]
-        who = f"layer {self.layer}: " if self.layer >= 0 else ""
-        who = f"layer {self.layer}, expert {self.expert}: " if self.expert >= 0 else who
-        value, threshold = (words.number(n) for n in (self.value, self.threshold))
-        side = "above" if words.is_above else "below"
-        if self.over:
-            kind, end = "over", f"no longer {side} {threshold}"
-        else:
-            kind, end = "alarm", f"{side} {threshold} since step {self.since}"
-        return f"step {self.step}: {kind}: {who}{words.figure} {value}, {end}"
+    @classmethod
+    def new(cls, size: int) -> "Course":
+        """Return the course of a place of which nothing has been seen."""
+        return cls(np.zeros(size, np.int64), np.full(size, NEVER, np.int64))
 
 
 class Alarms:
@@ -106,12 +46,7 @@ class Alarms:
 
     def __init__(self, config: ObserveConfig):
         self.rules = {name: rule for name, rule in config.rules().items() if rule.action != "off"}
-        self.seen: dict[Place, list[tuple[int, float]]] = defaultdict(list)
-        """Steps and logged figures inside each rule's window."""
-        self.fine_at: dict[Place, int] = {}
-        """Last step at which each figure was harmless, or at which its alarm fired."""
-        self.beyond_at: dict[Place, int] = {}
-        """For alarms that have fired: last step at which the figure was beyond the threshold."""
+        self.courses: dict[Place, Course] = {}
         self.counted: dict[int, list[int]] = {}
         """For layers whose logged steps have too few tokens to judge the load: the tokens per
         expert since it was last judged, by the layer's number."""
@@ -126,34 +61,62 @@ class Alarms:
         loads = self._loads(metrics)
         for name, rule in self.rules.items():
             for figure in figures(name, rule, metrics, loads, has_equal_experts):
-                value = self._over_window(figure.place, rule, metrics.step, figure.value)
-                figure = figure._replace(value=value)
-                judge = self._beyond if _is_beyond(figure) else self._harmless
-                alarms += judge(figure, rule, metrics)
-        return [replace(alarm, load=loads.get(alarm.layer)) for alarm in alarms]
+                course = self.courses.get(figure.place)
+                if course is None or len(course.fine_at) != len(figure.values):
+                    course = self.courses[figure.place] = Course.new(len(figure.values))
+                values = _over_window(course, figure, rule, metrics.step)
+                figure = figure._replace(values=values)
+                for chosen, since, over in _judged(course, figure, rule, metrics.step):
+                    load = loads.get(figure.place.layer)
+                    alarms.append(_alarm(course, figure, rule, chosen, since, over, metrics, load))
+        return alarms
 
     def keep_watching(self, alarm: Alarm) -> None:
         """Report the end of the alarm again after another `patience` harmless steps.
 
         An action that takes several steps to undo needs this.
         """
-        self.beyond_at[alarm.place] = alarm.step
+        course = self.courses[alarm.place]
+        course.beyond_at[list(alarm.experts) or [0]], course.has_fired = alarm.step, True
 
     def state(self) -> dict[str, Any]:
         """Return what has been seen, for a checkpoint's JSON."""
+        courses = self.courses.items()
         return {
-            "seen": [[*place, steps] for place, steps in self.seen.items()],
-            "fine_at": [[*place, step] for place, step in self.fine_at.items()],
-            "beyond_at": [[*place, step] for place, step in self.beyond_at.items()],
+            "seen": [
+                [*place, [[step, values.tolist()] for step, values in course.seen]]
+                for place, course in courses
+                if course.seen
+            ],
+            "fine_at": [[*place, course.fine_at.tolist()] for place, course in courses],
+            "beyond_at": [
+                [*place, course.beyond_at.tolist()]
+                for place, course in courses
+                if course.has_fired
+            ],
             "counted": [[layer, counts] for layer, counts in self.counted.items()],
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned, in this version or in one without `counted`."""
-        seen = {Place(*place): [(s, v) for s, v in steps] for *place, steps in state["seen"]}
-        self.seen = defaultdict(list, seen)
-        self.fine_at = {Place(*place): step for *place, step in state["fine_at"]}
-        self.beyond_at = {Place(*place): step for *place, step in state["beyond_at"]}
+        """Restore what `state` returned, in this version or in an earlier one.
+
+        Earlier versions had an entry for each expert, and may not have had `counted`.
+        """
+        self.courses = {}
+        for rule, layer, steps in _by_place(state["fine_at"]):
+            course = self.courses[Place(rule, layer)] = Course.new(len(steps))
+            course.fine_at[:] = steps
+        for rule, layer, steps in _by_place(state["beyond_at"]):
+            if course := self.courses.get(Place(rule, layer)):
+                course.beyond_at[: len(steps)] = steps[: len(course.beyond_at)]
+                course.has_fired = bool((course.beyond_at > NEVER).any())
+        for rule, layer, seen in _seen_by_place(state["seen"]):
+            if course := self.courses.get(Place(rule, layer)):
+                course.seen = [
+                    (step, np.array(values))
+                    for step, values in seen
+                    if len(values) == len(course.fine_at)
+                ]
         self.counted = {layer: list(counts) for layer, counts in state.get("counted", [])}
 
     def _loads(self, metrics: StepMetrics) -> dict[int, list[int]]:
@@ -173,75 +136,103 @@ class Alarms:
             (loads if is_enough(counts) else self.counted)[number] = counts
         return loads
 
-    def _over_window(self, place: Place, rule: Rule, step: int, figure: float) -> float:
-        """Return the figure's mean over the window; for a loss, its ratio to the median."""
-        if rule.window == 1 and place.rule != "loss_spike":
-            return figure
-        before = [(at, value) for at, value in self.seen[place] if step - rule.window < at < step]
-        values = [value for _, value in before]
-        if math.isfinite(figure):
-            self.seen[place] = [*before, (step, figure)]
-        if place.rule == "loss_spike":
-            return figure / statistics.median(values) if len(values) >= FEWEST_LOSSES else 1.0
-        return (sum(values) + figure) / (len(values) + 1)
 
-    def _beyond(self, figure: Figure, rule: Rule, metrics: StepMetrics) -> Iterator[Alarm]:
-        place, step = figure.place, metrics.step
-        if place in self.beyond_at:
-            self.beyond_at[place] = step
-        # The figure may have crossed the threshold right after the last step at which it was
-        # harmless.
-        since = self.fine_at.setdefault(place, 0)
-        if step - since >= rule.patience:
-            self.fine_at[place] = self.beyond_at[place] = step
-            yield _alarm(figure, rule, since, metrics, over=False)
-
-    def _harmless(self, figure: Figure, rule: Rule, metrics: StepMetrics) -> Iterator[Alarm]:
-        place, step = figure.place, metrics.step
-        self.fine_at[place] = step
-        if place in self.beyond_at and step - self.beyond_at[place] >= rule.patience:
-            since = self.beyond_at.pop(place)
-            yield _alarm(figure, rule, since, metrics, over=True)
+def _over_window(course: Course, figure: Figure, rule: Rule, step: int) -> np.ndarray:
+    """Return the figures' means over the window; for a loss, its ratio to the median."""
+    is_loss, values = figure.place.rule == "loss_spike", figure.values
+    if rule.window == 1 and not is_loss:
+        return values
+    before = [(at, seen) for at, seen in course.seen if step - rule.window < at < step]
+    if np.isfinite(values).all():
+        course.seen = [*before, (step, values)]
+    earlier = [seen for _, seen in before]
+    if is_loss:
+        losses = [float(seen[0]) for seen in earlier]
+        return values / statistics.median(losses) if len(losses) >= FEWEST_LOSSES else np.ones(1)
+    return (sum(earlier) + values) / (len(earlier) + 1)
 
 
-def _alarm(figure: Figure, rule: Rule, since: int, metrics: StepMetrics, over: bool) -> Alarm:
-    place, value, threshold = figure
-    return Alarm(metrics.step, *place, value, threshold, since, rule.action, over, metrics)
+def _judged(
+    course: Course, figure: Figure, rule: Rule, step: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """Take note of a step's figures. Yield the indices of those whose alarm fires or is over.
+
+    With them come the steps since which that is so, and whether the alarm is over.
+    """
+    is_above = WORDS[figure.place.rule].is_above
+    values, limit = figure.values, figure.threshold
+    is_beyond = values > limit if is_above else values < limit
+    if not course.has_fired and not is_beyond.any():  # almost always, and ten times as fast
+        course.fine_at.fill(step)
+        return
+    has_fired = course.beyond_at > NEVER
+    # The figure may have crossed the threshold right after the last step at which it was harmless.
+    fires = (is_beyond & (step - course.fine_at >= rule.patience)).nonzero()[0]
+    ends = (~is_beyond & has_fired & (step - course.beyond_at >= rule.patience)).nonzero()[0]
+    since_fine, since_beyond = course.fine_at[fires], course.beyond_at[ends]
+    course.beyond_at[is_beyond & has_fired] = step
+    course.fine_at[~is_beyond] = step
+    course.fine_at[fires] = course.beyond_at[fires] = step
+    course.beyond_at[ends] = NEVER
+    course.has_fired = bool((course.beyond_at > NEVER).any())
+    if len(fires):
+        yield fires, since_fine, False
+    if len(ends):
+        yield ends, since_beyond, True
 
 
-def _percent(share: float) -> str:
-    """Return a share as a percentage with three digits: a dead expert's may be far below 1%."""
-    return f"{100 * share:.3g}%"
+def _alarm(
+    course: Course,
+    figure: Figure,
+    rule: Rule,
+    chosen: np.ndarray,
+    since: np.ndarray,
+    over: bool,
+    metrics: StepMetrics,
+    load: list[int] | None,
+) -> Alarm:
+    """Return the alarm about the chosen figures of a place."""
+    values = figure.values[chosen]
+    order = np.argsort(-values if WORDS[figure.place.rule].is_above else values, kind="stable")
+    return Alarm(
+        step=metrics.step,
+        rule=figure.place.rule,
+        layer=figure.place.layer,
+        experts=tuple(chosen[order].tolist()) if figure.is_of_experts else (),
+        value=float(values[order[0]]),
+        threshold=figure.threshold,
+        since=int(since.min()),
+        action=rule.action,
+        over=over,
+        metrics=metrics,
+        load=load,
+        remaining=int((course.beyond_at > NEVER).sum()) if over else 0,
+    )
 
 
-class _Words(NamedTuple):
-    """The words of an alarm's line."""
-
-    figure: str
-    number: Callable[[float], str]
-    """Writes the figure and its threshold."""
-    is_above: bool
-    """Whether the rule fires above its threshold and not below it."""
-
-
-_SHARE = "{:.1%}".format
-_WORDS = {
-    "cv": _Words("CV of the load", "{:.2f}".format, is_above=True),
-    "dead_expert": _Words("share of the layer's load", _percent, is_above=False),
-    "dominant_expert": _Words("share of the layer's tokens", _SHARE, is_above=True),
-    "router_gradient": _Words(
-        "router's share of the gradient norm", "{:.1e}".format, is_above=False
-    ),
-    "routing_entropy": _Words("entropy of the routing", "{:.3f}".format, is_above=False),
-    "dropped_tokens": _Words("tokens dropped by full experts", _SHARE, is_above=True),
-    "unrouted_tokens": _Words("tokens without an expert", _SHARE, is_above=True),
-    "vanishing_scores": _Words("tokens whose scores vanish", _SHARE, is_above=True),
-    "router_logits": _Words("router logits that are not finite:", "{:.0f}".format, is_above=True),
-    "loss_spike": _Words("loss over its median so far", "{:.2f}".format, is_above=True),
-}
+def _by_place(entries: list[list[Any]]) -> Iterator[tuple[str, int, list[int]]]:
+    """Yield the rule, the layer and the steps of its experts from a state of any version."""
+    steps: dict[tuple[str, int], dict[int, int]] = {}
+    for rule, layer, *rest in entries:
+        if len(rest) == 1:
+            yield rule, layer, rest[0]
+        else:
+            expert, step = rest
+            steps.setdefault((rule, layer), {})[max(0, expert)] = step
+    for (rule, layer), by_expert in steps.items():
+        yield rule, layer, [by_expert.get(n, NEVER) for n in range(max(by_expert) + 1)]
 
 
-def _is_beyond(figure: Figure) -> bool:
-    if _WORDS[figure.place.rule].is_above:
-        return figure.value > figure.threshold
-    return figure.value < figure.threshold
+def _seen_by_place(
+    entries: list[list[Any]],
+) -> Iterator[tuple[str, int, list[tuple[int, list[float]]]]]:
+    """Yield the rule, the layer and the logged figures of a state of any version."""
+    seen: dict[tuple[str, int], dict[int, list[float]]] = {}
+    for rule, layer, *rest in entries:
+        if len(rest) == 1:
+            yield rule, layer, rest[0]
+            continue
+        for step, value in rest[1]:  # the experts of a layer follow each other
+            seen.setdefault((rule, layer), {}).setdefault(step, []).append(value)
+    for (rule, layer), by_step in seen.items():
+        yield rule, layer, sorted(by_step.items())

@@ -8,11 +8,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from moebius.config.observe import Rule
 from moebius.moe.load import dead_share, variation
 from moebius.observe.metrics import LayerMetrics, StepMetrics
 
-ABOUT_LOAD = ("cv", "dead_expert", "dominant_expert")
+OF_EXPERTS = ("dead_expert", "dominant_expert")
+"""Rules that watch a figure of each expert."""
+ABOUT_LOAD = ("cv", *OF_EXPERTS)
 """Rules about how evenly the experts are loaded."""
 NEED_TWO_EXPERTS = (*ABOUT_LOAD, "router_gradient", "routing_entropy")
 """Rules that a layer with one expert cannot break. There is nothing to choose: the entropy is 0,
@@ -28,19 +32,22 @@ class Place(NamedTuple):
     """Name of the rule."""
     layer: int
     """Number of the layer; -1 for the model as a whole."""
-    expert: int = -1
-    """Number of the expert; -1 for the layer as a whole."""
 
 
 class Figure(NamedTuple):
-    """A figure in one logged step."""
+    """A figure in one logged step: of each expert of a layer, of a layer, or of the model."""
 
     place: Place
     """What the figure is about."""
-    value: float
-    """The figure. NaN if it was not measured."""
+    values: np.ndarray
+    """The figure of each expert, or just one. NaN if it was not measured."""
     threshold: float
     """The figure's last harmless value."""
+
+    @property
+    def is_of_experts(self) -> bool:
+        """Whether each expert has a figure of its own."""
+        return self.place.rule in OF_EXPERTS
 
 
 def figures(
@@ -50,7 +57,7 @@ def figures(
     loads: Mapping[int, list[int]],
     has_equal_experts: bool,
 ) -> Iterator[Figure]:
-    """Yield a rule's figure for every place that has one: the model, a layer or an expert.
+    """Yield a rule's figure for every place that has one: the model or a layer.
 
     loads: the tokens per expert of each layer whose load can be judged, by the layer's number.
     They are those of the logged step or, where it has too few tokens, of several steps.
@@ -58,7 +65,7 @@ def figures(
     whichever experts it has, so that gates which sum to 1 leave the router without a gradient.
     """
     if name == "loss_spike":
-        yield Figure(Place(name, -1), metrics.loss, rule.threshold)
+        yield _single(Place(name, -1), metrics.loss, rule.threshold)
         return
     for number, layer in metrics.routed_layers:
         num_experts = len(layer.tokens_per_expert)
@@ -66,26 +73,29 @@ def figures(
             continue
         if name in ABOUT_LOAD:
             if number in loads:
-                yield from _of_load(Place(name, number), rule, layer, loads[number])
+                yield _of_load(Place(name, number), rule, layer, loads[number])
         elif name == "router_gradient":
             whole, own = metrics.grad_norm, layer.router_grad_norm
             share = own / whole if whole and own is not None else math.nan
             share = math.nan if has_equal_experts else share
-            yield Figure(Place(name, number), share, rule.threshold)
+            yield _single(Place(name, number), share, rule.threshold)
         else:
             threshold = rule.threshold
             if name == "unrouted_tokens":
                 threshold = max(threshold, _most_unrouted(num_experts))
             value = _LAYER_FIGURES[name](layer)
-            yield Figure(Place(name, number), math.nan if value is None else value, threshold)
+            yield _single(Place(name, number), math.nan if value is None else value, threshold)
 
 
-def _of_load(place: Place, rule: Rule, layer: LayerMetrics, counts: list[int]) -> Iterator[Figure]:
-    """Yield the figures of a rule about a layer's load, given the tokens of its experts."""
+def _single(place: Place, value: float, threshold: float) -> Figure:
+    return Figure(place, np.array([value], dtype=np.float64), threshold)
+
+
+def _of_load(place: Place, rule: Rule, layer: LayerMetrics, counts: list[int]) -> Figure:
+    """Return the figures of a rule about a layer's load, given the tokens of its experts."""
     if place.rule == "cv":
         is_of_step = counts == layer.tokens_per_expert
-        yield Figure(place, layer.cv if is_of_step else variation(counts), rule.threshold)
-        return
+        return _single(place, layer.cv if is_of_step else variation(counts), rule.threshold)
     total = sum(counts)
     if place.rule == "dead_expert":
         per_assignment, threshold = 1.0, dead_share(len(counts), rule.threshold)
@@ -93,9 +103,7 @@ def _of_load(place: Place, rule: Rule, layer: LayerMetrics, counts: list[int]) -
         # With k experts per token, an expert that takes every token has 1 / k of the load.
         per_assignment = 1.0 if layer.experts_per_token is None else layer.experts_per_token
         threshold = max(rule.threshold, LEAST_DOMINANCE * per_assignment / len(counts))
-    for expert, count in enumerate(counts):
-        share = count / total * per_assignment
-        yield Figure(place._replace(expert=expert), share, threshold)
+    return Figure(place, np.array(counts) / total * per_assignment, threshold)
 
 
 def _most_unrouted(num_experts: int) -> float:

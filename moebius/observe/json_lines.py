@@ -9,13 +9,12 @@ from typing import Any, TextIO
 
 from moebius.config.printable import print_note
 from moebius.errors import StorageError
-from moebius.observe.metrics import StepMetrics
-from moebius.observe.sink import RESUMED, REWOUND_TO, Event
+from moebius.observe.expert_counts import counts_of, read_counts
+from moebius.observe.line_file import Line, cut, last_line, read_lines
+from moebius.observe.metrics import COUNTS, StepMetrics
+from moebius.observe.sink import Event
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
-DAMAGED = ".damaged"  # suffix of the file that keeps the damaged lines
-
-Line = dict[str, Any]
 
 
 class JsonLines:
@@ -28,9 +27,8 @@ class JsonLines:
     def open(self, run: Path, step: int) -> None:
         """Open both files for appending, without the lines of steps after `step`.
 
-        A roll-back to `step` or before stays, with the events that led to it, because it says why
-        text was left out. Events of settings that were changed stay, too. Damaged lines are moved
-        to a file of their own.
+        moebius/observe/line_file.py says which lines stay nevertheless, and what becomes of
+        damaged ones.
         """
         self._metrics = self._opened_after(run / METRICS, step)
         try:
@@ -60,75 +58,36 @@ class JsonLines:
     def _opened_after(self, path: Path, step: int) -> TextIO:
         """Remove all lines of steps after `step`, and return the file, opened for appending."""
         try:
-            lines, damaged = _split(path.read_bytes() if path.exists() else b"")
-            if damaged:
-                beside = path.with_name(path.name + DAMAGED)
-                with beside.open("ab") as file:
-                    file.write(b"".join(line + b"\n" for line in damaged))
-                number = f"{len(damaged)} damaged line{'s' if len(damaged) > 1 else ''}"
-                self._report(f"{path}: {number} moved to {beside.name}")
-            partial = path.with_suffix(".jsonl.partial")
-            partial.write_text("".join(_text(line) for line in _until(step, lines)))
-            partial.replace(path)
+            cut(path, step, self._report)
             return path.open("a", buffering=1)
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}") from None
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
-    """Return the steps in a metrics.jsonl. Raises OSError."""
-    return [StepMetrics.from_json(line) for line in read_lines(path)]
+    """Return the steps in a metrics.jsonl. Raises OSError.
 
-
-def read_lines(path: Path) -> list[Line]:
-    """Return all complete lines of a file, without those that are damaged. Raises OSError."""
-    return _split(path.read_bytes())[0]
-
-
-def lines_after(path: Path, step: int) -> str:
-    """Return the text of the lines that opening the file at `step` would drop. Raises OSError."""
-    lines = read_lines(path) if path.exists() else []
-    kept = {id(line) for line in _until(step, lines)}
-    return "".join(_text(line) for line in lines if id(line) not in kept)
-
-
-def _split(data: bytes) -> tuple[list[Line], list[bytes]]:
-    """Return the lines of a file, and the bytes of the damaged ones.
-
-    The beginning of a line at the end of the file, which a crash cut off, is in neither.
+    Those of a model with many experts whose counts are lost are left out.
     """
-    lines: list[Line] = []
-    damaged: list[bytes] = []
-    texts = data.split(b"\n")
-    for number, text in enumerate(texts, start=1):
-        line = _parsed(text)
-        is_cut_off = number == len(texts) and text.startswith(b"{") and b"\0" not in text
-        if line is not None:
-            lines.append(line)
-        elif text.strip() and not is_cut_off:
-            damaged.append(text)
-    return lines, damaged
-
-
-def _parsed(text: bytes) -> Line | None:
-    """Return a line as an object with a step, or None if it is damaged."""
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        return None
-    if not isinstance(line, dict):
-        return None
-    steps = [line.get("step"), line.get(REWOUND_TO, 0)]
-    return line if all(type(step) is int for step in steps) else None
-
-
-def _until(step: int, lines: list[Line]) -> list[Line]:
-    """Return the lines that belong to the history of a run that is at `step`."""
-    rewound = [n for n, line in enumerate(lines) if line.get(REWOUND_TO, math.inf) <= step]
-    settled = rewound[-1] + 1 if rewound else 0
-    return lines[:settled] + [
-        line for line in lines[settled:] if line["step"] <= step or line.get("event") == RESUMED
+    lines = read_lines(path)
+    counts = {} if all(COUNTS in line for line in lines) else dict(read_counts(path.parent))
+    return [
+        StepMetrics.from_json(line, counts.get(line["step"]))
+        for line in lines
+        if COUNTS in line or line["step"] in counts
     ]
+
+
+def last_metrics(path: Path) -> StepMetrics | None:
+    """Return the last step in a metrics.jsonl, or None if it has none. Raises OSError.
+
+    Raises KeyError, TypeError or ValueError for a line that another version has written.
+    """
+    line = last_line(path)
+    if line is None:
+        return None
+    counts = None if COUNTS in line else counts_of(path.parent, line["step"])
+    return StepMetrics.from_json(line, counts)
 
 
 def _append(file: TextIO, line: Line) -> None:

@@ -92,7 +92,7 @@ class StepMetrics:
     mfu: float
     """Model FLOPs per second, divided by the device's measured rate of matrix products."""
     memory_gb: float
-    """Largest amount of memory used so far, in 10^9 bytes."""
+    """Largest amount of memory used so far, in 10^9 bytes, without mapped files."""
     val_loss: float | None = None
     """Held-out loss in nats per token. None if the step was not evaluated."""
     val_bpb: float | None = None
@@ -104,15 +104,19 @@ class StepMetrics:
     def to_json(self) -> dict[str, Any]:
         """Return the step as a line of metrics.jsonl, without figures that the step does not have.
 
-        Each figure of the layers is one list, with one value per layer.
+        Each figure of the layers is one list, with one value per layer. With many experts, the
+        tokens of each are left out (see `has_many_experts`), and the layers' figures are rounded.
         """
         line: dict[str, Any] = {name: getattr(self, name) for name in _BEFORE_LAYERS}
         if self.mtp_loss is not None:
             line["mtp_loss"] = self.mtp_loss
         if self.mtp_losses:
             line |= dict(zip(_MTP_KEYS, self.mtp_losses, strict=True))
+        is_short = self.has_many_experts
         for name, key in _LAYER_KEYS.items():
-            line[key] = [getattr(layer, name) for layer in self.layers]
+            column = [getattr(layer, name) for layer in self.layers]
+            if not (is_short and name == COUNTS):
+                line[key] = [_rounded(value) for value in column] if is_short else column
         line |= {name: getattr(self, name) for name in _AFTER_LAYERS}
         if self.val_loss is not None:
             line |= {"val_loss": self.val_loss, "val_bpb": self.val_bpb}
@@ -123,12 +127,17 @@ class StepMetrics:
         return line
 
     @classmethod
-    def from_json(cls, line: dict[str, Any]) -> "StepMetrics":
+    def from_json(
+        cls, line: dict[str, Any], counts: list[list[int]] | None = None
+    ) -> "StepMetrics":
         """Return the step that a line of metrics.jsonl describes; the inverse of `to_json`.
 
-        A figure that is not finite is null in the line, and NaN here. Raises KeyError for a
-        missing figure, unless earlier versions did not have it.
+        counts: the tokens per expert of each layer, for a line that has none. A figure that is not
+        finite is null in the line, and NaN here. Raises KeyError for a missing figure, unless
+        earlier versions did not have it.
         """
+        if counts is not None:
+            line = {COUNTS: counts} | line
         columns = {
             name: line[key]
             for name, key in _LAYER_KEYS.items()
@@ -152,11 +161,24 @@ class StepMetrics:
         return cls(layers=layers, **figures)
 
     @property
+    def has_many_experts(self) -> bool:
+        """Whether the tokens of each expert are kept in a file of their own.
+
+        They would take up most of a line: 26 of 33 kB with 24 layers of 256 experts.
+        """
+        return sum(len(layer.tokens_per_expert) for layer in self.layers) > MANY_EXPERTS
+
+    @property
     def routed_layers(self) -> Iterator[tuple[int, LayerMetrics]]:
         """The layers that have experts, each with its number."""
         return ((n, layer) for n, layer in enumerate(self.layers) if layer.tokens_per_expert)
 
 
+MANY_EXPERTS = 1_000
+"""Number of experts in all layers above which `has_many_experts` is true."""
+COUNTS = "tokens_per_expert"
+DIGITS = 6
+"""Significant digits of the layers' figures in lines of models with many experts."""
 _BEFORE_LAYERS = ("step", "tokens", "loss", "lr", "grad_norm", "balance_loss", "z_loss")
 _MTP_KEYS = tuple(f"mtp_loss_{offset}" for offset in MTP_OFFSETS)
 _AFTER_LAYERS = ("tokens_per_second", "mfu", "memory_gb")
@@ -165,6 +187,10 @@ _LAYER_KEYS = {figure.name: figure.name for figure in fields(LayerMetrics)}
 _LAYER_KEYS |= {"balance_loss": "layer_balance_loss", "z_loss": "layer_z_loss"}
 _LATER = ("experts_per_token", "vanished_share")
 """Figures that lines of earlier versions do not have."""
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def layer_metrics(

@@ -16,19 +16,25 @@ SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessI
 Summary: Any = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 FOLDER = "tb"
+LAYERS_EVERY = 1 / 1000
+"""With many experts, the layers' figures are written again once this fraction of the run so far
+has passed since the last time: 6,000 times in 100,000 steps. TensorBoard shows 1,000 points of a
+tag by default, and with every step these tags would take up more than all other files."""
 
 
 class TensorBoard:
     """A sink that writes every figure as a scalar, tagged by its name, layer and expert.
 
     Tags look like `loss`, `cv/layer_03`, `tokens_per_expert/layer_03/1` and, with several sources,
-    `val_by_source/NAME/loss`. A step is one event, not one per scalar: a large model has hundreds
-    of them, and the GPU waits while they are written.
+    `val_by_source/NAME/loss`. With many experts, no expert has a tag of its own, and the layers'
+    figures are written less and less often (see `LAYERS_EVERY`). A step is one event, not one per
+    scalar: a large model has hundreds of them, and the GPU waits while they are written.
     """
 
     def open(self, run: Path, step: int) -> None:
         """Start a new event file in the run's tb/ folder, and hide later steps in old files."""
         self.folder, self.failed = run / FOLDER, False
+        self._layers_at = 0
         try:
             _wait_for_a_later_name(self.folder)
             self._writer = EventFileWriter(str(self.folder))
@@ -39,6 +45,11 @@ class TensorBoard:
     def write(self, metrics: StepMetrics, wall_time: float | None = None) -> None:
         """Write a logged step. wall_time is in seconds since 1970; None is now."""
         line = metrics.to_json()
+        if metrics.has_many_experts:
+            if metrics.step - self._layers_at < LAYERS_EVERY * metrics.step:
+                line = {name: value for name, value in line.items() if not isinstance(value, list)}
+            else:
+                self._layers_at = metrics.step
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(line)]
         event = FileEvent(
             step=metrics.step,
@@ -55,6 +66,7 @@ class TensorBoard:
 
         The files keep it, but TensorBoard drops it when it reads this event.
         """
+        self._layers_at = min(self._layers_at, step)
         self._add(FileEvent(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def close(self) -> None:

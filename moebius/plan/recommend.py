@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from moebius.config import Config, ModelConfig
 from moebius.cost.device import Device
-from moebius.cost.layouts import FILLED, Layout, Planned, layouts, planned
+from moebius.cost.layouts import FILLED, Layout, Planned, fits, layouts, needed_memory, planned
 from moebius.cost.units import gigabytes
 from moebius.errors import ConfigError
 
@@ -51,12 +51,17 @@ def plan(config: Config, device: Device, gpus: int, imbalance: float = 1.0) -> P
     asked_batch_size = config.train.batch_size
     config = replace(config, train=replace(config.train, micro_batch_size=0))  # layouts choose it
     config = _with_batch_size(config, -(-asked_batch_size // gpus) * gpus)
-    candidates = [planned(config, device, layout, imbalance) for layout in layouts(config, gpus)]
-    fitting = [candidate for candidate in candidates if candidate.fits]
+    needed = {
+        layout: needed_memory(config, device, layout, imbalance)
+        for layout in layouts(config, gpus)
+    }
+    fitting = [layout for layout, memory in needed.items() if fits(memory, device)]
     if not fitting:
-        smallest = min(candidates, key=lambda candidate: candidate.memory.peak)
-        raise ConfigError(_too_large(config, device, smallest))
-    of_each_kind = _fastest_of_each_kind(fitting)
+        smallest = min(memory.peak for memory in needed.values())
+        raise ConfigError(_too_large(config, device, gpus, smallest))
+    of_each_kind = _fastest_of_each_kind(
+        planned(config, device, layout, imbalance) for layout in fitting
+    )
     best = _plainest_of_the_fast(of_each_kind)
     return Plan(
         config,
@@ -112,36 +117,37 @@ def _complexity(layout: Layout) -> tuple[bool, int, bool]:
 def _largest_sequences(config: Config, device: Device, layout: Layout, imbalance: float) -> int:
     """Return how many sequences fit into one pass, with as many passes as the layout has."""
 
-    def fits(sequences: int) -> bool:
-        return planned(config, device, replace(layout, sequences=sequences), imbalance).fits
+    def has_room(sequences: int) -> bool:
+        changed = replace(layout, sequences=sequences)
+        return fits(needed_memory(config, device, changed, imbalance), device)
 
     fitting, too_many = layout.sequences, layout.sequences + 1
-    while fits(too_many):
+    while has_room(too_many):
         fitting, too_many = too_many, 2 * too_many
     while too_many - fitting > 1:
         middle = (fitting + too_many) // 2
-        if fits(middle):
+        if has_room(middle):
             fitting = middle
         else:
             too_many = middle
     return fitting
 
 
-def _too_large(config: Config, device: Device, smallest: Planned) -> str:
+def _too_large(config: Config, device: Device, gpus: int, smallest: float) -> str:
     """Return the error for a run that fits in no layout: what is missing, and what would help.
 
-    `smallest` is the layout that needs the least memory.
+    `smallest` is the least memory that any layout needs.
     """
-    gpus = smallest.layout.gpus
     available = gigabytes(FILLED * device.memory)
     text = (
-        f"{gpus} x {device.name}: at least {gigabytes(smallest.memory.peak)} are needed on each "
+        f"{gpus} x {device.name}: at least {gigabytes(smallest)} are needed on each "
         f"GPU, but only {available} can be used"
     )
     while gpus < MOST_GPUS:
         gpus *= 2
         divisible = -(-config.train.batch_size // gpus) * gpus
         grown = _with_batch_size(config, divisible)
-        if any(planned(grown, device, layout).fits for layout in layouts(grown, gpus)):
+        memories = (needed_memory(grown, device, layout) for layout in layouts(grown, gpus))
+        if any(fits(memory, device) for memory in memories):
             return f"{text}; use --gpus {gpus}"
     return f"{text}; use a shorter --train.seq_len or a smaller model"

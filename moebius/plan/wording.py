@@ -36,6 +36,8 @@ def lines(plan: Plan) -> list[str]:
         f"layout      {best.layout}",
         *(f"            {reason}" for reason in _reasons(plan)),
         f"memory      {used}: {by_name}",
+        f"host        {gigabytes(best.host_bytes)} for each GPU: a copy of weights and moments, "
+        "from which checkpoints are written while training goes on",
         f"step        {best.seconds * 1e3:,.1f} ms, {best.tokens_per_second:,.0f} tokens/s, "
         f"MFU {best.mfu:.1%}: {times}",
         *_network(best),
@@ -66,6 +68,7 @@ def _values(candidate: Planned) -> dict[str, object]:
         "layout": asdict(candidate.layout),
         "memory": candidate.memory.parts(),
         "peak_bytes": candidate.memory.peak,
+        "host_bytes": candidate.host_bytes,
         "step_seconds": candidate.seconds,
         "computing": candidate.computing,
         "sent_bytes": candidate.sent,

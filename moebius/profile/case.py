@@ -60,7 +60,11 @@ class Case:
         """Return the estimated bytes that a step of a configuration needs at its peak."""
         steps = self.steps
         return memory(
-            config, self.profile.item, steps.is_compiled, experts=steps.backends.experts
+            config,
+            self.profile.item,
+            steps.is_compiled,
+            experts=steps.backends.experts,
+            attention=steps.backends.attention,
         ).peak
 
     def ratio_of_widths(self, other: int, present: int) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from moebius.hardware.device import peak_memory
+from moebius.hardware.memory import PeakMemory
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def usage(step: Callable[[], object], device: torch.device) -> GpuUsage:
     """Return the usage of one step. `step` runs it, and waits for the GPU before and after."""
     torch.cuda.reset_peak_memory_stats(device)
     step()
-    peak = peak_memory(device)
+    peak = PeakMemory(device).bytes()
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:

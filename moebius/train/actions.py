@@ -8,9 +8,9 @@ from torch import Tensor
 from moebius.errors import NumericError, StorageError
 from moebius.model.transformer import RoutedLayer, routed_layers
 from moebius.moe.load import dead_share, is_enough
-from moebius.observe.alarms import Alarm
+from moebius.observe.alarm import Alarm
 from moebius.train.checkpoint_writer import CheckpointWriter
-from moebius.train.log import StepLog
+from moebius.train.log import AnsweredAlarm, StepLog
 from moebius.train.rollback import roll_back
 from moebius.train.state import TrainState, aux_coefficients, is_finite
 
@@ -33,20 +33,24 @@ def answer(
     finite, or if the run would be rolled back more than max_rollbacks times.
     """
     revived: defaultdict[int, list[int]] = defaultdict(list)
+    answered: list[AnsweredAlarm] = []
     for alarm in alarms:
         if alarm.action == "stop" and not alarm.over:
+            answered.append(AnsweredAlarm(alarm, _saved(state, writer)))
             resume = f"`moebius resume {writer.checkpoints.parent}`"
             error = NumericError(f"{alarm}; stopped as observe.{alarm.rule}.action says; {resume}")
-            log.last_event(alarm, _saved(state, writer), error)
+            log.last_events(answered, error)
         if alarm.action == "roll_back" and not alarm.over:
+            log.events(answered)
             return roll_back(alarm, state, writer, log, max_rollbacks)
-        log.event(alarm, carry_out(alarm, state, revived[alarm.layer]))
+        answered.append(AnsweredAlarm(alarm, carry_out(alarm, state, revived[alarm.layer])))
+    log.events(answered)
 
 
 def carry_out(alarm: Alarm, state: TrainState, revived: list[int]) -> str:
     """Carry out the alarm's action, and return what was done, in words.
 
-    revived: the layer's experts that were already revived in this step, to which this alarm's is
+    revived: the layer's experts that were already revived in this step, to which this alarm's are
     added. None is revived twice, and each is copied from a different expert.
     """
     index = _routed_index(state, alarm.layer)
@@ -102,7 +106,7 @@ def revive(
 
 
 def _revive_dead(alarm: Alarm, layer: RoutedLayer, state: TrainState, revived: list[int]) -> str:
-    """Replace the alarm's expert or, without one, the layer's weakest with a copy of a busy one.
+    """Replace the alarm's experts or, without any, the layer's weakest with copies of busy ones.
 
     Only a dead expert is replaced. The weakest expert of an uneven layer may be healthy, and so
     may one whose load was too small on average over the rule's window.
@@ -112,18 +116,24 @@ def _revive_dead(alarm: Alarm, layer: RoutedLayer, state: TrainState, revived: l
     names_expert = alarm.rule == "dead_expert"
     share = alarm.threshold if names_expert else dead_share(len(counts))
     alive = [expert for expert in by_load if not total or counts[expert] / total >= share]
-    suspects = [alarm.expert] if names_expert else by_load[::-1]
-    dead = [expert for expert in suspects if expert not in alive and expert not in revived]
-    # The alarm of a single expert only fires if there are enough tokens.
+    suspects = sorted(alarm.experts) if names_expert else by_load[::-1]
+    safe = {*alive, *revived}
+    dead = [expert for expert in suspects if expert not in safe]
+    # The alarm of single experts only fires if there are enough tokens.
     if not dead or not (names_expert or is_enough(counts)):
         return "no dead expert to replace"
     if not alive:
         return "no busier expert to copy"
-    weak, busy = dead[0], alive[len(revived) % len(alive)]
-    revived.append(weak)
-    seed = hash((alarm.step, alarm.layer, weak)) % 2**63
-    revive(layer, weak, busy, state.optimizers, seed)
-    return f"expert {weak} is now a copy of expert {busy}, with noise"
+    copied: list[int] = []
+    for weak in dead if names_expert else dead[:1]:
+        copied.append(alive[len(revived) % len(alive)])
+        revived.append(weak)
+        seed = hash((alarm.step, alarm.layer, weak)) % 2**63
+        revive(layer, weak, copied[-1], state.optimizers, seed)
+    if len(copied) == 1:
+        return f"expert {dead[0]} is now a copy of expert {copied[0]}, with noise"
+    replaced, sources = (", ".join(map(str, experts)) for experts in (dead, copied))
+    return f"experts {replaced} are now copies of experts {sources}, with noise"
 
 
 def _optimizer_state(optimizers: list[torch.optim.Optimizer], parameter: Tensor) -> list[Tensor]:
@@ -138,6 +148,8 @@ def _optimizer_state(optimizers: list[torch.optim.Optimizer], parameter: Tensor)
 
 def _raise_or_relax(alarm: Alarm, state: TrainState, index: int) -> str:
     """Double the layer's balance loss or, if the alarm is over, halve it again."""
+    if alarm.over and alarm.remaining:
+        return ""  # the layer is not even yet
     before = aux_coefficients(state)[index]
     level = state.aux_levels[index] + (-1 if alarm.over else 1)
     if level > HIGHEST_LEVEL:

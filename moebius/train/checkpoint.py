@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
 from moebius.data.cache import sync
@@ -30,6 +29,7 @@ from moebius.train.checkpoint_file import (
     read_bytes,
     read_verified,
     tensor_pieces,
+    tensors_in,
     verify_file,
     write_file,
 )
@@ -123,14 +123,15 @@ def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Groups, dict[str, Any]]:
     """Return the tensors of each group, on `device`, and the state.
 
-    Every file is verified before anything is returned. Raises CheckpointError, which names what is
-    missing, altered or of another format version.
+    Every file is verified before anything is returned. On the CPU, the tensors share the memory
+    that the files were read into, so that loading takes a checkpoint's size once. Raises
+    CheckpointError, which names what is missing, altered or of another format version.
     """
     tensors: Groups = {}
     state: Any = None
     for name, data in verified_files(folder):
         try:
-            content = json.loads(data) if name == STATE else from_safetensors(data)
+            content = json.loads(data) if name == STATE else tensors_in(data)
         except PARSING_ERRORS as error:
             raise CheckpointError(
                 f"{folder / name}: cannot be parsed, {_one_line(error)}; {ADVICE}"
@@ -150,7 +151,7 @@ def verify(folder: Path) -> None:
     _verify(folder, _manifest(folder))
 
 
-def verified_files(folder: Path) -> Iterator[tuple[str, bytes]]:
+def verified_files(folder: Path) -> Iterator[tuple[str, bytearray]]:
     """Yield each file's name and verified contents.
 
     The contents are read once, so the bytes that are hashed are the bytes that are parsed. A few
@@ -205,10 +206,12 @@ def set_random_state(states: dict[str, Tensor]) -> None:
     then.
     """
     try:
-        own = {"cpu": states["cpu"].cpu()}
+        # Copies, because torch reads a state from the beginning of its storage, and the tensors of
+        # a file share one storage.
+        own = {"cpu": states["cpu"].cpu().clone()}
         for index in range(torch.cuda.device_count()):
             if f"cuda:{index}" in states:
-                own[f"cuda:{index}"] = states[f"cuda:{index}"].cpu()
+                own[f"cuda:{index}"] = states[f"cuda:{index}"].cpu().clone()
         for device, state in own.items():
             torch.Generator(device).set_state(state)  # refuses what is no state
     except (KeyError, RuntimeError, TypeError) as error:

@@ -7,6 +7,7 @@ were meant to be written, so a flipped bit or a write that never reached the dis
 import contextlib
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from moebius.errors import CheckpointError
@@ -22,6 +22,27 @@ from moebius.errors import CheckpointError
 CHUNK = 1 << 20  # bytes that are hashed and written, or read and hashed, at a time
 ADVICE = "resume from another checkpoint, or copy this one again"
 LENGTH = 8  # bytes of the number with which a safetensors file begins: the length of its header
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+"""torch's dtypes by the names that safetensors files have for them."""
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 Piece = bytes | memoryview
 Entry = dict[str, Any]
@@ -53,13 +74,12 @@ def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[Piece]:
     memory. Like the library, this puts the widest numbers first, so that every tensor is aligned.
     """
     ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    codes = _dtype_codes({tensor.dtype for tensor in tensors.values()})
     header: dict[str, Any] = {}
     end = 0
     for name in ordered:
         begin, end = end, end + tensors[name].nbytes
         header[name] = {
-            "dtype": codes[tensors[name].dtype],
+            "dtype": CODES[tensors[name].dtype],
             "shape": list(tensors[name].shape),
             "data_offsets": [begin, end],
         }
@@ -70,11 +90,50 @@ def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[Piece]:
         yield tensors[name].detach().reshape(-1).view(torch.uint8).numpy().data
 
 
-def read_verified(path: Path, entry: Entry) -> bytes:
-    """Return a file's contents. Raises CheckpointError if they are not what was written."""
+def tensors_in(data: bytearray) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; they share the memory of its bytes.
+
+    The library copies every tensor, so that a checkpoint needs its size twice. Raises one of
+    several errors for bytes that make no sense, such as ValueError or LookupError.
+    """
+    start = LENGTH + int.from_bytes(data[:LENGTH], "little")
+    header = json.loads(data[LENGTH:start]) if start <= len(data) else None
+    if not isinstance(header, dict):
+        raise ValueError("its header is not whole")
+    header.pop("__metadata__", None)
+    content_X = torch.frombuffer(data, dtype=torch.uint8)[start:]
+    tensors: dict[str, Tensor] = {}
+    for name, entry in header.items():
+        dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+        size = math.prod(entry["shape"]) * dtype.itemsize
+        if not 0 <= begin <= end <= len(content_X) or size != end - begin:
+            raise ValueError(f"{name} is not where its header says")
+        flat_X = content_X[begin:end]
+        if (start + begin) % dtype.itemsize:  # other programs do not always align tensors
+            flat_X = flat_X.clone()
+        tensors[name] = flat_X.view(dtype).view(entry["shape"])
+    if sum(tensor.nbytes for tensor in tensors.values()) != len(content_X):
+        raise ValueError("some of its bytes belong to no tensor")
+    return tensors
+
+
+def read_verified(path: Path, entry: Entry) -> bytearray:
+    """Return a file's contents. Raises CheckpointError if they are not what was written.
+
+    They are hashed piece by piece while they are read, so that the bytes that are hashed are the
+    ones that are returned, and are in memory only once.
+    """
     _check_size(path, entry)
-    data = read_bytes(path)
-    _compare(path, len(data), hashlib.sha256(data).hexdigest(), entry)
+    data, digest, size = bytearray(entry["bytes"]), hashlib.sha256(), 0
+    view = memoryview(data)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(view[size : size + CHUNK]):
+                digest.update(view[size : size + count])
+                size += count
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    _compare(path, size, digest.hexdigest(), entry)
     return data
 
 
@@ -109,13 +168,6 @@ def has_size(path: Path, entry: Entry) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _dtype_codes(dtypes: set[torch.dtype]) -> dict[torch.dtype, str]:
-    """Return the library's names of dtypes, such as F32, from the header of a file it writes."""
-    data = serialize({str(dtype): torch.empty(0, dtype=dtype) for dtype in dtypes})
-    header = json.loads(data[LENGTH : LENGTH + int.from_bytes(data[:LENGTH], "little")])
-    return {dtype: header[str(dtype)]["dtype"] for dtype in dtypes}
 
 
 def _uncache(descriptor: int) -> None:

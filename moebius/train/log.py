@@ -1,13 +1,14 @@
 """The log of a run, which sends the metrics and events of each step to every sink."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from moebius.errors import NumericError, StorageError
-from moebius.hardware.device import peak_memory
+from moebius.hardware.memory import PeakMemory
 from moebius.hardware.precision import matmul_dtype
 from moebius.hardware.rates import matmul_ceiling
-from moebius.observe.alarms import Alarm
+from moebius.observe.alarm import Alarm, together
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.registry import sinks_for
 from moebius.observe.sink import REWOUND_TO, Sinks
@@ -20,6 +21,9 @@ from moebius.train.skipped import SkippedSteps
 from moebius.train.state import is_finite
 from moebius.train.step import StepResult
 from moebius.train.step_metrics import evaluated, step_metrics
+
+LONGEST_DONE = 120
+"""Characters of an action that the terminal shows."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,27 @@ class AnsweredAlarm:
         return f"{self.alarm}; {self.done}" if self.done else str(self.alarm)
 
 
+def lines_of(answered: Sequence[AnsweredAlarm]) -> list[str]:
+    """Return the lines for the terminal: one for all layers in which a rule fired at a step.
+
+    A large model has thousands of experts. What was done in each layer is in events.jsonl.
+    """
+    lines: list[str] = []
+    groups: dict[tuple[int, str, bool], list[AnsweredAlarm]] = {}
+    for event in answered:
+        alarm = event.alarm
+        groups.setdefault((alarm.step, alarm.rule, alarm.over), []).append(event)
+    for events in groups.values():
+        line = together([event.alarm for event in events])
+        done = list(dict.fromkeys(event.done for event in events if event.done))
+        if done:
+            text = done[0] if len(done[0]) <= LONGEST_DONE else f"{done[0][:LONGEST_DONE]}..."
+            more = f" (and {len(done) - 1} more)" if len(done) > 1 else ""
+            line += f"; {text}{more}"
+        lines.append(line)
+    return lines
+
+
 class StepLog:
     """Writes metrics and events of a run. Use it as a context manager around the loop."""
 
@@ -48,10 +73,13 @@ class StepLog:
         self.session, self.state = session, session.state
         self.skipped = SkippedSteps(session.config.train, session.state)
         config, process = session.config, session.process
-        sinks = [*sinks_for(config.observe, process), terminal]
-        self.sinks = Sinks(sinks, session.run.root, session.state.step)
+        files = sinks_for(config.observe, process)
+        self.files, self.terminal = Sinks(files, session.run.root, session.state.step), terminal
+        """The sinks but for the terminal. They are opened and closed as a part of `sinks`."""
+        self.sinks = Sinks([*files, terminal], session.run.root, session.state.step)
         dtype = matmul_dtype(config.train, session.device)
         self.matmul_ceiling = matmul_ceiling(session.device, dtype)
+        self.memory = PeakMemory(session.device)
         self.tokens = session.state.tokens
 
     def __enter__(self) -> "StepLog":
@@ -81,7 +109,7 @@ class StepLog:
             result,
             speed,
             self.matmul_ceiling,
-            peak_memory(self.session.device),
+            self.memory.bytes(),
             evaluation,
         )
         self.sinks.write(metrics)
@@ -94,15 +122,26 @@ class StepLog:
 
     def event(self, alarm: Alarm, done: str, rewound_to: int | None = None) -> None:
         """Write an alarm, and the action that was taken, to every sink."""
-        self.sinks.event(AnsweredAlarm(alarm, done, rewound_to))
+        self.events([AnsweredAlarm(alarm, done, rewound_to)])
 
-    def last_event(self, alarm: Alarm, done: str, error: NumericError) -> NoReturn:
-        """Write the alarm that ends the run to every sink, and raise the error that ends it.
+    def events(self, answered: Sequence[AnsweredAlarm]) -> None:
+        """Write a step's alarms to every sink. The terminal gets one line for each rule.
+
+        It gets them even if a file cannot be written, which raises StorageError.
+        """
+        try:
+            for event in answered:
+                self.files.event(event)
+        finally:
+            self.terminal.say(*lines_of(answered))
+
+    def last_events(self, answered: Sequence[AnsweredAlarm], error: NumericError) -> NoReturn:
+        """Write the alarms of the last step to every sink, and raise the error that ends the run.
 
         An alarm that cannot be written, as on a full disk, becomes a note on the error.
         """
         try:
-            self.event(alarm, done)
+            self.events(answered)
         except StorageError as failure:
             error.add_note(str(failure))
         raise error

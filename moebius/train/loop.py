@@ -2,7 +2,7 @@
 
 from moebius.config import TrainConfig
 from moebius.errors import Interrupted, NumericError, StorageError
-from moebius.observe.json_lines import read_lines
+from moebius.observe.json_lines import last_metrics
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.terminal import Terminal
 from moebius.train.actions import answer
@@ -92,13 +92,12 @@ def unevaluated_step(run: RunDirectory, step: int, config: TrainConfig) -> StepM
     if not is_evaluated(step, config) or not run.metrics_path.exists():
         return None
     try:
-        last = read_lines(run.metrics_path)[-1:]
-        metrics = [StepMetrics.from_json(line) for line in last]
+        last = last_metrics(run.metrics_path)
     except OSError as error:
         raise StorageError(f"{run.metrics_path}: {error.strerror}") from None
     except (KeyError, TypeError, ValueError):  # a line that was written by another version
         return None
-    return next((m for m in metrics if m.step == step and m.val_loss is None), None)
+    return last if last and last.step == step and last.val_loss is None else None
 
 
 def is_evaluated(step: int, config: TrainConfig) -> bool:

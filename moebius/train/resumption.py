@@ -14,7 +14,8 @@ from moebius.data import Corpus, Tokenizer, prepare, reopen
 from moebius.data.cache import cache_folder
 from moebius.data.shards import TOKENIZER, file_sha256
 from moebius.errors import CheckpointError, ConfigError, DataError, MoebiusError, StorageError
-from moebius.observe.json_lines import lines_after
+from moebius.observe.expert_counts import copy_later_counts
+from moebius.observe.line_file import copy_later
 from moebius.observe.sink import RESUMED
 from moebius.train import checkpoint_store
 from moebius.train.run_directory import RunDirectory
@@ -171,13 +172,12 @@ def set_aside(run: RunDirectory, step: int) -> str:
     try:
         folders = checkpoint_store.complete(run.checkpoints)
         later = [folder for folder in folders if checkpoint_store.step_of(folder) > step]
-        lines = {path.name: lines_after(path, step) for path in run.logs}
-        if not later and not any(lines.values()):
-            return ""
         place = _new_folder(run.root)
-        for name, text in lines.items():
-            if text:
-                (place / name).write_text(text)
+        logs = [copy_later(path, step, place / path.name) for path in run.logs]
+        logs.append(copy_later_counts(run.root, step, place))
+        if not later and not any(logs):
+            place.rmdir()
+            return ""
         for folder in later:  # newest first, so that those that remain have no gap
             folder.rename(place / folder.name)
     except OSError as error:

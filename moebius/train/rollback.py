@@ -4,10 +4,10 @@ PaLM was trained this way (Chowdhery et al. 2022, arXiv 2204.02311, section 5.1)
 """
 
 from moebius.errors import CheckpointError, NumericError, StorageError
-from moebius.observe.alarms import Alarm
+from moebius.observe.alarm import Alarm
 from moebius.train import checkpoint_store
 from moebius.train.checkpoint_writer import CheckpointWriter
-from moebius.train.log import StepLog
+from moebius.train.log import AnsweredAlarm, StepLog
 from moebius.train.state import TrainState
 
 
@@ -34,7 +34,8 @@ def roll_back(
             f"{alarm}; rolled back {state.rollbacks} times already, "
             f"train.max_rollbacks={max_rollbacks}"
         )
-        log.last_event(alarm, "not rolled back again: train.max_rollbacks is reached", error)
+        done = "not rolled back again: train.max_rollbacks is reached"
+        log.last_events([AnsweredAlarm(alarm, done)], error)
     sequences, rollbacks = state.sequences, state.rollbacks
     lines: list[str] = []  # about the checkpoints that are passed over
     try:

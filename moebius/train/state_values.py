@@ -56,8 +56,17 @@ def _is_alarms(value: Any) -> bool:
 
 def _is_seen(entry: Any) -> bool:
     match entry:
-        case [str(), int(), int(), [*figures]]:
+        case [str(), int(), [*steps]]:
+            return all(_is_figures(step) for step in steps)
+        case [str(), int(), int(), [*figures]]:  # of one expert, in earlier versions
             return all(_is_figure(figure) for figure in figures)
+    return False
+
+
+def _is_figures(step: Any) -> bool:
+    match step:
+        case [int(), [*values]]:
+            return all(_is_figure([0, value]) for value in values)
     return False
 
 
@@ -77,7 +86,9 @@ def _is_counted(entry: Any) -> bool:
 
 def _is_step_of_a_place(entry: Any) -> bool:
     match entry:
-        case [str(), int(), int(), int()]:
+        case [str(), int(), [*steps]]:
+            return bool(steps) and all(type(step) is int for step in steps)
+        case [str(), int(), int(), int()]:  # of one expert, in earlier versions
             return True
     return False
 

@@ -31,7 +31,13 @@ def summary(
     shares = ", ".join(f"{name} {value / forward:.0%}" for name, value in flops.items() if value)
     dtype = matmul_dtype(train, device)
     compiled = is_compiled(config.parallel, device)
-    needed = memory(config, dtype.itemsize, compiled, experts=backends.experts)
+    needed = memory(
+        config,
+        dtype.itemsize,
+        compiled,
+        experts=backends.experts,
+        attention=backends.attention,
+    )
     by_component = ", ".join(f"{name} {short(count)}" for name, count in counts.items() if count)
     total = short(sum(counts.values()))
     rows = [

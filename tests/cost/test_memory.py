@@ -196,3 +196,20 @@ def test_devices_share_weights_experts_and_rows():
     assert whole.gathered == 0 < shared.gathered
     uneven = memory(config, 2, True, Share(8, 1, imbalance=2.0))
     assert whole.activations < uneven.activations < 2 * whole.activations
+
+
+def test_masks_of_documents_are_counted_where_they_exist():
+    """They do with torch's attention, and only inside of documents."""
+    config = read_config("tiny", ["--train.seq_len=8192", "--train.batch_size=1"])
+    one = replace(config, data=replace(config.data, document_masking=False))
+    without = memory(config, 4, False, attention="flex")
+    with_masks = memory(config, 4, False, attention="sdpa_expanded")
+    assert memory(one, 4, False, attention="sdpa_expanded") == memory(one, 4, False) == without
+    assert with_masks.activations == without.activations
+    longer = read_config("tiny", ["--train.seq_len=32768", "--train.batch_size=1"])
+    longer_masks = memory(longer, 4, False, attention="sdpa_expanded")
+    assert longer_masks.backward == 4 * with_masks.backward >= 4 * 7 * 256 * 8192
+    short = read_config("tiny", ["--train.seq_len=128", "--train.batch_size=64"])
+    kept = memory(short, 4, False, attention="sdpa_expanded").activations
+    masks = 4 * 128 * 128 * short.model.num_layers * Share.whole(short).sequences
+    assert kept == memory(short, 4, False).activations + masks

@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from moebius.errors import ConfigError
-from moebius.hardware.device import (
-    choose_device,
-    crowding,
-    describe,
-    peak_memory,
-    total_memory,
-    wait,
-)
+from moebius.hardware.device import choose_device, crowding, describe, total_memory, wait
 from moebius.hardware.processor import Usage
 
 CPU = torch.device("cpu")
@@ -64,17 +57,10 @@ def test_a_run_is_crowded_if_it_has_to_share_the_cores_it_needs(
     assert crowding(torch.device(device)) == said
 
 
-def test_the_memory_of_a_process_only_grows():
-    before = peak_memory(CPU)
-    block = torch.ones(64 << 20, dtype=torch.uint8)
-    wait(CPU)
-    assert block.sum() and peak_memory(CPU) >= before > 10e6
-
-
 @pytest.mark.gpu
 def test_a_gpu_says_its_name_and_its_memory():
     device = torch.device("cuda")
     assert describe(device) == torch.cuda.get_device_name(device)
     torch.ones(64 << 20, dtype=torch.uint8, device=device)
     wait(device)
-    assert 64 << 20 <= peak_memory(device) <= total_memory(device)
+    assert total_memory(device) > 64 << 20

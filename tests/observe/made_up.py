@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from moebius.observe.metrics import StepMetrics
 
 HEALTHY: dict[str, Any] = {
@@ -36,6 +38,21 @@ HEALTHY: dict[str, Any] = {
 def metrics_of(**changes: Any) -> StepMetrics:
     """Return the metrics of a healthy step, with some columns of its line replaced."""
     return StepMetrics.from_json(HEALTHY | changes)
+
+
+def large_metrics(step: int, num_experts: int = 600, seed: int = 0) -> StepMetrics:
+    """Return a step of a model with many experts: layers of them, a dense one in between.
+
+    Their counts, and the figures of the layers, differ from step to step.
+    """
+    generator = np.random.default_rng(step + 1_000_000 * seed)
+    counts = [generator.poisson(40, num_experts).tolist(), [], generator.poisson(9, 500).tolist()]
+    floats = {
+        name: [value if value is None else value + generator.random() for value in column]
+        for name, column in HEALTHY.items()
+        if isinstance(column, list) and name not in ("tokens_per_expert", "dead_experts")
+    }
+    return metrics_of(step=step, tokens_per_expert=counts, **floats)
 
 
 def dense_metrics(**changes: Any) -> StepMetrics:

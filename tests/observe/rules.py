@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from moebius.config.observe import ObserveConfig, Rule
-from moebius.observe.alarms import Alarm, Alarms
+from moebius.observe.alarm import Alarm
+from moebius.observe.alarms import Alarms
 from moebius.observe.metrics import StepMetrics
 from tests.observe.made_up import metrics_of
 
@@ -17,6 +18,15 @@ ABOVE = [
     "router_logits",
 ]
 """Rules that fire above their threshold; the others fire below it."""
+
+
+Where = tuple[str | int, ...]
+"""A rule, a layer and the experts that an alarm is about."""
+
+
+def where(alarm: Alarm) -> Where:
+    """Return what an alarm is about; its experts in order."""
+    return (alarm.rule, alarm.layer, *sorted(alarm.experts))
 
 
 def watching(**rules: Rule) -> Alarms:

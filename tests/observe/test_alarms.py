@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from moebius.config.observe import ObserveConfig, Rule
-from moebius.observe.alarms import Alarm, Alarms, Place
+from moebius.observe.alarm import Alarm
+from moebius.observe.alarms import Alarms
 from tests.observe.made_up import metrics_of
-from tests.observe.rules import ABOVE, on_cv, watching
+from tests.observe.rules import ABOVE, on_cv, watching, where
 
 # the figures of layers and experts
 
@@ -18,64 +19,64 @@ from tests.observe.rules import ABOVE, on_cv, watching
 @pytest.mark.parametrize(
     ("name", "threshold", "harmful", "place", "value"),
     [
-        ("cv", 0.3, {"cv": [0.2, 0.9, 0.31]}, Place("cv", 2), 0.31),
+        ("cv", 0.3, {"cv": [0.2, 0.9, 0.31]}, ("cv", 2), 0.31),
         (
             "dead_expert",
             0.01,
             {"tokens_per_expert": [[30, 40, 50], [], [60, 1, 59]]},
-            Place("dead_expert", 2, 1),
+            ("dead_expert", 2, 1),
             1 / 120,
         ),
         (
             "dead_expert",
             0.01,
             {"tokens_per_expert": [[0, 60, 60], [], [4, 4, 4]]},
-            Place("dead_expert", 0, 0),
+            ("dead_expert", 0, 0),
             0.0,
         ),
         (
             "dominant_expert",
             0.5,
             {"tokens_per_expert": [[29, 30, 61], [], [4, 4, 4]]},
-            Place("dominant_expert", 0, 2),
+            ("dominant_expert", 0, 2),
             61 / 120,
         ),
         (
             "router_gradient",
             1e-6,
             {"router_grad_norm": [0.1, None, 1e-6]},
-            Place("router_gradient", 2),
+            ("router_gradient", 2),
             5e-7,
         ),
         (
             "routing_entropy",
             0.01,
             {"routing_entropy": [0.009, None, 0.8]},
-            Place("routing_entropy", 0),
+            ("routing_entropy", 0),
             0.009,
         ),
         (
             "dropped_tokens",
             0.2,
             {"dropped_share": [0.21, 0.9, 0.2]},
-            Place("dropped_tokens", 0),
+            ("dropped_tokens", 0),
             0.21,
         ),
         (
             "unrouted_tokens",
             0.5,
             {"unrouted_share": [0.5, 0.9, 0.51]},
-            Place("unrouted_tokens", 2),
+            ("unrouted_tokens", 2),
             0.51,
         ),
         (
             "vanishing_scores",
             0.5,
             {"vanished_share": [0.5, 0.9, 0.51]},
-            Place("vanishing_scores", 2),
+            ("vanishing_scores", 2),
             0.51,
         ),
-        ("router_logits", 0, {"not_finite_logits": [0, 9, 1]}, Place("router_logits", 2), 1),
+        ("router_logits", 0, {"not_finite_logits": [0, 9, 1]}, ("router_logits", 2), 1),
     ],
 )
 def test_a_rule_fires_on_its_figure_alone(name, threshold, harmful, place, value):
@@ -83,14 +84,14 @@ def test_a_rule_fires_on_its_figure_alone(name, threshold, harmful, place, value
     rule = Rule(threshold=threshold, window=1, patience=0, action=action)
     harmful_step = metrics_of(step=7, **harmful)
     (alarm,) = watching(**{name: rule}).look(harmful_step)
-    assert alarm.place == place and alarm.value == pytest.approx(value, rel=1e-12)
+    assert where(alarm) == place and alarm.value == pytest.approx(value, rel=1e-12)
     assert (alarm.step, alarm.threshold, alarm.action, alarm.over) == (7, threshold, action, False)
     assert not watching(**{name: rule}).look(metrics_of(step=7))
     without_patience = {
         name: replace(rule, patience=0) for name, rule in ObserveConfig().rules().items()
     }
     alarms = watching(**without_patience).look(harmful_step)
-    assert [alarm.place for alarm in alarms] == [place]
+    assert [where(alarm) for alarm in alarms] == [place]
 
 
 @pytest.mark.parametrize(
@@ -118,11 +119,10 @@ def test_alarms_come_in_the_order_of_the_rules():
     )
     counts = [[0, 120, 0], [], [40, 40, 40]]
     metrics = metrics_of(step=1, tokens_per_expert=counts, cv=[1.41, 0.0, 0.0])
-    assert [alarm.place for alarm in alarms.look(metrics)] == [
-        Place("cv", 0),
-        Place("dead_expert", 0, 0),
-        Place("dead_expert", 0, 2),
-        Place("dominant_expert", 0, 1),
+    assert [where(alarm) for alarm in alarms.look(metrics)] == [
+        ("cv", 0),
+        ("dead_expert", 0, 0, 2),
+        ("dominant_expert", 0, 1),
     ]
 
 
@@ -136,8 +136,8 @@ def test_a_dominant_expert_has_at_least_a_third_more_than_its_even_share(
     alarms = watching(dominant_expert=Rule(threshold=threshold, patience=0))
     counts = [[100] + [0] * (num_experts - 1), [], [30] * num_experts]
     fired = alarms.look(metrics_of(tokens_per_expert=counts))
-    expected = [] if limit is None else [Place("dominant_expert", 0, 0)]
-    assert [alarm.place for alarm in fired] == expected
+    expected = [] if limit is None else [("dominant_expert", 0, 0)]
+    assert [where(alarm) for alarm in fired] == expected
     assert [alarm.threshold for alarm in fired] == [limit] * len(fired)
 
 
@@ -147,7 +147,7 @@ def test_an_expert_that_every_token_takes_beside_others_is_dominant():
     counts = [[100, 34, 33, 33], [], [50] * 4]
     metrics = metrics_of(tokens_per_expert=counts, experts_per_token=[2.0, None, 2.0])
     (alarm,) = alarms.look(metrics)
-    assert (alarm.place, alarm.value) == (Place("dominant_expert", 0, 0), 1.0)
+    assert (where(alarm), alarm.value) == (("dominant_expert", 0, 0), 1.0)
     assert alarm.threshold == pytest.approx(2 / 3)
 
 
@@ -231,7 +231,7 @@ SPIKE = Rule(threshold=1.5, window=100, patience=0, action="roll_back")
 def test_a_loss_is_compared_with_the_median_before_it():
     # One outlier among five losses does not matter.
     (alarm,) = on_loss(SPIKE, [4.0, 9.0, 4.0, 4.2, 3.9, 6.2])
-    assert alarm.place == Place("loss_spike", -1) and alarm.value == pytest.approx(6.2 / 4.0)
+    assert where(alarm) == ("loss_spike", -1) and alarm.value == pytest.approx(6.2 / 4.0)
     assert (alarm.step, alarm.since, alarm.action) == (6, 5, "roll_back")
     assert alarm.figures == {"loss": 6.2, "grad_norm": 2.0, "lr": 0.01}
     assert str(alarm) == "step 6: alarm: loss over its median so far 1.55, above 1.50 since step 5"
@@ -307,10 +307,10 @@ def test_the_line_says_what_is_wrong_where_by_how_much_and_since_when():
     ],
 )
 def test_every_rule_has_words(name, value, threshold, words):
-    expert = 1 if name in ("dominant_expert", "dead_expert") else -1
     metrics = metrics_of(step=9)
-    alarm = Alarm(9, name, 3, expert, value, threshold, 4, "warn", False, metrics)
-    who = "layer 3, expert 1" if expert == 1 else "layer 3"
+    experts = (1,) if "expert" in name else ()
+    alarm = Alarm(9, name, 3, experts, value, threshold, 4, "warn", False, metrics)
+    who = "layer 3, expert 1" if experts else "layer 3"
     assert str(alarm) == f"step 9: alarm: {who}: {words} since step 4"
 
 
@@ -326,6 +326,7 @@ def test_an_event_is_json_and_has_the_figures_that_caused_it():
         "rule": "dead_expert",
         "layer": 2,
         "expert": 1,
+        "experts": [1],
         "value": 0.0,
         "threshold": 0.01,
         "since": 0,

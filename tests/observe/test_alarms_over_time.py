@@ -105,8 +105,52 @@ def test_experts_are_watched_one_by_one():
     for step in range(1, 12):
         counts = [0 if step <= 4 else 80, 80, 0 if 2 < step <= 6 else 80]
         metrics = metrics_of(step=step, tokens_per_expert=[counts, [], [40, 40, 40]])
-        events += [(alarm.step, alarm.expert, alarm.over) for alarm in alarms.look(metrics)]
+        events += [(alarm.step, *alarm.experts, alarm.over) for alarm in alarms.look(metrics)]
     assert events == [(3, 0, False), (5, 2, False), (7, 0, True), (9, 2, True)]
+
+
+def test_experts_that_die_at_the_same_step_share_an_alarm_and_those_that_recover_do_too():
+    alarms = watching(dead_expert=Rule(threshold=0.01, patience=3))
+    found = []
+    for step in range(1, 12):
+        counts = [0 if step <= 4 else 90, 150, 1 if step <= 5 else 90, 150, 2 if step <= 4 else 90]
+        metrics = metrics_of(step=step, tokens_per_expert=[counts, [], [40, 40, 40]])
+        found += alarms.look(metrics)
+    events = [(alarm.step, alarm.experts, alarm.over, alarm.remaining) for alarm in found]
+    # The worst expert comes first; 2 of 303 tokens, or 0.7%, are too few, too.
+    assert events == [(3, (0, 2, 4), False, 0), (7, (0, 4), True, 1), (8, (2,), True, 0)]
+    assert found[0].value == 0.0 and found[0].since == 0
+    assert str(found[0]) == (
+        "step 3: alarm: layer 0, experts 0, 2, 4: share of the layer's load as low as 0%, "
+        "below 1% since step 0"
+    )
+
+
+def test_the_state_of_a_version_with_an_entry_for_each_expert_is_read():
+    rules = {"dead_expert": Rule(threshold=0.01, window=4, patience=2)}
+    counts = [[0, 40, 40], [], [40, 40, 40]]
+    own, other = watching(**rules), watching(**rules)
+    for step in range(1, 4):
+        own.look(metrics_of(step=step, tokens_per_expert=counts))
+    state = own.state()
+    assert state["beyond_at"] == [["dead_expert", 0, [3, -1, -1]]]
+    old = {
+        "seen": [
+            [rule, layer, expert, [[step, values[expert]] for step, values in seen]]
+            for rule, layer, seen in state["seen"]
+            for expert in range(3)
+        ],
+        "fine_at": [
+            [rule, layer, expert, at]
+            for rule, layer, steps in state["fine_at"]
+            for expert, at in enumerate(steps)
+        ],
+        "beyond_at": [["dead_expert", 0, 0, 3]],
+    }
+    other.load(old)
+    assert other.state() == state
+    step = metrics_of(step=4, tokens_per_expert=counts)
+    assert other.look(step) == own.look(step) != []
 
 
 def eventful_step(step: int) -> StepMetrics:

@@ -3,6 +3,7 @@
 The tokens of a healthy layer are routed at random by real routers, and its figures are measured.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from moebius.config import ModelConfig
 from moebius.config.observe import ObserveConfig
+from moebius.moe.load import variation
 from moebius.moe.router import Router
 from moebius.moe.statistics import layer_stats
-from moebius.observe.alarms import Alarms, Place
+from moebius.observe.alarm import Alarm, together
+from moebius.observe.alarms import Alarms
 from moebius.observe.metrics import LayerMetrics, StepMetrics, layer_metrics
 from tests.observe.made_up import dense_metrics
+from tests.observe.rules import Where, where
 
 TOKENS = 2_048
 ROUTERS: dict[str, dict[str, Any]] = {
@@ -49,10 +53,10 @@ def measured(router: Router, logits_TE: Tensor, gradient: float | None = None) -
     return layer_metrics(stats, gradient, 1.0, 1.0)
 
 
-def fired(steps: Iterator[StepMetrics]) -> set[Place]:
+def fired(steps: Iterator[StepMetrics]) -> set[Where]:
     """Return what the default alarms are about in these steps."""
     alarms = Alarms(ObserveConfig())
-    return {alarm.place for metrics in steps for alarm in alarms.look(metrics)}
+    return {where(alarm) for metrics in steps for alarm in alarms.look(metrics)}
 
 
 def steps_of(
@@ -128,7 +132,7 @@ def test_layers_of_different_sizes_and_a_layer_with_three_passes_are_judged_on_t
 
     assert fired(steps_of(layers_at, log_every=50, steps=800)) == set()
     dead = fired(steps_of(lambda step: layers_at(step, kill=True), 50, 800))
-    assert dead == {Place("dead_expert", 3, 7), Place("dead_expert", 4, 7)}
+    assert dead == {("dead_expert", 3, 7), ("dead_expert", 4, 7)}
 
 
 # faults
@@ -206,7 +210,7 @@ def test_each_alarm_fires_on_its_fault(fault, num_experts):
     rule, settings, change, _ = FAULTS[fault]
     router = router_of(num_experts, **settings)
     layer = measured(router, change(drawn(num_experts, seed=0)))
-    assert rule in {place.rule for place in fired(steps_of(lambda step: [layer], 25, 200))}
+    assert rule in {rule for rule, *_ in fired(steps_of(lambda step: [layer], 25, 200))}
 
 
 @pytest.mark.parametrize("num_experts", [2, 64, HEAVY_512])
@@ -215,7 +219,7 @@ def test_a_router_without_a_gradient_is_reported(name, num_experts):
     router = router_of(num_experts, **ROUTERS[name])
     layer = measured(router, drawn(num_experts, seed=0), gradient=1e-8)
     places = fired(steps_of(lambda step: [layer], 50, 100))
-    assert Place("router_gradient", 0) in places
+    assert ("router_gradient", 0) in places
 
 
 @pytest.mark.parametrize("num_experts", [64, 512])
@@ -225,7 +229,7 @@ def test_only_the_dead_expert_among_many_is_reported(num_experts):
     def layers_at(step: int) -> list[LayerMetrics]:
         return [measured(router, with_column(-LOUD, 5)(drawn(num_experts, seed=step)))]
 
-    assert fired(steps_of(layers_at, 25, 400)) == {Place("dead_expert", 0, 5)}
+    assert fired(steps_of(layers_at, 25, 400)) == {("dead_expert", 0, 5)}
 
 
 def test_steps_with_few_tokens_are_added_up_until_the_load_can_be_judged():
@@ -239,13 +243,53 @@ def test_steps_with_few_tokens_are_added_up_until_the_load_can_be_judged():
             before = alarms
             alarms = Alarms(ObserveConfig())
             alarms.load(before.state())
-        places = [(alarm.place, sum(alarm.counts)) for alarm in alarms.look(metrics)]
+        places = [(where(alarm), sum(alarm.counts)) for alarm in alarms.look(metrics)]
         is_judged = step in (4, 8)
-        assert places == ([(Place("dead_expert", 0, 5), 1_600)] if is_judged else [])
+        assert places == ([(("dead_expert", 0, 5), 1_600)] if is_judged else [])
         assert bool(alarms.counted) != is_judged
 
 
 def test_the_state_of_a_version_without_counts_is_read():
     alarms = Alarms(ObserveConfig())
     alarms.load({"seen": [], "fine_at": [["cv", 0, -1, 7]], "beyond_at": []})
-    assert alarms.fine_at == {Place("cv", 0): 7} and alarms.counted == {}
+    assert alarms.state() == {
+        "seen": [],
+        "fine_at": [["cv", 0, [7]]],
+        "beyond_at": [],
+        "counted": [],
+    }
+
+
+def test_an_unbalanced_run_of_24_layers_of_256_experts_has_an_event_per_layer_and_rule():
+    counts = [100_000] * 8 + [0] * 248
+    layer = LayerMetrics(tokens_per_expert=counts, cv=variation(counts), router_grad_norm=1.0)
+    alarms = Alarms(ObserveConfig())
+    steps = steps_of(lambda step: [layer] * 24, 10, 500)
+    found = [alarms.look(metrics) for metrics in steps]
+    # `dead_expert` has a patience of 50 steps, and `cv` one of 100.
+    assert [len(at_step) for at_step in found] == [0, 0, 0, 0, 24, 0, 0, 0, 0, 48] * 5
+    events = [json.dumps(alarm.to_json()) for alarm in found[9]]
+    assert all(event.count("tokens_per_expert") == 1 for event in events)
+    assert sum(map(len, events)) < 150_000  # one event per expert took 11.7 MB
+    dead = [alarm for alarm in found[9] if alarm.rule == "dead_expert"]
+    assert all(alarm.experts == tuple(range(8, 256)) for alarm in dead)
+    assert together(dead) == (
+        "step 100: alarm: 24 layers, the worst is 0; 5,952 experts: share of the layer's load as "
+        "low as 0%, below 0.0391% since step 50"
+    )
+
+
+def test_a_line_names_a_few_layers_and_only_counts_many():
+    def alarm(layer: int, value: float, *experts: int) -> Alarm:
+        return Alarm(
+            9, "dominant_expert", layer, experts, value, 0.5, 4, "warn", True, dense_metrics()
+        )
+
+    alarms = [alarm(3, 0.25, 1), alarm(0, 0.4, 2, 1), alarm(7, 0.3, 0)]
+    assert together(alarms) == (
+        "step 9: over: layers 0, 3, 7; 4 experts: share of the layer's tokens as high as 40.0%, "
+        "no longer above 50.0%"
+    )
+    many = [alarm(layer, layer / 100, 0) for layer in range(5)]
+    assert "5 layers, the worst is 4; 5 experts: " in together(many)
+    assert together(alarms[:1]) == str(alarms[0])

@@ -11,10 +11,9 @@ from moebius.observe.json_lines import (
     EVENTS,
     METRICS,
     JsonLines,
-    lines_after,
-    read_lines,
     read_metrics,
 )
+from moebius.observe.line_file import copy_later, read_lines
 from moebius.observe.sink import RESUMED, REWOUND_TO
 from tests.observe.made_up import Happening, metrics_of
 
@@ -175,7 +174,10 @@ def test_events_of_changed_settings_stay_and_the_other_later_ones_can_be_kept(tm
     events = [{"step": 1}, {"step": 5, "event": RESUMED}, {"step": 6}, {"step": 7}]
     path = tmp_path / EVENTS
     path.write_text("".join(json.dumps(event) + "\n" for event in events))
-    assert lines_after(path, 3) == '{"step": 6}\n{"step": 7}\n'
-    assert lines_after(path, 7) == lines_after(tmp_path / "gone", 0) == ""
+    assert copy_later(path, 3, tmp_path / "kept")
+    assert (tmp_path / "kept").read_text() == '{"step": 6}\n{"step": 7}\n'
+    for place, step in ((path, 7), (tmp_path / "gone", 0)):
+        assert not copy_later(place, step, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     opened(tmp_path, 3).close()
     assert steps(path) == [1, 5]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from moebius.config import ObserveConfig
+from moebius.observe.expert_counts import ExpertCounts
 from moebius.observe.json_lines import EVENTS, METRICS, JsonLines
 from moebius.observe.registry import sinks_for
 from moebius.observe.sink import Sinks
@@ -14,7 +15,8 @@ from tests.observe.made_up import metrics_of
 
 
 @pytest.mark.parametrize(
-    ("tensorboard", "kinds"), [(True, [JsonLines, TensorBoard]), (False, [JsonLines])]
+    ("tensorboard", "kinds"),
+    [(True, [JsonLines, ExpertCounts, TensorBoard]), (False, [JsonLines, ExpertCounts])],
 )
 def test_a_configuration_chooses_the_sinks(tensorboard: bool, kinds: list[type], tmp_path: Path):
     chosen = sinks_for(ObserveConfig(tensorboard=tensorboard), Process())

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from moebius.errors import StorageError
-from moebius.observe.json_lines import EVENTS, METRICS, JsonLines, read_lines
+from moebius.observe.json_lines import EVENTS, METRICS, JsonLines
+from moebius.observe.line_file import read_lines
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Event, Sink, Sinks
 from tests.observe.made_up import Happening, metrics_of

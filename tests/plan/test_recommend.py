@@ -1,5 +1,6 @@
 """The recommended layout: what must be true for every plan, and what is refused."""
 
+import cProfile
 from dataclasses import replace
 
 import pytest
@@ -132,3 +133,18 @@ def test_the_given_config_is_left_alone():
     config = Config()
     plan(config, H100, 8)
     assert config == Config()
+
+
+def calls_of_a_plan(num_layers: int) -> int:
+    """Return the number of function calls of planning a batch of 25M tokens on 512 GPUs."""
+    flags = (f"--model.num_layers={num_layers}", "--train.batch_size=12288", "--model.dim=4096")
+    heads = ("--model.num_heads=32", "--model.num_kv_heads=8", "--train.micro_batch_size=0")
+    config = read_config("standard", [*flags, *heads, "--model.num_experts=64"])
+    profile = cProfile.Profile()
+    profile.runcall(plan, config, H100, 512)
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+def test_the_work_of_a_plan_is_linear_in_the_number_of_layers():
+    few, many = calls_of_a_plan(24), calls_of_a_plan(96)
+    assert many < 5 * few and many < 4_000_000  # it was 70 million

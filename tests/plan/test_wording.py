@@ -84,3 +84,11 @@ def test_json_adds_up():
     seconds = sum(best["computing"].values()) + best["communicating"]
     assert seconds == pytest.approx(best["step_seconds"])
     assert best["layout"]["gpus"] == 64 and values["device"]["name"] == "h100"
+
+
+def test_the_host_memory_of_a_checkpoint_is_that_of_what_each_gpu_stores():
+    result = plan_of("standard", *MANY_EXPERTS, gpus=8)
+    memory = result.best.memory
+    assert result.best.host_bytes == memory.weights + memory.optimizer > 0
+    assert f"host        {result.best.host_bytes / 1e9:.1f} GB for each GPU" in text_of(result)
+    assert json.loads(as_json(result))["best"]["host_bytes"] == result.best.host_bytes

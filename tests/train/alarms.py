@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from moebius.config.observe import Action, ObserveConfig, Rule
-from moebius.observe.alarms import Alarm
+from moebius.observe.alarm import Alarm
 from moebius.observe.metrics import LayerMetrics
 from tests.observe.made_up import metrics_of
 
@@ -17,7 +17,7 @@ def alarm_of(
     """Return an alarm about a layer whose experts took these numbers of tokens."""
     values: dict[str, Any] = {
         "rule": "cv",
-        "expert": -1,
+        "experts": (),
         "value": 0.5,
         "threshold": 0.3,
         "step": 10,
@@ -31,7 +31,7 @@ def alarm_of(
 
 def dead(expert: int, *counts: int, layer: int = 0) -> Alarm:
     """Return an alarm about a dead expert that is to be revived."""
-    return alarm_of("revive", layer, counts, rule="dead_expert", expert=expert, threshold=0.01)
+    return alarm_of("revive", layer, counts, rule="dead_expert", experts=(expert,), threshold=0.01)
 
 
 def observing(observe: ObserveConfig | None = None, **rules: Rule) -> ObserveConfig:

@@ -76,6 +76,22 @@ def test_the_loss_is_relaxed_level_by_level_once_the_figure_is_harmless_again():
     assert state.aux_levels == [0, 0]
 
 
+def test_several_dead_experts_raise_the_loss_of_their_layer_once():
+    """It is relaxed when the last one of them has recovered."""
+    state = trained(config_of(), steps=0)
+    rule = Rule(threshold=0.01, patience=3, action="raise_aux")
+    state.alarms = Alarms(observing(dead_expert=rule))
+    levels = []
+    for step in range(1, 16):
+        counts = [100, 0 if step <= 3 else 100, 0 if step <= 5 else 100, 100]
+        layers = [LayerMetrics(tokens_per_expert=counts), LayerMetrics(tokens_per_expert=[99] * 4)]
+        for alarm in state.alarms.look(replace(metrics_of(step=step), layers=layers)):
+            carry_out(alarm, state, [])
+        levels.append(state.aux_levels[0])
+    assert levels == [0, 0, *[1] * 5, *[0] * 8]
+    assert state.aux_levels == [0, 0]
+
+
 def test_a_relapse_while_relaxing_raises_the_loss_again():
     state = trained(config_of(), steps=0)
     state.alarms = Alarms(observing(cv=RAISE_AFTER_3))
@@ -201,7 +217,7 @@ def test_the_metrics_number_the_layers_as_alarms_do():
     rule = Rule(threshold=0.001, patience=0, action="revive")
     alarms = Alarms(observing(dead_expert=rule)).look(metrics)
     (alarm,) = [alarm for alarm in alarms if alarm.layer == 4]
-    assert alarm.expert == 2
+    assert alarm.experts == (2,)
     carry_out(alarm, state, [])
     assert router.bias_E[2] == 0
 

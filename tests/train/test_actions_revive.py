@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moebius.model.transformer import Transformer, routed_layers
-from moebius.observe.alarms import Alarm
+from moebius.observe.alarm import Alarm
 from moebius.train.actions import NOISE, answer, carry_out, revive
 from moebius.train.optimizer_state import named_state
 from moebius.train.state import TrainState, model_tensors
@@ -21,7 +21,8 @@ from tests.train.states import changed_names, config_of, tokens_of, trained
 def answers_to(alarms: list[Alarm], state: TrainState) -> list[str]:
     """Answer the alarms, and return the recorded action for each of them."""
     done: list[str] = []
-    log: Any = type("Log", (), {"event": lambda self, alarm, text: done.append(text)})()
+    events = {"events": lambda self, answered: done.extend(event.done for event in answered)}
+    log: Any = type("Log", (), events)()
     nothing: Any = None
     answer(alarms, state, nothing, log, max_rollbacks=0)
     return done
@@ -163,7 +164,7 @@ def test_an_alarm_about_a_layer_revives_its_weakest_expert_from_its_busiest():
     state = trained(config_of())
     uneven = alarm_of("revive", counts=(40, 4, 72, 1))
     assert carry_out(uneven, state, []) == "expert 3 is now a copy of expert 2, with noise"
-    dominant = alarm_of("revive", counts=(8, 100, 16, 0), rule="dominant_expert", expert=1)
+    dominant = alarm_of("revive", counts=(8, 100, 16, 0), rule="dominant_expert", experts=(1,))
     assert carry_out(dominant, state, []) == "expert 3 is now a copy of expert 1, with noise"
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from safetensors.torch import save as library_bytes
 
 from moebius.errors import CheckpointError
 from moebius.train import checkpoint_file
-from moebius.train.checkpoint import snapshot
+from moebius.train.checkpoint import PARSING_ERRORS, snapshot
 from moebius.train.checkpoint_file import (
+    DTYPES,
     has_size,
     read_bytes,
     read_verified,
     tensor_pieces,
+    tensors_in,
     verify_file,
     write_file,
 )
@@ -130,3 +133,80 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     for compare in (verify_file, read_verified):
         with pytest.raises(CheckpointError, match="file: Permission denied"):
             compare(tmp_path / "file", entry)
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer", "random"])
+def test_tensors_are_read_as_the_library_reads_them_and_share_the_memory_of_the_file(group):
+    tensors = snapshot(some_tensors())[group]
+    data = bytearray(library_bytes(tensors))
+    loaded = tensors_in(data)
+    assert loaded.keys() == tensors.keys()
+    assert all(is_same(loaded[name], tensors[name]) for name in tensors)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in loaded.values()}) == 1
+    (name, largest) = max(loaded.items(), key=lambda pair: pair[1].nbytes)
+    largest.view(-1).view(torch.uint8)[0] ^= 255
+    assert not is_same(tensors_in(data)[name], tensors[name])
+
+
+def test_every_dtype_of_the_library_is_known():
+    for code, dtype in DTYPES.items():
+        data = library_bytes({"weight": torch.zeros(2, 3).to(dtype)})
+        assert f'"dtype":"{code}"'.encode() in data
+        (tensor,) = tensors_in(bytearray(data)).values()
+        assert (tensor.dtype, tensor.shape) == (dtype, (2, 3))
+
+
+def header_of(**entries: object) -> bytearray:
+    """Return a file of tensors with these entries in its header, and 8 bytes of content."""
+    header = json.dumps(entries).encode()
+    return bytearray(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
+def entry_of(dtype: str = "F32", shape: object = (2,), begin: int = 0, end: int = 8) -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_a_tensor_that_is_not_aligned_is_copied():
+    shifted = header_of(**{"a": entry_of("U8", [1], 0, 1), "b": entry_of("U8", [7], 1, 8)})
+    assert tensors_in(shifted).keys() == {"a", "b"}
+    for padding in range(8):  # the length of the header decides about the alignment
+        data = header_of(**{"w" * (padding + 1): entry_of()})
+        data[-8:] = torch.tensor([1.5, -2.0]).numpy().tobytes()
+        (weight,) = tensors_in(data).values()
+        assert weight.tolist() == [1.5, -2.0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"1234567",
+        (100).to_bytes(8, "little") + b"{}",
+        header_of(),
+        header_of(w=entry_of(shape=[3])),
+        header_of(w=entry_of(shape=[-1, -2])),
+        header_of(w=entry_of(shape=["2"])),
+        header_of(w=entry_of(dtype="F3")),
+        header_of(w=entry_of(end=4, shape=[1])),
+        header_of(w=entry_of(begin=4, end=12)),
+        header_of(w=entry_of(begin=-8, end=0)),
+        header_of(w=[1]),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_an_error_that_loading_names(data):
+    with pytest.raises(PARSING_ERRORS):
+        tensors_in(bytearray(data))
+
+
+def test_a_file_is_in_memory_once_and_verifying_takes_no_more_than_a_piece(tmp_path):
+    size = 64 * checkpoint_file.CHUNK
+    entry = write_file(tmp_path / "file", tensor_pieces({"weight": torch.ones(size // 4)}))
+    peaks = []
+    for read in (lambda path, entry: tensors_in(read_verified(path, entry)), verify_file):
+        tracemalloc.start()
+        result = read(tmp_path / "file", entry)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        del result
+    assert size <= peaks[0] < 1.05 * size
+    assert peaks[1] < 3 * checkpoint_file.CHUNK

@@ -1,6 +1,7 @@
 """The log of a run: metrics and events reach every sink, and only training time counts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from moebius.config.observe import Action
 from moebius.cost.counts import training_flops_per_token
 from moebius.errors import NumericError
-from moebius.observe.alarms import Alarm
-from moebius.observe.json_lines import read_lines
+from moebius.observe.alarm import Alarm
+from moebius.observe.line_file import read_lines
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Event
 from moebius.observe.terminal import Terminal
@@ -31,7 +32,7 @@ TOKENS = 4 * 32
 
 
 def alarm_of(action: Action, over: bool = False) -> Alarm:
-    return Alarm(8, "cv", 2, -1, 0.75, 0.3, 5, action, over, metrics_of(step=8))
+    return Alarm(8, "cv", 2, (), 0.75, 0.3, 5, action, over, metrics_of(step=8))
 
 
 def log_of(session: Session, process: Process | None = None) -> StepLog:
@@ -50,6 +51,23 @@ def skipped_result(session: Session) -> StepResult:
 
 
 # alarms and actions
+
+
+def test_a_step_has_one_line_for_each_rule_and_an_event_for_each_layer(small, capsys):
+    session = new_session(small)
+    alarms = [
+        replace(alarm_of("raise_aux"), layer=layer % 3, over=layer > 5) for layer in range(9)
+    ]
+    answered = [
+        AnsweredAlarm(alarm, f"done {number % 2}" if number < 4 else "x" * 500)
+        for number, alarm in enumerate(alarms)
+    ]
+    with log_of(session) as step_log:
+        step_log.events(answered)
+    assert read_lines(session.run.events_path) == [event.to_json() for event in answered]
+    fired, over = capsys.readouterr().out.splitlines()
+    assert fired.startswith("step 8: alarm: 6 layers") and over.startswith("step 8: over: layers ")
+    assert fired.endswith("; done 0 (and 2 more)") and over.endswith(f"; {'x' * 120}...")
 
 
 @pytest.mark.parametrize("over", [False, True])

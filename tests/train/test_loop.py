@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from moebius.cli.training import finished
 from moebius.config.observe import Rule
 from moebius.errors import Interrupted, NumericError
-from moebius.observe.json_lines import read_lines
+from moebius.observe.line_file import read_lines
 from moebius.observe.tensorboard import FOLDER
 from moebius.train import checkpoint, checkpoint_store, loop
 from moebius.train.evaluate import Evaluation

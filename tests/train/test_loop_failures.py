@@ -14,7 +14,7 @@ import torch
 from moebius.config.observe import Rule
 from moebius.errors import DataError, NumericError, StorageError
 from moebius.observe import json_lines
-from moebius.observe.json_lines import read_lines
+from moebius.observe.line_file import read_lines
 from moebius.train import checkpoint, loop
 from moebius.train.session import Session, resume
 from tests.train.checkpoints import names_in

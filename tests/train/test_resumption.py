@@ -12,7 +12,7 @@ import pytest
 from moebius.config import Config
 from moebius.data.sealed import read_sealed
 from moebius.errors import CheckpointError, ConfigError, DataError, StorageError
-from moebius.observe.json_lines import read_lines
+from moebius.observe.line_file import read_lines
 from moebius.train import checkpoint_store
 from moebius.train.run_directory import RunDirectory
 from moebius.train.session import Session, resume, start

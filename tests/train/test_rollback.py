@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from moebius.config import Config
 from moebius.config.observe import Rule
 from moebius.errors import NumericError, StorageError
-from moebius.observe.json_lines import read_lines
+from moebius.observe.line_file import read_lines
 from moebius.observe.tensorboard import FOLDER
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.session import Session, resume, start

@@ -23,7 +23,7 @@ parameters       3.1M total, 1.1M active per token
 lm_head 262.1k
 FLOPs per token  7.1M forward and backward: attention_projections 17%, attention_core 11%, \
 router 1%, experts 50%, lm_head 22%
-memory           about 0.2 GB: weights 0.01, optimizer 0.02, activations 0.13, logits 0.07
+memory           about 0.2 GB: weights 0.01, optimizer 0.02, activations 0.14, logits 0.07
 experts          softmax_topk top-3; number x width by layer: 12x128 (4 layers); no base MLP
 balance          loss 0.1 over the micro-batch; alarms warn, but router_logits stop
 rotary           48 of 64 dimensions in 2 of 2 query heads
