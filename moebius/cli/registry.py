@@ -12,6 +12,8 @@ MODULES = (  # in the order of `moebius --help`
     "moebius.cli.train",
     "moebius.cli.resume",
     "moebius.cli.generate",
+    "moebius.cli.export",
+    "moebius.cli.importing",
     "moebius.cli.data",
     "moebius.cli.config",
     "moebius.cli.plan",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from moebius.config.data import DataConfig
+from moebius.config.known_models import KNOWN_MODELS
 from moebius.config.model import ModelConfig, hidden_width
 from moebius.config.parallel import ParallelConfig
 from moebius.config.suggestions import nearest
@@ -116,7 +117,7 @@ def dense_112m() -> Config:
 
 PRESETS: dict[str, Callable[[], Config]] = {
     function.__name__: function
-    for function in (tiny, pr_moe, standard, stability, switch, dense, dense_112m)
+    for function in (tiny, pr_moe, standard, stability, switch, dense, dense_112m, *KNOWN_MODELS)
 }
 
 

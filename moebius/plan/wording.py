@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from moebius.config.routers import ROUTERS
 from moebius.cost.counts import active_parameters, expected_experts_per_token, parameters
+from moebius.cost.exports import export_line
 from moebius.cost.layouts import Layout, Planned
 from moebius.cost.units import gigabytes, gigabytes_by_name, short
 from moebius.plan.recommend import Plan
@@ -41,6 +42,7 @@ def lines(plan: Plan) -> list[str]:
         f"step        {best.seconds * 1e3:,.1f} ms, {best.tokens_per_second:,.0f} tokens/s, "
         f"MFU {best.mfu:.1%}: {times}",
         *_network(best),
+        f"export      {export_line(plan.config.model, plan.config.observe)}",
         *_others(plan),
         "",
         *(f"note        {note}" for note in _notes(plan)),
@@ -56,6 +58,7 @@ def as_json(plan: Plan) -> str:
             "batch_size": plan.config.train.batch_size,
             "largest_sequences": plan.largest_sequences,
             "parameters": parameters(plan.config.model),
+            "export": export_line(plan.config.model, plan.config.observe),
             "best": _values(plan.best),
             "others": [_values(other) for other in plan.others],
         },

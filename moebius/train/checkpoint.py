@@ -120,16 +120,19 @@ def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
     return folder
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Groups, dict[str, Any]]:
+def load(
+    folder: Path, device: torch.device | str = "cpu", only: str = ""
+) -> tuple[Groups, dict[str, Any]]:
     """Return the tensors of each group, on `device`, and the state.
 
-    Every file is verified before anything is returned. On the CPU, the tensors share the memory
-    that the files were read into, so that loading takes a checkpoint's size once. Raises
-    CheckpointError, which names what is missing, altered or of another format version.
+    With `only`, the other groups are neither read nor verified. All other files are verified
+    before anything is returned. On the CPU, the tensors share the memory that the files were read
+    into, so that loading takes a checkpoint's size once. Raises CheckpointError, which names what
+    is missing, altered or of another format version.
     """
     tensors: Groups = {}
     state: Any = None
-    for name, data in verified_files(folder):
+    for name, data in verified_files(folder, only):
         try:
             content = json.loads(data) if name == STATE else tensors_in(data)
         except PARSING_ERRORS as error:
@@ -151,13 +154,16 @@ def verify(folder: Path) -> None:
     _verify(folder, _manifest(folder))
 
 
-def verified_files(folder: Path) -> Iterator[tuple[str, bytearray]]:
+def verified_files(folder: Path, only: str = "") -> Iterator[tuple[str, bytearray]]:
     """Yield each file's name and verified contents.
 
-    The contents are read once, so the bytes that are hashed are the bytes that are parsed. A few
-    files are in memory at a time. Raises CheckpointError.
+    With `only`, these are the files of that group and state.json. The contents are read once, so
+    the bytes that are hashed are the bytes that are parsed. A few files are in memory at a time.
+    Raises CheckpointError.
     """
     files = _manifest(folder)
+    if only:
+        files = {n: entry for n, entry in files.items() if n.partition(".")[0] in (only, "state")}
     yield from _side_by_side(lambda name: read_verified(folder / name, files[name]), list(files))
 
 

@@ -7,6 +7,7 @@ import torch
 from moebius.config import Config, ModelConfig
 from moebius.config.routers import ROUTERS
 from moebius.cost import counts as cost
+from moebius.cost.exports import export_line
 from moebius.cost.memory import memory
 from moebius.cost.units import gigabytes, gigabytes_by_name, short
 from moebius.data import Corpus
@@ -51,6 +52,7 @@ def summary(
         ("data", corpus.summary()),
         *(("", note) for note in corpus.notes),
         ("schedule", _schedule(config)),
+        ("export", export_line(model, config.observe)),
         *remarks(config, corpus),
         ("device", f"{describe(device)}, {dtype_name(dtype)}"),
         *(("processor", f"{use}; the run will be slow") for use in [crowding(device)] if use),

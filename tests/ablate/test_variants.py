@@ -133,7 +133,9 @@ def test_a_pyramid_keeps_its_slope():
     assert active_parameters(resized) == pytest.approx(active_parameters(config.model), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("dense")])
+@pytest.mark.parametrize(
+    "name", [name for name in PRESETS if any(preset(name).model.experts_per_layer)]
+)
 def test_the_flags_of_a_variant_make_it(name):
     over = ["model.base_expansion=0.75,2"]
     for variant in variants(preset(name), over, twin=True, iso_active=True):

@@ -30,7 +30,8 @@ def test_without_a_configuration_it_is_tiny(moebius):
 def test_other_commands_accept_what_it_prints(name, tmp_path, moebius):
     file = tmp_path / "my.toml"
     file.write_text(moebius("config", name).out)
-    planned = [moebius("plan", source, "--gpu", "h100", "--json") for source in (name, file)]
+    on = ("--gpu", "h100", "--gpus", "64", "--json")
+    planned = [moebius("plan", source, *on) for source in (name, file)]
     assert planned[0] == planned[1] and json.loads(planned[0].out)
 
 

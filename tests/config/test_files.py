@@ -215,7 +215,8 @@ SECTIONS = "model, data, train, parallel, observe"
         (
             'base = "standrad"',
             "base: preset 'standrad': must be one of tiny, pr_moe, standard, stability, switch, "
-            "dense, dense_112m, or a TOML file; did you mean standard?",
+            "dense, dense_112m, olmoe, qwen3_moe_30b, mixtral, llama3_8b, or a TOML file; did "
+            "you mean standard?",
         ),
         ("[model]\ndim = 3\ndim = 4", "Cannot overwrite a value (at "),
         ("[model]\ndim = [4\n[train]", "Unclosed array (at line 3, column 1)"),

@@ -9,13 +9,16 @@ from torch import nn
 
 from moebius.config import Config, ModelConfig
 from moebius.config.files import read_config
+from moebius.config.known_models import KNOWN_MODELS
 from moebius.config.presets import PRESETS, dense_twin, preset
 from moebius.cost import counts as cost
 from moebius.errors import ConfigError
 from moebius.model.transformer import Transformer
 from tests.model.tiny import count_parameters
 
-LARGE = [name for name in PRESETS if name != "tiny"]
+KNOWN = [function.__name__ for function in KNOWN_MODELS]
+OWN = [name for name in PRESETS if name not in KNOWN]
+LARGE = [name for name in OWN if name != "tiny"]
 OVERRIDES = [{"num_layers": 12, "num_experts": count} for count in (4, 5, 6)]
 
 
@@ -51,7 +54,7 @@ def by_component(model: Transformer) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("changes", [{}, *OVERRIDES], ids=str)
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", OWN)
 def test_every_preset_takes_overrides_and_is_built_as_counted(name, changes):
     flags = [text for field, value in changes.items() for text in (f"--model.{field}", str(value))]
     config = read_config(name, flags)
@@ -211,6 +214,29 @@ def test_dense_112m_by_hand():
         1472,
     )  # as its docstring says
     assert counted["router"] == counted["experts"] == counted["mtp"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        ("olmoe", 6.92e9, 1.28e9),
+        ("qwen3_moe_30b", 30.5e9, 3.3e9),
+        ("mixtral", 46.7e9, 12.9e9),
+        ("llama3_8b", 8.03e9, 8.03e9),
+    ],
+)
+def test_known_models_have_the_published_numbers_of_parameters(name, total, active):
+    """Published numbers of active parameters count the embedding, too."""
+    model = preset(name).model
+    counted = cost.parameters(model)
+    assert sum(counted.values()) == pytest.approx(total, rel=0.002)
+    embedded = cost.active_parameters(model) + counted["embedding"]
+    assert embedded == pytest.approx(active, rel=0.02)
+    assert model.rotary_dims == model.head_width
+
+
+def test_every_known_model_is_among_the_parameters_that_are_tested():
+    assert set(KNOWN) == {"olmoe", "qwen3_moe_30b", "mixtral", "llama3_8b"}
 
 
 def test_the_nearest_preset():

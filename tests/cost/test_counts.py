@@ -9,11 +9,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from moebius.config import ModelConfig, ParallelConfig
+from moebius.config.known_models import KNOWN_MODELS
 from moebius.config.presets import PRESETS, preset
 from moebius.cost import counts as cost
 from moebius.hardware.backends import choose_backends
 from moebius.model.transformer import Transformer, lookahead
 
+KNOWN = {function.__name__ for function in KNOWN_MODELS}
+"""Presets whose layers are too large to be run here."""
 D, V, N, G, H, E, S = 32, 101, 4, 2, 6, 3, 10
 WIDTHS = (64, 128)  # 2 * 32 and 4 * 32
 ATTENTION = D * N * H + 2 * D * G * H + N * H * D  # query; key and value; output
@@ -222,7 +225,7 @@ def test_flops_against_torchs_counter(changes):
     assert counted == pytest.approx(ours, rel=0.01)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in KNOWN])
 def test_flops_of_every_preset_against_torchs_counter(name):
     """The model has only its narrowest and widest layer and a tenth of its vocabulary."""
     model = preset(name).model

@@ -71,6 +71,19 @@ def test_an_imbalance_that_costs_nothing_is_said():
     assert "an imbalance of 3 costs nothing here, because every GPU has all experts" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("standard", "hf: Qwen2MoeForCausalLM"),
+        ("pr_moe", "to no stock architecture: router_type sigmoid with router_threshold 0.5"),
+    ],
+)
+def test_what_the_model_can_be_exported_to_is_said(name, said):
+    planned = plan_of(name)
+    assert f"export      {said}" in text_of(planned)
+    assert json.loads(as_json(planned))["export"].startswith(said)
+
+
 def test_no_more_than_a_few_other_layouts_are_shown():
     result = plan_of("standard", *MANY_EXPERTS, gpus=64)
     shown = [line for line in lines(result) if line.startswith("  ") and " GB  " in line]

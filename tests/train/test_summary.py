@@ -29,6 +29,7 @@ balance          loss 0.1 over the micro-batch; alarms warn, but router_logits s
 rotary           48 of 64 dimensions in 2 of 2 query heads
 data             the size of the corpus
 schedule         400 steps of 8 x 256 = 2,048 tokens (1 micro-batch), adamw at 0.006, cosine
+export           hf: Qwen2MoeForCausalLM
 device           a CPU, float32
 expert backend   a backend (its reason)
 compile          off (a CPU: nothing gained)
@@ -50,6 +51,8 @@ rotary           24 of 32 dimensions in 28 of 28 query heads
 data             the size of the corpus
 schedule         20,000 steps of 64 x 2048 = 131,072 tokens (8 micro-batches), \
 adamw at 0.0006, cosine
+export           to no stock architecture: router_type sigmoid with router_threshold 0.5: \
+stock routers choose a fixed number of experts
 micro-batches    each of the step's 8 is balanced on its own; nothing else depends on \
 train.micro_batch_size
 device           a CPU, bfloat16
@@ -70,6 +73,7 @@ rotary           24 of 32 dimensions in 28 of 28 query heads
 data             the size of the corpus
 schedule         20,000 steps of 64 x 2048 = 131,072 tokens (8 micro-batches), \
 adamw at 0.0006, cosine
+export           hf: LlamaForCausalLM
 device           a CPU, bfloat16
 expert backend   a backend (its reason)
 compile          off (a CPU: nothing gained)
