@@ -19,6 +19,12 @@ SECRET_IN_URL = re.compile(r"://([^/,]*@|[^,]*\?)")
 """Matches a URL with a user name and password, or with a query, which may hold a signature."""
 MOST_WORKERS = 4096
 """Largest number of processes that tokenize, more than any machine has cores."""
+FRAGMENT_IN_URL = re.compile(r"https?://[^,]*#")
+"""Matches a web URL with a fragment, which no server gets. It would hide the file's suffix."""
+FEWEST_BPE_IDS = 257
+"""Ids of a BPE without merges: the 256 bytes and the end of text."""
+MOST_BPE_IDS = 2**24
+"""Most ids that a BPE learns, many more than any text has a use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,13 @@ class DataConfig:
                 "data.source: contains a URL with a password or a query, which would be stored "
                 "in config.toml; pass credentials through the environment instead"
             )
+        if FRAGMENT_IN_URL.search(self.source):
+            raise ConfigError(
+                "data.source: contains a web URL with a fragment; leave out # and "
+                "what follows it (or write %23 for a # in a name)"
+            )
+        if self.tokenizer == "bpe" and self.vocab_size:
+            check_bpe("data.vocab_size", self.vocab_size)
         num_sources = len(self.source.split(","))
         weights = (
             self.weights if isinstance(self.weights, tuple) else (self.weights,) * num_sources
@@ -73,3 +86,17 @@ class DataConfig:
                 f"data.weights={shown(self.weights)}: must be one number for each of the "
                 f"{num_sources} sources, not all 0"
             )
+
+
+def check_bpe(name: str, num_ids: int) -> None:
+    """Raise ConfigError if the setting `name` gives a BPE too few ids, or absurdly many."""
+    if num_ids < FEWEST_BPE_IDS:
+        raise ConfigError(
+            f"{name}={num_ids}: data.tokenizer=bpe needs at least {FEWEST_BPE_IDS} ids, one for "
+            "each byte and one for the end of text"
+        )
+    if num_ids > MOST_BPE_IDS:
+        raise ConfigError(
+            f"{name}={num_ids}: data.tokenizer=bpe learns at most {MOST_BPE_IDS} ids; set "
+            "--data.vocab_size"
+        )

@@ -17,10 +17,13 @@ from moebius.config import DataConfig
 from moebius.config.paths import expanded
 from moebius.data.file_hashes import content_hashes
 from moebius.data.shards import FORMAT_VERSION, file_sha256
-from moebius.data.sources import Inventory, on_hub, weighted_sources
+from moebius.data.sources import STDLIB, Inventory, on_hub, weighted_sources
 from moebius.data.tokenizer import tokenizer_file
 from moebius.errors import StorageError
 
+READING_VERSION = 1
+"""Version of the rules by which files become documents. What was prepared by other rules is not
+used any more."""
 ABANDONED_SECONDS = 7 * 24 * 3600
 """Time after which the remains of a killed process are removed. Until then, the next preparation
 of the same source continues from them."""
@@ -96,7 +99,8 @@ def _settings(config: DataConfig, *names: str) -> dict[str, object]:
 def _contents(config: DataConfig, listed: Inventory) -> list[object]:
     """Return what the text of a source depends on: its files' names and contents, in order.
 
-    Of the files that are passed over only the number matters, because it is reported.
+    Of the files that are passed over or damaged only the number matters, because it is reported.
+    The standard library is read by rules of its own, unlike a copy of its files.
     """
     files, tally = listed
     if not files and on_hub(config):
@@ -110,4 +114,5 @@ def _contents(config: DataConfig, listed: Inventory) -> list[object]:
         for file, hash_ in zip(files, hashes, strict=True)
     ]
     passed_over = sorted((why, skipped.count) for why, skipped in tally.passed_over.items())
-    return [config.source if on_hub(config) else "", named, passed_over]
+    rules = config.source if on_hub(config) or config.source == STDLIB else ""
+    return [READING_VERSION, rules, named, passed_over, tally.count]

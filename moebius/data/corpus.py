@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from moebius.cost.units import counted
 from moebius.data.stream import TokenStream
 from moebius.data.text_bytes import TextBytes
 from moebius.data.tokenizer import Tokenizer
@@ -42,15 +43,13 @@ class Corpus:
         return self.folders[0]
 
     @property
-    def val_bytes_per_token(self) -> float:
-        """Bytes of held-out text per held-out token, separators included.
+    def bytes_per_token(self) -> float:
+        """Bytes of text per token, separators included, over all training and held-out text.
 
-        This is the mean over the sources, by weight. A sample of the text has its own number of
-        bytes, which `text_bytes` counts.
+        A sample of the text has its own number of bytes, which `text_bytes` counts.
         """
-        parts = self.val.parts
-        weighted = (part.weight * part.num_bytes / (part.stop - part.start) for part in parts)
-        return sum(weighted) / sum(part.weight for part in parts)
+        num_bytes = self.train.num_bytes + self.val.num_bytes
+        return num_bytes / (len(self.train) + len(self.val))
 
     @cached_property
     def text_bytes(self) -> TextBytes:
@@ -60,10 +59,11 @@ class Corpus:
     def summary(self) -> str:
         """Return the sizes of the corpus as one line for the user."""
         sources = f", {len(self.folders)} sources" if len(self.folders) > 1 else ""
-        left_out = f", {self.skipped:,} documents left out" if self.skipped else ""
+        left_out = f", {counted(self.skipped, 'document')} left out" if self.skipped else ""
         return (
-            f"{len(self.train):,} training tokens in {self.train.num_documents:,} documents, "
-            f"{len(self.val):,} held-out tokens in {self.val.num_documents:,}; "
-            f"{self.tokenizer.size:,} token ids, {self.val_bytes_per_token:.2f} bytes per token"
-            f"{sources}{left_out}"
+            f"{counted(len(self.train), 'training token')} in "
+            f"{counted(self.train.num_documents, 'document')}, "
+            f"{counted(len(self.val), 'held-out token')} in {self.val.num_documents:,}; "
+            f"{counted(self.tokenizer.size, 'token id')}, {self.bytes_per_token:.2f} bytes per "
+            f"token{sources}{left_out}"
         )

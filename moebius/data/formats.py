@@ -4,23 +4,17 @@ This is the only place that knows formats by name, so a file is the same thing i
 a list of sources, a download or alone.
 """
 
-import json
-import lzma
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-TEXT, JSON_LINES, JSON, CSV, PARQUET, ARROW = (
-    "plain text",
-    "JSON lines",
-    "JSON",
-    "CSV",
-    "Parquet",
-    "Arrow",
-)
+from moebius.data.compression import COMPRESSIONS, compression_of, decompressed, is_damage
+from moebius.data.row_syntax import CSV, JSON_LINES, row_kind
+
+TEXT, PARQUET, ARROW = "plain text", "Parquet", "Arrow"
 SNIFFED_BYTES = 8192
 """Bytes at the start of a file in which a zero byte means that the file is binary."""
 HEAD_BYTES = 2**16
@@ -28,20 +22,6 @@ HEAD_BYTES = 2**16
 MOST_LAYERS = 3
 """Most compressions, one around the other, that are removed."""
 
-COMPRESSIONS = {
-    ".gz": "gzip",
-    ".gzip": "gzip",
-    ".zst": "zstd",
-    ".zstd": "zstd",
-    ".bz2": "bz2",
-    ".xz": "xz",
-}
-_COMPRESSION_STARTS = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\xfd7zXZ\0": "xz",
-}
-_BZ2_START = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 _SUFFIXES = {
     ".jsonl": JSON_LINES,
     ".ndjson": JSON_LINES,
@@ -79,9 +59,10 @@ are, and because some have no zero byte near their start."""
 _TAR_MARK = slice(257, 262)
 # The mark of little-endian UTF-32 starts with that of UTF-16, so it need not be listed.
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_OBJECT_START = re.compile(rb'\{\s*"(?:[^"\\]|\\.)*"\s*:', re.DOTALL)
-_ARRAY_OF_OBJECTS = re.compile(rb'\[\s*\{\s*"(?:[^"\\]|\\.)*"\s*:', re.DOTALL)
+_COPY = re.compile(
+    r"~$|\.(bak|backup|old|orig|save|copy|tmp|temp|part|partial|download|crdownload|\d+)$", re.I
+)
+"""Matches what is put behind a file's name for a copy or an unfinished download of it."""
 
 
 class Format(NamedTuple):
@@ -120,33 +101,36 @@ class SourceFile(NamedTuple):
         true.
         """
         with self.path.open("rb") as raw:
-            yield _decompressed(raw, self.format.compressions)
+            yield decompressed(raw, self.format.compressions)
 
 
 def identify(path: Path, name: str, as_text: bool = False) -> Format:
     """Return what a file is. Raises OSError if it cannot be read.
 
-    `name` is the file's original name, which may differ from that of a copy. With `as_text`, JSON
-    and CSV are plain text, and only compression and binary contents are looked for.
+    `name` is the file's original name, which may differ from that of a copy. What is put behind a
+    name for a copy or an unfinished download of a file (.bak, .part) is left aside. With
+    `as_text`, JSON and CSV are plain text, and only compression and binary contents are looked
+    for.
     """
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    name = _original(name)
     compressions: tuple[str, ...] = ()
     head = b""
     for _ in range(MOST_LAYERS):
         try:
             with path.open("rb") as raw:
-                head = _decompressed(raw, compressions).read(HEAD_BYTES)
+                head = decompressed(raw, compressions).read(HEAD_BYTES)
         except Exception as error:
             if not is_damage(error):
                 raise
             head = b""  # the damage is reported when the contents are read
-        compression = _compression(head)
+        compression = compression_of(head)
         if not compression:
             break
         compressions += (compression,)
-        if suffixes and COMPRESSIONS.get(suffixes[-1]) == compression:
-            suffixes.pop()
-    suffix = suffixes[-1] if suffixes else ""
+        suffix = Path(name).suffix
+        if COMPRESSIONS.get(suffix.lower()) == compression:
+            name = _original(name.removesuffix(suffix))
+    suffix = Path(name).suffix.lower()
     if suffix in COMPRESSIONS:
         compression = COMPRESSIONS[suffix]
         reason = f"damaged or incomplete, it does not begin as {compression} does"
@@ -157,33 +141,11 @@ def identify(path: Path, name: str, as_text: bool = False) -> Format:
     return Format(kind, compressions, reason)
 
 
-def is_damage(error: BaseException) -> bool:
-    """Return whether an error means damaged or incomplete compressed data.
-
-    The errors of pyarrow's decompressors are OSErrors without a number.
-    """
-    is_unnumbered = isinstance(error, OSError) and error.errno is None
-    return is_unnumbered or isinstance(error, EOFError | lzma.LZMAError)
-
-
-def _decompressed(raw: BufferedReader, compressions: tuple[str, ...]) -> BufferedReader:
-    opened: Any = raw
-    for compression in compressions:
-        if compression == "xz":
-            opened = BufferedReader(cast(Any, lzma.LZMAFile(opened)))  # noqa: SIM115
-        else:
-            import pyarrow
-
-            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(opened, "r"), compression)
-            opened = BufferedReader(cast(Any, stream))
-    return opened
-
-
-def _compression(head: bytes) -> str:
-    """Return the compression that a file's first bytes announce, or ""."""
-    if _BZ2_START.match(head):
-        return "bz2"
-    return next((name for mark, name in _COMPRESSION_STARTS.items() if head.startswith(mark)), "")
+def _original(name: str) -> str:
+    """Return the name of the file that one of this name is a copy of: `a.csv.bak` -> `a.csv`."""
+    while (shorter := _COPY.sub("", name)) != name:
+        name = shorter
+    return name
 
 
 def _kind(head: bytes, suffix: str, as_text: bool) -> tuple[str, str]:
@@ -204,31 +166,4 @@ def _kind(head: bytes, suffix: str, as_text: bool) -> tuple[str, str]:
     # that it is not read.
     if b"\0" in head[:SNIFFED_BYTES] and not head.startswith(_WIDE_MARKS):
         return "", "binary"
-    return TEXT if as_text else _json_kind(head, suffix == ".json"), ""
-
-
-def _json_kind(head: bytes, is_named_json: bool) -> str:
-    """Return the kind of a text file, which is JSON if it is named .json or looks like rows.
-
-    A file of another name is taken for rows only if it cannot well be anything else: its first two
-    lines are complete JSON objects, or it begins with an array of objects.
-    """
-    start = head.removeprefix(BYTE_ORDER_MARK).lstrip()
-    if _ARRAY_OF_OBJECTS.match(start):
-        return JSON
-    lines = [line for line in start.splitlines() if line.strip()]
-    if len(head) == HEAD_BYTES:
-        lines = lines[:-1]  # which may not be complete
-    if lines and all(map(_is_filled_object, lines[: 1 if is_named_json else 2])):
-        return JSON_LINES
-    if not lines and _OBJECT_START.match(start):  # a first line that is longer than the head
-        return JSON_LINES if b"\n" not in start else JSON
-    return JSON if is_named_json else TEXT
-
-
-def _is_filled_object(line: bytes) -> bool:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and bool(row)
+    return (TEXT if as_text else row_kind(head, suffix, len(head) == HEAD_BYTES) or TEXT), ""

@@ -1,5 +1,6 @@
 """Read data sets and tokenizers from the Hugging Face hub."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ def local_data_set(source: str) -> Path | None:
     Such a folder is read as files, because `datasets` does not load it by its name.
     """
     folder = Path(source.removeprefix(HUGGING_FACE))
-    is_saved = any((folder / name).is_file() for name in (STATE, SPLITS))
+    # Unlike Path.is_file, this raises no error, which would name a file that need not exist.
+    is_saved = any(os.path.isfile(folder / name) for name in (STATE, SPLITS))  # noqa: PTH113
     return folder if source.startswith(HUGGING_FACE) and is_saved else None
 
 

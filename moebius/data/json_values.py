@@ -19,6 +19,32 @@ class NotJson(Exception):
     """Contents that are not JSON, or that hold a value too long to be read."""
 
 
+class NotUtf8(NotJson):
+    """Contents that are not UTF-8, so that they are no text either."""
+
+
+class Repeated(dict[str, Any]):
+    """A JSON object that names a field twice. Like `json`, it has the last value of the field."""
+
+    repeated: list[str]
+    """The names that come again, each as often as it does."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    names = set[str]()
+    repeated = Repeated(row)
+    # `set.add` returns None
+    repeated.repeated = [name for name, _ in pairs if name in names or names.add(name)]
+    return repeated
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+"""Decodes JSON, with a `Repeated` for each object that names a field twice."""
+
+
 def json_values(opened: BufferedReader, longest: int) -> Iterator[Any]:
     """Yield the elements of an array, or all values of a file that is no array.
 
@@ -49,7 +75,6 @@ class _Reader:
         self._opened = opened
         self._longest = longest
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._parser = json.JSONDecoder()
         self._text = ""
         self._dropped = 0
         """Characters of the file before the text in memory."""
@@ -72,7 +97,7 @@ class _Reader:
         self.peek()
         while True:
             try:
-                value, end = self._parser.raw_decode(self._text, self.position)
+                value, end = DECODER.raw_decode(self._text, self.position)
             except json.JSONDecodeError as error:
                 may_go_on = (
                     error.msg.startswith("Unterminated string")
@@ -113,7 +138,7 @@ class _Reader:
         try:
             more = self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            raise NotJson(
+            raise NotUtf8(
                 f"not UTF-8 (0x{error.object[error.start]:02x}) after character "
                 f"{self._dropped + len(self._text) - self.position}"
             ) from None

@@ -4,13 +4,14 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import NamedTuple
 
 from moebius.config import DataConfig
+from moebius.config.data import check_bpe
 from moebius.config.printable import printable_line
 from moebius.cost.units import counted
 from moebius.data.cache import (
@@ -84,9 +85,12 @@ def prepare(
         _check_cache(cache)
         listed = {single: inventory(single) for single in sources}
         key = tokenizer_key(config, vocab_size, listed)
+        folders = [cache / source_key(single, key, listed[single]) for single in sources]
+        _check_distinct(sources, folders)
+        for line in _overlaps(listed):
+            report(line)
         tokenizer = _tokenizer(config, vocab_size, listed, f"tokenizer-{key}", report)
         _check_size(tokenizer, vocab_size)
-        folders = [cache / source_key(single, key, listed[single]) for single in sources]
         for single, folder in zip(sources, folders, strict=True):
             if not folder.is_dir():
                 with exclusive_lock(cache / f".{folder.name}.lock", report):
@@ -134,6 +138,32 @@ def _check_cache(cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     if not os.access(cache, os.W_OK) and not any(cache.glob(f"*/{META}")):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(cache))
+
+
+def _check_distinct(sources: Iterable[DataConfig], folders: Sequence[Path]) -> None:
+    """Raise ConfigError if two sources are the same text, which would count twice."""
+    names: dict[Path, str] = {}
+    for single, folder in zip(sources, folders, strict=True):
+        if folder in names:
+            raise ConfigError(
+                f"data.source: {names[folder]!r} and {single.source!r} are the same text; name it "
+                "once (data.weights sets its share)"
+            )
+        names[folder] = single.source
+
+
+def _overlaps(listed: Mapping[DataConfig, Inventory]) -> Iterator[str]:
+    """Yield a warning for each two sources with files in common, which may be on purpose."""
+    files = {
+        single.source: {file.path.resolve() for file in found.files}
+        for single, found in listed.items()
+    }
+    for (first, ours), (second, theirs) in combinations(files.items(), 2):
+        if shared := ours & theirs:
+            yield printable_line(
+                f"WARNING: {first} and {second} have {counted(len(shared), 'file')} in common, "
+                f"such as {min(shared)}, whose text counts in both"
+            )
 
 
 def is_prepared(config: DataConfig, vocab_size: int) -> bool:
@@ -188,8 +218,9 @@ def _notes(names: list[str], metas: list[Meta], val: TokenStream, lossy: str) ->
         )
     if len(val) < FEW_HELD_OUT_TOKENS:
         lines.append(
-            f"WARNING: val_loss rests on {len(val):,} tokens in {val.num_documents:,} held-out "
-            "documents and is only a rough figure; raise --data.val_fraction or add text"
+            f"WARNING: val_loss rests on {counted(len(val), 'token')} in "
+            f"{counted(val.num_documents, 'held-out document')} and is only a rough figure; raise "
+            "--data.val_fraction or add text"
         )
     if lossy:
         lines.append(f"WARNING: the tokenizer loses text ({lossy}), so there are no bits per byte")
@@ -227,6 +258,7 @@ def _tokenizer(
     """
     if config.tokenizer != "bpe":
         return prepare_tokenizer(config, vocab_size, [])
+    check_bpe("model.vocab_size", config.vocab_size or vocab_size)
     cache = cache_folder(config)
     if not list(cache.glob(f"{name}-*.json")):
         with exclusive_lock(cache / f".{name}.lock", report):
@@ -305,12 +337,13 @@ def _fill(folder: Path, source: _Source, tokenizer: Tokenizer) -> None:
     """Write the tokenizer, the shards and meta.json of a single source."""
     tokenizer.save(folder / TOKENIZER)
     config, fraction = source.config, source.config.val_fraction
-    tally, ingested = _ingest(folder, source, tokenizer, fraction)
+    tally, ingested = _ingest(folder, source, tokenizer, fraction, "tokenizing")
     if len(ingested.lowest_hashes) < 2:
         raise DataError(_too_few(config, ingested, tally))
     if (better := _better_fraction(fraction, ingested)) != fraction:
         fraction = better
-        tally, ingested = _ingest(folder, source, tokenizer, fraction)
+        task = "tokenizing again to split it better"
+        tally, ingested = _ingest(folder, source, tokenizer, fraction, task)
     Meta(
         dtype=token_dtype(tokenizer.size).name,
         vocab_size=tokenizer.size,
@@ -347,8 +380,9 @@ def _better_fraction(fraction: float, ingested: Ingested) -> float:
 
 
 def _ingest(
-    folder: Path, source: _Source, tokenizer: Tokenizer, val_fraction: float
+    folder: Path, source: _Source, tokenizer: Tokenizer, val_fraction: float, task: str
 ) -> tuple[Tally, Ingested]:
+    """Ingest a source. `task` says what the progress bar is for."""
     config, listed, tally = source.config, source.listed, Tally()
 
     def read_documents() -> Iterator[Document]:
@@ -356,7 +390,7 @@ def _ingest(
         return documents(config, tally, listed)
 
     num_workers = config.workers or cores()
-    bar = progress_bar(listed.files) if source.has_bar else nullcontext(lambda num_bytes: None)
-    with bar as advance:
+    nothing = nullcontext(lambda num_bytes: None)
+    with progress_bar(listed.files, task) if source.has_bar else nothing as advance:
         ingested = ingest(folder, read_documents, tokenizer, val_fraction, num_workers, advance)
     return tally, ingested

@@ -14,12 +14,12 @@ from moebius.data.output import Output
 
 
 @contextmanager
-def progress_bar(files: Sequence[SourceFile]) -> Iterator[Callable[[int], None]]:
+def progress_bar(files: Sequence[SourceFile], task: str) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr inside the with block; yield a function that adds bytes of text to it.
 
-    `files` are those of the source, none for a dataset on the Hugging Face hub. The bar shows no
-    total if the bytes of text are not known beforehand, as for compressed files, rows with several
-    fields and datasets on the hub.
+    `files` are those of the source, none for a dataset on the Hugging Face hub; `task` says what
+    the bar is for. The bar shows no total if the bytes of text are not known beforehand, as for
+    compressed files, rows with several fields and datasets on the hub.
     """
     is_plain = all(file.format.kind == TEXT and not file.format.compressions for file in files)
     total = sum(file.path.stat().st_size for file in files) if files and is_plain else None
@@ -31,5 +31,5 @@ def progress_bar(files: Sequence[SourceFile]) -> Iterator[Callable[[int], None]]
     )
     console = Console(file=cast(Any, Output(sys.stderr)))
     with Progress(*columns, transient=True, console=console) as bar:
-        task = bar.add_task("tokenizing", total=total)
-        yield lambda num_bytes: bar.advance(task, num_bytes)
+        number = bar.add_task(task, total=total)
+        yield lambda num_bytes: bar.advance(number, num_bytes)

@@ -5,6 +5,7 @@ They are downloaded whole, so that preparing the corpus reads local files only.
 
 import hashlib
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -35,6 +36,11 @@ PACKAGES = {
     "sftp": "paramiko",
 }
 """Packages that fsspec needs for each protocol."""
+WEB_FOLDER = re.compile(r"https?://([^/]*|.*/)")
+"""Matches URLs of web servers that are no file's."""
+PAGES = (".html", ".htm", ".xhtml")
+"""Ends of the names of web pages, which are read as text if they are asked for by name."""
+ONE_FILE = "a source at http:// or https:// must be the URL of one file"
 GLOB_CHARACTERS = set("*[")
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 """How long a web server may take to answer, and to send more."""
@@ -55,9 +61,12 @@ def download(source: str, cache: Path) -> dict[str, Path]:
     delete the folder of the copies. A copy is named after its number and the last part of its
     remote name, so a remote name cannot point outside of the cache.
 
-    Raises ConfigError if a package is missing, DataError if there are no such files or one does
-    not have the announced length, and StorageError if they cannot be read or stored.
+    Raises ConfigError if a package is missing, DataError if there are no such files, one does not
+    have the announced length, or a web server sends a page in place of a file, and StorageError
+    if they cannot be read or stored.
     """
+    if WEB_FOLDER.fullmatch(source):
+        raise DataError(f"data.source={source!r}: this is no file; {ONE_FILE}")
     folder = cache / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:20]
     try:
         if not (folder / FILE_LIST).is_file():
@@ -117,6 +126,11 @@ def _download(source: str, folder: Path) -> None:
         for number, name in enumerate(names):
             copy = partial / f"{number:06d}-{name.rstrip('/').rpartition('/')[2] or 'file'}"
             info = _translate_errors(source, lambda name=name: system.info(name))
+            if "html" in str(info.get("mimetype")) and not name.lower().endswith(PAGES):
+                raise DataError(
+                    f"data.source={source!r}: the server sends a page of HTML for it, such as the "
+                    f"list of a folder; {ONE_FILE}"
+                )
             _copy(source, system, name, copy)
             size, announced = copy.stat().st_size, info.get("size")
             if announced is not None and size != announced:

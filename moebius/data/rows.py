@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any
 
-from moebius.data.formats import SourceFile, is_damage
-from moebius.data.json_values import NotJson, json_values
+from moebius.cost.units import counted
+from moebius.data.compression import is_damage
+from moebius.data.formats import SourceFile
+from moebius.data.json_values import DECODER, NotJson, NotUtf8, Repeated, json_values
 from moebius.data.messages import one_line
-from moebius.data.text_files import MARK, Refuse, damage, decode
+from moebius.data.row_syntax import SEPARATORS
+from moebius.data.text_files import MARK, NotText, Refuse, damage, decode
 
 LONGEST_ROW = 2**28
 """Most bytes of one row. A longer one is not read, because it might be a file without line ends
@@ -21,7 +24,6 @@ that does not fit into memory."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 SHOWN_FIELDS = 12
 """Number of fields that an error message lists."""
-SEPARATORS = (",", ";", "\t", "|")
 
 
 def json_lines(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
@@ -53,7 +55,7 @@ def json_lines(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[s
     except Exception as error:
         if not is_damage(error):
             raise
-        refuse(f"{damage(file, error)} after line {number}")
+        refuse(damage(file, error, f" after line {number}"))
 
 
 def json_objects(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
@@ -70,11 +72,12 @@ def json_objects(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple
                 number += 1
                 yield from row_text(row, field, f"{file.name}: row {number}", refuse)
     except NotJson as error:
-        refuse(f"{file.name}: not readable as JSON after row {number} ({error})")
+        reason = f"{file.name}: not readable as JSON after row {number} ({error})"
+        refuse(NotText(reason) if isinstance(error, NotUtf8) else reason)
     except Exception as error:
         if not is_damage(error):
             raise
-        refuse(f"{damage(file, error)} after row {number}")
+        refuse(damage(file, error, f" after row {number}"))
 
 
 def csv_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
@@ -100,9 +103,9 @@ def csv_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str
                 (",", max(headers, key=len)),
             )
             if half := SURROGATE.search(first):
-                return refuse(f"{file.name}:1: not UTF-8 (0x{ord(half[0]) - 0xDC00:02x})")
-            if field not in names:
-                return refuse(f"{file.name}: {no_field(field, names)}")
+                return refuse(NotText(f"{file.name}:1: not UTF-8 (0x{_byte(half):02x})"))
+            if wrong := wrong_field(field, names, names):
+                return refuse(f"{file.name}: {wrong}")
             csv.field_size_limit(LONGEST_ROW)
             rows = csv.reader(lines, delimiter=separator, strict=True)
             while True:
@@ -119,7 +122,7 @@ def csv_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str
     except Exception as error:
         if not is_damage(error):
             raise
-        refuse(f"{damage(file, error)} after line {number}")
+        refuse(damage(file, error, f" after line {number}"))
 
 
 def row_text(row: Any, field: str, origin: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
@@ -128,8 +131,10 @@ def row_text(row: Any, field: str, origin: str, refuse: Refuse) -> Iterator[tupl
         return refuse(
             f"{origin}: must be an object with a field {field!r}, not {type(row).__name__}"
         )
-    if field not in row:
-        return refuse(f"{origin}: {no_field(field, list(row))}")
+    names = [*row, *row.repeated] if isinstance(row, Repeated) else list(row)
+    with_text = [name for name in names if isinstance(row[name], str)]
+    if wrong := wrong_field(field, names, with_text):
+        return refuse(f"{origin}: {wrong}")
     text = row[field]
     if not isinstance(text, str):
         kind = "null" if text is None else type(text).__name__
@@ -139,25 +144,39 @@ def row_text(row: Any, field: str, origin: str, refuse: Refuse) -> Iterator[tupl
         return refuse(
             f"{origin}: field {field!r} has half a surrogate pair at character {half.start()}"
         )
+    if "\0" in text:
+        place = text.index("\0")
+        return refuse(f"{origin}: field {field!r} has a zero byte at character {place}")
     yield text, origin
 
 
-def no_field(field: str, names: list[str]) -> str:
-    """Return the message that rows have no such field, with the fields that they have."""
-    if not names:
-        return f"no field {field!r}, and no other field"
+def wrong_field(field: str, names: list[str], with_text: list[str]) -> str:
+    """Return why the field cannot be read from rows whose fields have these names, or "".
+
+    `with_text` are the names of the fields that hold text, which the message lists.
+    """
+    if field in names:
+        count = names.count(field)
+        return f"{count} fields are named {field!r}; rename all but one" if count > 1 else ""
+    if not with_text:
+        others = f"none that holds text among: {_shown(names)}" if names else "no other field"
+        return f"no field {field!r}, and {others}"
+    return f"no field {field!r} (set --data.text_field to one of: {_shown(with_text)})"
+
+
+def _shown(names: list[str]) -> str:
     more = ", ..." if len(names) > SHOWN_FIELDS else ""
-    shown = ", ".join(one_line(ValueError(name)) for name in names[:SHOWN_FIELDS])
-    return f"no field {field!r} (set --data.text_field to one of: {shown}{more})"
+    return ", ".join(one_line(ValueError(name)) for name in names[:SHOWN_FIELDS]) + more
 
 
 def _json_line_text(
     text: str, field: str, origin: str, refuse: Refuse
 ) -> Iterator[tuple[str, str]]:
     try:
-        row = json.loads(text)
+        row = DECODER.decode(text)
     except json.JSONDecodeError as error:
-        refuse(f"{origin}: column {error.colno} is not JSON ({error.msg})")
+        reason = f"{origin}: column {error.colno} is not JSON ({error.msg})"
+        refuse(NotText(reason) if "\0" in text else reason)
     # ValueError for a number of thousands of digits, RecursionError for deep nesting.
     except (ValueError, RecursionError) as error:
         refuse(f"{origin}: not JSON that can be read ({one_line(error)})")
@@ -194,8 +213,16 @@ def _csv_text(
     row: list[str], names: list[str], field: str, origin: str, refuse: Refuse
 ) -> Iterator[tuple[str, str]]:
     if len(row) != len(names):  # a lone quotation mark may have joined several rows
-        return refuse(f"{origin}: {len(row)} columns, but the first row has {len(names)}")
+        found = counted(len(row), "column")
+        return refuse(f"{origin}: {found}, but the first row has {len(names)}")
     text = row[names.index(field)]
     if half := SURROGATE.search(text):
-        return refuse(f"{origin}: field {field!r} is not UTF-8 (0x{ord(half[0]) - 0xDC00:02x})")
+        return refuse(NotText(f"{origin}: field {field!r} is not UTF-8 (0x{_byte(half):02x})"))
+    if any("\0" in cell for cell in row):
+        return refuse(NotText(f"{origin}: has a zero byte"))
     yield text, origin
+
+
+def _byte(half: re.Match[str]) -> int:
+    """Return the byte for which `surrogateescape` has put half a surrogate pair."""
+    return ord(half[0]) - 0xDC00

@@ -1,34 +1,27 @@
 """Read documents from their sources one at a time, in the same order on any machine."""
 
 import glob
+import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
 from moebius.config.printable import printable_line
-from moebius.data.formats import (
-    ARROW,
-    CSV,
-    JSON,
-    JSON_LINES,
-    PARQUET,
-    Format,
-    SourceFile,
-    identify,
-)
+from moebius.data.formats import ARROW, PARQUET, Format, SourceFile, identify
 from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_rows, local_data_set
 from moebius.data.listing import fixed_part, folder_files, glob_files
 from moebius.data.remote import download, is_remote
+from moebius.data.row_syntax import CSV, JSON, JSON_LINES
 from moebius.data.rows import csv_rows, json_lines, json_objects
 from moebius.data.saved_sets import SavedSets
 from moebius.data.tables import arrow_rows, parquet_rows
 from moebius.data.tally import Amount, Tally
-from moebius.data.text_files import Refuse, text_pieces
+from moebius.data.text_files import NotText, Refuse, text_pieces
 from moebius.errors import ConfigError, DataError, StorageError
 
 STDLIB = "python-stdlib"
@@ -59,7 +52,7 @@ def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
 
     Commas separate sources, unless the whole text is the name of a file or folder. Raises
     ConfigError if data.source is not a list of distinct sources, and DataError if it cuts the name
-    of a file in two.
+    of a file or folder in two.
     """
     weights = config.weights
     if not isinstance(weights, tuple) and "," in config.source and _exists(config.source):
@@ -70,12 +63,15 @@ def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
             f"data.source={config.source!r}: a source is empty, or named twice "
             "(commas separate sources)"
         )
-    for first, second in pairwise(config.source.split(",")):
-        whole = f"{first},{second}".strip()
-        if _exists(whole) and not _exists(first.strip()):
+    parts = config.source.split(",")
+    spans = combinations(range(len(parts) + 1), 2)
+    for start, stop in sorted(spans, key=lambda span: span[0] - span[1]):  # the longest first
+        whole = ",".join(parts[start:stop]).strip()
+        if stop - start > 1 and not _exists(sources[start]) and (name := _name_with_comma(whole)):
+            kind = "folder" if Path(name).is_dir() else "file"
             raise DataError(
-                f"data.source={config.source!r}: commas separate sources; for the file {whole!r}, "
-                f"write ? in place of its comma: {whole.replace(',', '?')!r}"
+                f"data.source={config.source!r}: commas separate sources; for the {kind} "
+                f"{name!r}, write ? in place of its comma: {whole.replace(',', '?')!r}"
             )
     if not isinstance(weights, tuple):
         weights = (weights,) * len(sources)
@@ -191,6 +187,7 @@ def _candidates(config: DataConfig, tally: Tally) -> tuple[dict[str, Path], Save
         files = folder_files(folder, tally) if folder.is_dir() else []
         return {str(file): file for file in files}, SavedSets(str(folder))
     path = local_data_set(source) or expanded(source)
+    beginning = str(path)  # of the source, a folder unless it is one file
     if source == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
         listed = folder_files(root, Tally(), NOT_STDLIB)
@@ -210,12 +207,12 @@ def _candidates(config: DataConfig, tally: Tally) -> tuple[dict[str, Path], Save
             f"data.source={source!r}: neither a file nor a folder (a device or a pipe)"
         )
     else:
-        files = glob_files(str(path), tally)
+        files, beginning = glob_files(str(path), tally), fixed_part(str(path))
         if not files:
             raise DataError(
                 f"data.source={source!r}: no such file, folder or glob{_hint(source, tally)}"
             )
-    return {str(file): file for file in files}, SavedSets(fixed_part(str(path)))
+    return {str(file): file for file in files}, SavedSets(beginning)
 
 
 def _hint(source: str, tally: Tally) -> str:
@@ -229,7 +226,17 @@ def _hint(source: str, tally: Tally) -> str:
 
 
 def _exists(source: str) -> bool:
-    return not is_remote(source) and bool(source) and expanded(source).exists()
+    if is_remote(source) or not source:
+        return False
+    # Unlike Path.exists, this raises no error for what is in a folder that cannot be entered.
+    return os.path.exists(expanded(source))  # noqa: PTH110
+
+
+def _name_with_comma(source: str) -> str:
+    """Return the first file or folder on the path `source` that has a comma in its name, or ""."""
+    path = Path(source)
+    names = [str(name) for name in (*reversed(path.parents), path) if "," in name.name]
+    return next(filter(_exists, names), "")
 
 
 def _counted(texts: Iterator[tuple[str, str]], amount: Amount) -> Iterator[Document]:
@@ -265,10 +272,9 @@ def _read(
 
 def _refuse(reason: str, config: DataConfig, tally: Tally, kind: str) -> None:
     """Raise DataError for a document that cannot be read, or count it."""
-    reason = printable_line(reason)
     if config.errors == "skip":
-        return tally.add(reason)
+        return tally.add(printable_line(reason))
     remedies = "fix it, or leave out such documents with --data.errors skip"
-    if kind in (JSON_LINES, JSON, CSV):
+    if kind in (JSON_LINES, JSON, CSV) and not isinstance(reason, NotText):
         remedies += f", or read files of {kind} as plain text with --data.format text"
-    raise DataError(f"{reason}; {remedies}")
+    raise DataError(f"{printable_line(reason)}; {remedies}")

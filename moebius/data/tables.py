@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moebius.data.formats import SourceFile, is_damage
+from moebius.data.compression import is_damage
+from moebius.data.formats import SourceFile
 from moebius.data.messages import one_line
-from moebius.data.rows import no_field, row_text
+from moebius.data.rows import row_text, wrong_field
 from moebius.data.text_files import Refuse
 
 if TYPE_CHECKING:
+    import pyarrow
     import pyarrow.parquet
 
 PARQUET_ROWS, PARQUET_BYTES = 256, 2**25
@@ -28,7 +30,7 @@ def parquet_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple
 
     def batches(contents: Any) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(contents) as table:
-            yield table.schema_arrow.names
+            yield table.schema_arrow
             yield from table.iter_batches(batch_size=_rows_at_once(table), columns=[field])
 
     return _table_rows(file, field, refuse, batches)
@@ -51,12 +53,12 @@ def arrow_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[s
             source.seek(0)
             if is_file:
                 reader = pyarrow.ipc.open_file(source)
-                yield reader.schema.names
+                yield reader.schema
                 numbers = range(reader.num_record_batches)
                 yield from (reader.get_batch(number).select([field]) for number in numbers)
             else:
                 reader = pyarrow.ipc.open_stream(source)
-                yield reader.schema.names
+                yield reader.schema
                 yield from (batch.select([field]) for batch in reader)
 
     return _table_rows(file, field, refuse, batches)
@@ -67,8 +69,8 @@ def _table_rows(
 ) -> Iterator[tuple[str, str]]:
     """Yield the text and the origin of each row of a table.
 
-    `batches` takes a path or an open file and yields the names of the columns, then batches of
-    rows with the one column.
+    `batches` takes a path or an open file and yields the schema, then batches of rows with the one
+    column.
     """
     import pyarrow
 
@@ -76,9 +78,10 @@ def _table_rows(
     try:
         with _seekable(file) as contents:
             parts = batches(contents)
-            names = next(parts)
-            if field not in names:
-                return refuse(f"{file.name}: {no_field(field, names)}")
+            schema = next(parts)
+            with_text = [column.name for column in schema if _is_text(column.type)]
+            if wrong := wrong_field(field, schema.names, with_text):
+                return refuse(f"{file.name}: {wrong}")
             for batch in parts:
                 for value in batch.column(0):
                     number += 1
@@ -95,6 +98,21 @@ def _table_rows(
             raise
         kind = file.format.label
         refuse(f"{file.name}: not readable as {kind} after row {number} ({one_line(error)})")
+
+
+def _is_text(type_: "pyarrow.DataType") -> bool:
+    import pyarrow.types
+
+    if pyarrow.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return any(
+        is_kind(type_)
+        for is_kind in (
+            pyarrow.types.is_string,
+            pyarrow.types.is_large_string,
+            pyarrow.types.is_string_view,
+        )
+    )
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 
-from moebius.data.formats import SourceFile, is_damage
+from moebius.data.compression import is_damage
+from moebius.data.formats import SourceFile
 from moebius.data.messages import one_line
 
 LONGEST_DOCUMENT = 2**20
@@ -17,6 +18,13 @@ SHORTEST_PIECE = 256
 """Smallest number of bytes in a document that a short file is cut into."""
 MARK = "\ufeff"
 """The byte order mark, with which Windows tools begin a file. It is not part of the text."""
+
+
+class NotText(str):
+    """A reason for which contents cannot be read as plain text either, whatever their format."""
+
+    __slots__ = ()
+
 
 Refuse = Callable[[str], None]
 """Function that is called with the reason when a document cannot be read.
@@ -35,8 +43,8 @@ def text_pieces(
     bounded memory. The cuts depend only on the file's contents without their compression, so they
     are the same on any machine.
 
-    A byte order mark at the start is left out unless `keeps_mark`. A document that is not UTF-8 is
-    reported to `refuse` with the offset. Raises OSError.
+    A byte order mark at the start is left out unless `keeps_mark`. A document that is not UTF-8 or
+    has a zero byte is reported to `refuse` with the offset. Raises OSError.
     """
     offset = 0
     try:
@@ -49,7 +57,11 @@ def text_pieces(
                 pieces = iter([opened.read()])
             for piece in pieces:
                 text = decode(piece, file.name, offset, refuse)
-                if text is not None:
+                if text is not None and "\0" in text:
+                    # The file would be passed over as binary, but for its first bytes.
+                    place = offset + piece.index(0)
+                    refuse(NotText(f"{file.name}: byte offset {place} is a zero byte"))
+                elif text is not None:
                     text = text if offset or keeps_mark else text.removeprefix(MARK)
                     yield text, f"{file.name}: byte {offset}" if offset else file.name
                 offset += len(piece)
@@ -59,10 +71,10 @@ def text_pieces(
         refuse(damage(file, error))
 
 
-def damage(file: SourceFile, error: BaseException) -> str:
+def damage(file: SourceFile, error: BaseException, place: str = "") -> NotText:
     """Return the message for compressed data that is damaged or incomplete."""
     names = ", ".join(file.format.compressions) or "not compressed"
-    return f"{file.name}: damaged or incomplete ({names}: {one_line(error)})"
+    return NotText(f"{file.name}: damaged or incomplete ({names}: {one_line(error)}){place}")
 
 
 def decode(data: bytes, name: str, offset: int, refuse: Refuse) -> str | None:
@@ -75,9 +87,8 @@ def decode(data: bytes, name: str, offset: int, refuse: Refuse) -> str | None:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        refuse(
-            f"{name}: byte offset {offset + error.start} is not UTF-8 (0x{data[error.start]:02x})"
-        )
+        place, byte = offset + error.start, data[error.start]
+        refuse(NotText(f"{name}: byte offset {place} is not UTF-8 (0x{byte:02x})"))
         return None
 
 

@@ -15,19 +15,18 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from moebius.config import DataConfig
+from moebius.config.data import check_bpe
 from moebius.config.paths import expanded
 from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_tokenizer
 from moebius.data.messages import one_line
 from moebius.data.sample import sample
 from moebius.data.words import WordCache, by_words, splits_by_words
-from moebius.errors import ConfigError, DataError, StorageError
+from moebius.errors import DataError, StorageError
 
 END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>")
 """Names of the end-of-text token in common tokenizers; the first that a tokenizer has is used."""
 HIGHEST_NUM_IDS = 2**24
-FEWEST_BPE_IDS = 257
-"""Ids of a BPE without merges: the 256 bytes and the end of text."""
 
 PIECE_CHARACTERS = 2**20
 """Most characters of a document that are tokenized at once."""
@@ -253,18 +252,8 @@ def prepare_tokenizer(config: DataConfig, vocab_size: int, texts: Iterable[str])
     `Tokenizer.load`.
     """
     if config.tokenizer == "bpe":
-        name = "data.vocab_size" if config.vocab_size else "model.vocab_size"
         size = config.vocab_size or vocab_size
-        if size < FEWEST_BPE_IDS:
-            raise ConfigError(
-                f"{name}={size}: data.tokenizer=bpe needs at least {FEWEST_BPE_IDS} ids, "
-                "one for each byte and one for the end of text"
-            )
-        if size > HIGHEST_NUM_IDS:
-            raise ConfigError(
-                f"{name}={size}: data.tokenizer=bpe learns at most {HIGHEST_NUM_IDS} ids; "
-                "set --data.vocab_size"
-            )
+        check_bpe("model.vocab_size", size)
         return _train_bpe(texts, size)
     return _bytes() if config.tokenizer == "bytes" else Tokenizer.load(tokenizer_file(config))
 

@@ -210,7 +210,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, moebius):
     refused(moebius("train", "tiny", *flags), 3, place, "--data.errors skip")
     assert nothing_left(tmp_path)
     result = moebius("train", "tiny", *flags, "--data.errors", "skip", "--train.steps", "2")
-    assert result.code == 0 and "1 documents left out" in result.out
+    assert result.code == 0 and "1 document left out" in result.out
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 

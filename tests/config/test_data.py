@@ -21,6 +21,9 @@ REFUSED: list[Refusal] = [
     ({"source": "a,b", "weights": [0, 0]}, "data.weights=[0.0, 0.0]", "2 sources, not all 0"),
     ({"source": "s3://user:word@host/file"}, "data.source: ", "the environment"),
     ({"source": "a,https://host/file?signature=x"}, "data.source: ", "the environment"),
+    ({"source": "http://host/a.csv#x"}, "data.source: ", "with a fragment; leave out #"),
+    ({"source": "a, https://host/a.csv.gz#,b"}, "data.source: ", "with a fragment; leave out #"),
+    ({"vocab_size": 100}, "data.vocab_size=100", "needs at least 257 ids"),
 ]
 
 
@@ -43,3 +46,10 @@ def test_a_url_that_is_refused_is_not_printed():
 )
 def test_weights_are_one_number_or_one_for_each_source(weights, kept):
     assert DataConfig(source="a,b,c", weights=weights).weights == kept
+
+
+def test_what_only_looks_like_a_fragment_or_needs_no_256_bytes_is_allowed():
+    for source in ("s3://bucket/a#b.csv", "a#b.txt", "http://host/a.txt,c#/x"):
+        assert DataConfig(source=source).source == source
+    assert DataConfig(vocab_size=257).vocab_size == 257
+    assert DataConfig(vocab_size=100, tokenizer="bytes").vocab_size == 100

@@ -1,6 +1,6 @@
 """The facts about its text that a corpus offers to training and evaluation."""
 
-import pytest
+import json
 
 from moebius.data import prepare
 from tests.data.corpora import configure, configure_mixture, texts
@@ -19,18 +19,27 @@ def test_without_document_masking_there_is_no_separator(source):
     assert corpus.identity == prepare(configure(source), 257).identity
 
 
-def test_bytes_per_token_count_separators_as_tokens(source):
-    corpus = prepare(configure(source), 257)
-    num_bytes = sum(len(text.encode()) for text in texts(corpus, corpus.val))
-    num_tokens = num_bytes + corpus.val.num_documents
-    assert corpus.val_bytes_per_token == num_bytes / num_tokens
+def test_bytes_per_token_are_those_of_all_text_and_count_separators_as_tokens(source):
+    long = "a long document " * 50  # about half of all text
+    with source.open("a") as file:
+        file.write(json.dumps({"text": long}) + "\n")
+    for corpus in (
+        prepare(configure(source), 257),
+        prepare(configure_mixture(source, tokenizer="bpe"), 300),
+    ):
+        everything = [*texts(corpus, corpus.train), *texts(corpus, corpus.val)]
+        num_bytes = sum(len(text.encode()) for text in everything)
+        num_tokens = len(corpus.train) + len(corpus.val)
+        assert corpus.bytes_per_token == num_bytes / num_tokens
+        assert corpus.bytes_per_token != corpus.val.num_bytes / len(corpus.val)
 
 
-def test_bytes_per_token_of_a_mixture_are_the_mean_by_weight(source):
-    corpus = prepare(configure_mixture(source, tokenizer="bpe"), 300)
-    ratios = [part.num_bytes / (part.stop - part.start) for part in corpus.val.parts]
-    expected = 0.5 * ratios[0] + 0.3 * ratios[1] + 0.2 * ratios[2]
-    assert corpus.val_bytes_per_token == pytest.approx(expected)
+def test_the_summary_has_no_plural_for_one(source):
+    source.write_text('{"text": "ab"}\n{"text": "abc"}\nnonsense\n')
+    corpus = prepare(configure(source, errors="skip"), 257)
+    assert " training tokens in 1 document, " in corpus.summary()
+    assert corpus.summary().endswith(", 1 document left out")
+    assert any("tokens in 1 held-out document and is only" in note for note in corpus.notes)
 
 
 def test_the_summary_is_one_line_with_all_sizes(source):
@@ -41,7 +50,7 @@ def test_the_summary_is_one_line_with_all_sizes(source):
     assert corpus.summary() == (
         f"{len(train):,} training tokens in {train.num_documents} documents, "
         f"{len(val):,} held-out tokens in {val.num_documents}; "
-        f"257 token ids, {corpus.val_bytes_per_token:.2f} bytes per token, "
+        f"257 token ids, {corpus.bytes_per_token:.2f} bytes per token, "
         "3 sources, 2 documents left out"
     )
     assert corpus.folder == corpus.folders[0]

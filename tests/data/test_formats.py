@@ -11,7 +11,8 @@ import fsspec
 import pytest
 
 from moebius.config import DataConfig
-from moebius.data.formats import JSON, JSON_LINES, TEXT, identify
+from moebius.data.formats import TEXT, identify
+from moebius.data.row_syntax import JSON, JSON_LINES
 from moebius.data.sources import documents, weighted_sources
 from moebius.data.tally import Tally
 from moebius.errors import DataError

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -330,16 +331,24 @@ def test_a_missing_tokenizer_in_a_prepared_folder_is_called_missing(source):
         prepare(configure(source), 257)
 
 
-def test_a_comma_in_the_name_of_a_file(source):
-    comma = source.with_name("a,b.jsonl")
-    comma.write_bytes(source.read_bytes())
-    other = source.with_name("c.jsonl")
-    other.write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert prepare(configure(source, source=str(comma)), 257).train.num_documents > 100
-    with pytest.raises(DataError, match=r"for the file '.*a,b\.jsonl', write \? in place of its"):
-        prepare(configure(source, source=f"{other}, {comma}"), 257)
-    listed = f"{other}, {comma.with_name('a?b.jsonl')}"
-    assert len(prepare(configure(source, source=listed), 257).folders) == 2
+def test_a_vocabulary_too_small_for_a_bpe_is_refused_before_anything_is_read(source):
+    reported: list[str] = []
+    with pytest.raises(ConfigError, match=r"model\.vocab_size=100: data.tokenizer=bpe needs at"):
+        prepare(configure(source, tokenizer="bpe"), 100, report=reported.append)
+    assert reported == []
+
+
+def test_the_two_bars_of_a_source_that_is_read_twice_say_what_they_are_for(source, monkeypatch):
+    bars: list[str] = []
+
+    @contextmanager
+    def bar(config, task):
+        bars.append(task)
+        yield lambda num_bytes: None
+
+    monkeypatch.setattr(prepare_module, "progress_bar", bar)
+    prepare(configure(source, val_fraction=1e-9), 257, progress=True)
+    assert bars == ["tokenizing", "tokenizing again to split it better"]
 
 
 def test_a_file_with_a_comma_in_its_name_may_be_gone_once_it_is_prepared(source):

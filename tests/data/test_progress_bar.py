@@ -28,7 +28,7 @@ def test_bytes_of_files_have_a_total(tmp_path, capsys):
     (folder / "a.md").write_text("some text\n" * 2_210)
     (folder / "b.txt").write_text("é" * 500)
     total = 22_100 + 1000
-    with progress_bar(inventory(configure(folder)).files) as advance:
+    with progress_bar(inventory(configure(folder)).files, "tokenizing") as advance:
         advance(1000)
         advance(total - 1000)
     out, err = capsys.readouterr()
@@ -43,7 +43,7 @@ def test_text_of_unknown_length_has_no_total(tmp_path, kind, capsys):
     source.write_bytes(b"compressed")
     (tmp_path / "source" / "plain.txt").write_text("text")
     config = configure(source, source="hf:someone/something" if kind == "hub" else str(source))
-    with progress_bar(inventory(config).files) as advance:
+    with progress_bar(inventory(config).files, "tokenizing") as advance:
         advance(700)
         advance(77)
     assert "777/? bytes" in capsys.readouterr().err
@@ -51,13 +51,13 @@ def test_text_of_unknown_length_has_no_total(tmp_path, kind, capsys):
 
 def test_one_compressed_file_in_a_folder_makes_the_total_unknown(source, capsys):
     source.with_name("rows.parquet").write_bytes(b"compressed")
-    with progress_bar(inventory(configure(source.parent)).files) as advance:
+    with progress_bar(inventory(configure(source.parent)).files, "tokenizing") as advance:
         advance(777)
     assert "777/? bytes" in capsys.readouterr().err
 
 
 def test_an_error_inside_ends_the_bar(source, capsys):
-    with pytest.raises(KeyError), progress_bar(inventory(configure(source)).files):
+    with pytest.raises(KeyError), progress_bar(inventory(configure(source)).files, "tokenizing"):
         raise KeyError
     assert "\x1b[?25h" in capsys.readouterr().err  # the cursor is shown again
 
@@ -65,14 +65,14 @@ def test_an_error_inside_ends_the_bar(source, capsys):
 def test_a_terminal_that_is_gone_does_not_end_the_work(source, monkeypatch):
     """Hours of tokenizing would be lost."""
     monkeypatch.setattr(sys, "stderr", closed_pipe())
-    with progress_bar(inventory(configure(source)).files) as advance:
+    with progress_bar(inventory(configure(source)).files, "tokenizing") as advance:
         advance(9)
 
 
 def test_where_stderr_is_no_terminal_nothing_is_drawn_over(source, monkeypatch, capsys):
     monkeypatch.setenv("TTY_COMPATIBLE", "0")
     source.write_text(json.dumps({"text": "some text"}))
-    with progress_bar(inventory(configure(source)).files) as advance:
+    with progress_bar(inventory(configure(source)).files, "tokenizing") as advance:
         advance(9)
     assert "\x1b" not in capsys.readouterr().err
 
@@ -81,7 +81,7 @@ def test_where_stderr_is_no_terminal_nothing_is_drawn_over(source, monkeypatch, 
 def test_the_bar_is_one_row_of_the_terminal(width, source, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(width))
     source.write_text("some text\n" * 10**6)
-    with progress_bar(inventory(configure(source)).files) as advance:
+    with progress_bar(inventory(configure(source)).files, "tokenizing") as advance:
         advance(10**6)
         capsys.readouterr()
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)

@@ -218,3 +218,26 @@ def test_copies_that_an_earlier_version_downloaded_are_still_read(bucket, tmp_pa
     sizes = {name: copy["size"] for name, copy in json.loads(listed.read_text()).items()}
     listed.write_text(json.dumps(sizes))
     assert texts("memory://bucket", tmp_path) == first
+
+
+def test_a_folder_of_a_web_server_is_refused_and_its_list_is_not_trained_on(server, tmp_path):
+    address, folder = server
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a.txt").write_text("text")
+    for source in (address, f"{address}/", f"{address}/sub/", f"{address}/sub"):
+        with pytest.raises(DataError, match="must be the URL of one file") as caught:
+            texts(source, tmp_path / "cache")
+        assert source in str(caught.value)
+    assert texts(f"{address}/sub/a.txt", tmp_path / "cache") == ["text"]
+
+
+def test_a_page_is_read_only_if_the_url_asks_for_one(server, tmp_path, monkeypatch):
+    address, folder = server
+    page = "<html><body>Please log in.</body></html>"
+    for name in ("data.csv", "README.md", "page.html"):
+        (folder / name).write_text(page)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "guess_type", lambda *_: "text/html; charset=x")
+    for name in ("data.csv", "README.md"):
+        with pytest.raises(DataError, match="the server sends a page of HTML for it"):
+            texts(f"{address}/{name}", tmp_path / "cache")
+    assert texts(f"{address}/page.html", tmp_path / "cache") == [page]

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 
 from moebius.config import DataConfig
 from moebius.data.sources import documents
 from moebius.data.tally import Tally
 from moebius.errors import DataError
+from tests.data.files import COMPRESSIONS, CONTENTS
 
 
 def read(file: Path, tally: Tally | None = None, **settings) -> list[tuple[str, str]]:
@@ -27,7 +31,7 @@ def test_csv_rows_that_cannot_be_read_are_named_and_the_next_ones_are_read(tmp_p
     for row, expected in {
         b'"a"b,1': "3: not CSV",
         b"a,1,2": "3: 3 columns, but the first row has 2",
-        b"a": "3: 1 columns, but the first row has 2",
+        b"a": "3: 1 column, but the first row has 2",
         b"a\xff,1": "3: field 'text' is not UTF-8 (0xff)",
     }.items():
         file.write_bytes(b"text,id\nfine,0\n" + row + b'\n\n"two\nlines",2\n')
@@ -71,3 +75,61 @@ def test_a_row_too_long_for_memory_is_refused_and_the_next_ones_are_read(tmp_pat
     assert "not readable as JSON after row 1 (character 16: a value of more than 1," in refusal(
         array
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("a.csv", "text,id,text\na,1,b\n"),
+        ("a.csv", "id;text; text\n1;a;b\n"),
+        ("a.jsonl", '{"text": "a", "id": 1, "text": "b"}\n'),
+        ("a.jsonl", '{"te\\u0078t": "a", "text": "b"}\n'),
+        ("a.json", '[{"text": "a", "text": "b"}]'),
+        ("a.parquet", "parquet"),
+        ("a.arrow", "arrow"),
+    ],
+)
+def test_a_field_that_is_there_twice_is_refused(tmp_path, name, contents):
+    file = tmp_path / name
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["text"] * 2)
+    if contents == "parquet":
+        pyarrow.parquet.write_table(table, file)
+    elif contents == "arrow":
+        with pyarrow.ipc.new_stream(str(file), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        file.write_text(contents)
+    assert "2 fields are named 'text'; rename all but one" in refusal(file)
+
+
+def test_other_fields_may_be_there_twice(tmp_path):
+    row = '{"text": "a", "id": 1, "id": 2, "more": {"text": 1, "text": 2}}'
+    (tmp_path / "a.jsonl").write_text(row)
+    (tmp_path / "b.json").write_text(f"[{row}]")
+    (tmp_path / "c.csv").write_text("id,text,id\n1,a,2\n")
+    assert [text for text, _ in read(tmp_path)] == ["a"] * 3
+
+
+def test_only_fields_that_hold_text_are_suggested(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"data": [{"text": "a"}], "version": 1}')
+    assert "no field 'text', and none that holds text among: data, version;" in refusal(file)
+    file.write_text('{"data": [], "name": "x", "body": "y"}')
+    assert "(set --data.text_field to one of: name, body);" in refusal(file)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "array.json", "comma.csv"])
+def test_plain_text_is_only_suggested_where_it_helps(tmp_path, name):
+    suggestion = "as plain text with --data.format text"
+    for suffix in (".gz", ".bz2", ".xz", ".zst"):
+        file = tmp_path / f"{name}{suffix}"
+        file.write_bytes(COMPRESSIONS[suffix](CONTENTS[name])[:-5])
+        message = refusal(file)
+        assert "damaged or incomplete" in message and suggestion not in message
+        with pytest.raises(DataError, match="damaged or incomplete"):
+            read(file, format="text")
+    file = tmp_path / name
+    file.write_bytes(CONTENTS[name].replace(b"row 7 ", b"row \xff7 "))
+    assert "not UTF-8" in refusal(file) and suggestion not in refusal(file)
+    file.write_bytes(CONTENTS[name].replace(b"text", b"body"))
+    assert suggestion in refusal(file)

@@ -107,3 +107,12 @@ def test_a_table_of_indices_of_an_old_version_is_refused(saved, tmp_path):
     state.write_text(json.dumps(values))
     with pytest.raises(DataError, match="a table of indices; load it and save it again"):
         read(tmp_path / "old")
+
+
+def test_special_characters_of_globs_in_a_name_are_only_characters(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a[1]", "b*", "c?"):
+        fsspec.filesystem("file").copy(str(saved / "splits"), f"ds/{name}", recursive=True)
+        assert read(f"ds/{name}/test") == TEST
+        assert read(f"hf:ds/{name}/test") == TEST
+        assert read(f"ds/{name}") == TRAIN

@@ -1,5 +1,6 @@
 """What is read from a source, in what order, and the one-line error for each bad input."""
 
+import gzip
 import os
 import sysconfig
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from moebius.config import DataConfig
-from moebius.data.sources import Document, documents, inventory
+from moebius.data.sources import Document, documents, inventory, weighted_sources
 from moebius.data.tally import Tally
-from moebius.errors import DataError, StorageError
+from moebius.errors import DataError, MoebiusError, StorageError
 
 
 def read(source: object, tally: Tally | None = None, **settings) -> list[Document]:
@@ -128,7 +129,7 @@ def test_a_json_line_that_cannot_be_read_is_named(tmp_path):
         "[" * 100_000: f"{file}:2: not JSON that can be read",
         '{"text": ' + "1" * 5000 + "}": f"{file}:2: not JSON that can be read",
         '{"body": "x", "id": 1}': (
-            f"{file}:2: no field 'text' (set --data.text_field to one of: body, id)"
+            f"{file}:2: no field 'text' (set --data.text_field to one of: body)"
         ),
         "{}": f"{file}:2: no field 'text', and no other field",
         '{"text": 3}': f"{file}:2: field 'text' is int, not text",
@@ -219,3 +220,55 @@ def test_hugging_face_rows_have_no_local_files_unless_a_folder_is_named(tmp_path
     files = inventory(DataConfig(source=f"hf:{tmp_path}")).files
     assert [file.path for file in files] == [tmp_path / "a.jsonl"]
     assert inventory(DataConfig(source="hf:someone/something")).files == []
+
+
+def test_a_path_that_cannot_be_looked_at_is_named_itself(tmp_path):
+    long = f"{tmp_path}/{'x' * 300}"
+    for source in (long, f"hf:{long}", f"{long}/a.txt"):
+        with pytest.raises(MoebiusError) as caught:
+            read(source)
+        assert "state.json" not in str(caught.value)
+        assert source.removeprefix("hf:") in str(caught.value)
+    with pytest.raises(MoebiusError):
+        weighted_sources(DataConfig(source=f"{long},{long}/a"))
+        read(long)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_file_in_a_folder_that_cannot_be_entered_is_named_itself(tmp_path):
+    file = tmp_path / "no" / "s.txt"
+    file.parent.mkdir()
+    file.write_text("text")
+    file.parent.chmod(0)
+    try:
+        with pytest.raises(StorageError, match=r"no/s\.txt: Permission denied"):
+            read(file)
+        weighted_sources(DataConfig(source=f"{file},b"))
+    finally:
+        file.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "place"),
+    [
+        ("a.txt", "word " * 4000 + "\0" + "word", "byte offset 20000 is a zero byte"),
+        ("a.txt.gz", "word " * 4000 + "\0" + "word", "byte offset 20000 is a zero byte"),
+        ("a.txt", "word\n" * 400_000 + "\0" + "word", "byte offset 2000000 is a zero byte"),
+        ("a.csv", "text,id\na,1\n\0,2\n", ":3: has a zero byte"),
+        ("a.csv", "text,id\na,1\n" + "b,2\n" * 9000 + "b,\0\n", ":9003: has a zero byte"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "\0"}\n', ":2: column 11 is not JSON"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b\\u0000"}\n', "has a zero byte at character 1"),
+        ("a.json", '[{"text": "a"}' + " " * 9000 + ',"\0"]', "not readable as JSON after row 1"),
+    ],
+)
+def test_a_zero_byte_is_no_text_wherever_it_is(tmp_path, name, contents, place):
+    data = contents.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    (tmp_path / "other.txt").write_text("text")
+    message = refusal(tmp_path)
+    assert f"{tmp_path / name}" in message and place in message
+    tally = Tally()
+    kept = read(tmp_path, tally, errors="skip")
+    assert tally.count == 1 and place in tally.first
+    assert not any("\0" in document.text for document in kept)
+    assert kept[-1].text == "text"

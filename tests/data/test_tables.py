@@ -43,7 +43,7 @@ def test_parquet_rows_across_batches(tmp_path):
 
 def test_parquet_that_cannot_be_read_is_one_line(tmp_path):
     file = write(tmp_path / "a.parquet", {"id": [1], "body": ["x"]})
-    assert f"{file}: no field 'text' (set --data.text_field to one of: id, body)" in refusal(file)
+    assert f"{file}: no field 'text' (set --data.text_field to one of: body)" in refusal(file)
     assert f"{file}: row 1: field 'id' is int, not text" in refusal(file, text_field="id")
     assert f"{file}: row 2: field 'text' is null, not text" in refusal(
         write(file, {"text": ["x", None]})
@@ -110,7 +110,7 @@ def test_arrow_rows_across_batches(tmp_path, is_stream):
     rows = read(file, text_field="body")
     assert [document.text for document in rows] == columns["body"]
     assert rows[-1].origin == f"{file}: row 50"
-    assert "no field 'text' (set --data.text_field to one of: id, body)" in refusal(file)
+    assert "no field 'text' (set --data.text_field to one of: body)" in refusal(file)
     assert f"{file}: row 1: field 'id' is int, not text" in refusal(file, text_field="id")
 
 

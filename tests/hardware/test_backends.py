@@ -149,7 +149,7 @@ def test_the_default_runs_on_a_cpu():
 def test_the_backends_of_a_configuration():
     config = Config(
         model=ModelConfig(vocab_size=53, dim=32, num_heads=2, num_kv_heads=1),
-        data=DataConfig(vocab_size=53, document_masking=False),
+        data=DataConfig(document_masking=False),
         train=TrainConfig(dtype="bfloat16"),
         parallel=ParallelConfig(expert_backend="grouped", compile="on", loss_chunks=3),
     )
