@@ -22,8 +22,9 @@ def settings(tree: Any) -> list[str]:
     """Return the dotted name of every setting, with NAME.* for the four settings of an alarm."""
     names = []
     for section in dataclasses.fields(tree):
-        values = vars(getattr(tree, section.name))
-        for name, value in values.items():
+        values = getattr(tree, section.name)
+        for name in (field.name for field in dataclasses.fields(values)):
+            value = getattr(values, name)
             suffix = ".*" if dataclasses.is_dataclass(value) else ""
             names.append(f"{section.name}.{name}{suffix}")
     return names

@@ -10,7 +10,8 @@ from moebius.cli.command import RUN, Command
 from tests.cli.command_line import Result
 
 SHARED = {
-    "__init__", "command", "help", "main", "output", "parse", "registry", "sample", "training",
+    "__init__", "command", "help", "main", "output", "parse", "registry", "sample",
+    "stopping", "training",
 }  # fmt: skip
 
 
