@@ -29,7 +29,7 @@ VARIANTS = {
 """The number of spins, and a flag. Without a number, a worker would inherit another's."""
 SECONDS = 1.5
 """Approximate seconds of each measurement of a run that is alone."""
-FLAGS = ("--train.batch_size=4", "--train.seq_len=128")
+FLAGS = ("--train.batch_size=4", "--train.seq_len=128", "--train.device=cpu")
 """Changes to the preset tiny."""
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from moebius.cli.command import RUN, Argument, Command
 from moebius.cli.output import say
 from moebius.config.printable import complain
-from moebius.cost.exports import TARGETS
+from moebius.cost.exports import DTYPES, TARGETS
 from moebius.errors import ConfigError
 
 LAST = re.compile(r"last:([1-9]\d{0,3})")
 DROPPED = ("mtp",)
-DTYPES = ("float32", "bfloat16")
 
 
 def run(options: Namespace) -> None:

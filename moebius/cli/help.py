@@ -10,7 +10,7 @@ from moebius.cli.registry import commands
 
 FIRST_STEPS = (
     ("moebius doctor", "check this machine, about a minute"),
-    ("moebius train", "train a tiny model, about two minutes on two CPU cores"),
+    ("moebius train", "train a tiny model, two to three minutes on two CPU cores"),
     ("moebius train --help", "the presets and every setting"),
 )
 

@@ -1,4 +1,4 @@
-"""Expand paths that users write."""
+"""Expand paths that users write, and find names that are not taken."""
 
 import os
 import tempfile
@@ -18,6 +18,18 @@ def expanded(path: str) -> Path:
     if first == "~" and not _has_home():
         return Path(_substitute_for_home(), *rest)
     return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def free_path(path: Path) -> Path:
+    """Return the path or, if something has that name, the first of PATH-2, PATH-3, … that is free.
+
+    Another process may take the name before it is used.
+    """
+    number, place = 1, path
+    while os.path.lexists(place):
+        number += 1
+        place = path.with_name(f"{path.name}-{number}")
+    return place
 
 
 def _has_home() -> bool:

@@ -30,7 +30,7 @@ def preset(name: str) -> Config:
 
 
 def tiny() -> Config:
-    """Learns Python from the standard library in about two minutes on two CPU cores."""
+    """Learns Python from the standard library in two to three minutes on two CPU cores."""
     return Config(
         model=ModelConfig(
             vocab_size=2048,

@@ -13,6 +13,9 @@ from moebius.config.routers import ROUTERS
 TARGETS = ("hf",)
 """Names of the formats that a model can be exported to."""
 
+DTYPES = ("float32", "bfloat16")
+"""Names of the dtypes that weights can be exported in, as torch has them."""
+
 Rotary = Literal["half", "partial", "interleaved"]
 
 

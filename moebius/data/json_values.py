@@ -5,6 +5,7 @@ The file may have any size; only one value at a time is in memory.
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any
@@ -34,10 +35,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) == len(pairs):
         return row
-    names = set[str]()
+    counts = Counter(name for name, _ in pairs)
     repeated = Repeated(row)
-    # `set.add` returns None
-    repeated.repeated = [name for name, _ in pairs if name in names or names.add(name)]
+    repeated.repeated = [name for name, count in counts.items() for _ in range(count - 1)]
     return repeated
 
 

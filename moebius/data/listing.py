@@ -64,8 +64,9 @@ def glob_files(pattern: str, tally: Tally) -> list[Path]:
 
 
 def _found(parts: Sequence[str], tally: Tally) -> list[Path]:
-    """Return the paths that match a glob without **, which `glob.glob` would do without a word
-    about the folders that cannot be read.
+    """Return the paths that match a glob without **. Folders that cannot be read are counted.
+
+    `glob.glob` passes over such folders without a word.
     """
     paths = [Path()]
     for part in parts:

@@ -18,7 +18,14 @@ from moebius.cost.units import gigabytes
 from moebius.data import Tokenizer, reopen
 from moebius.errors import CheckpointError, ConfigError, MoebiusError, NumericError
 from moebius.infer.model_card import Origin, Verified, card, read_metrics
-from moebius.infer.stock_check import Difference, check, compare, logits_of, stock_model
+from moebius.infer.stock_check import (
+    Difference,
+    check,
+    compare,
+    logits_of,
+    random_tokens,
+    stock_model,
+)
 from moebius.infer.stock_config import TextSettings, config_json, generation_json
 from moebius.infer.stock_files import (
     CONFIG,
@@ -38,15 +45,11 @@ from moebius.train.resumption import own_tokenizer
 from moebius.train.run_directory import RunDirectory
 from moebius.train.state import load_model
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRECISION = {"float32": 1e-6, "bfloat16": 2.0**-8}
 """Largest change of a weight, relative to the largest of its tensor, by rounding to a dtype."""
 CARD = "README.md"
-RANDOM_SEQUENCES, RANDOM_TOKENS = 4, 128
-"""Number and largest length of the sequences of random tokens that the models are compared on."""
 REAL_TOKENS = 2048
 """Largest length of the text that the models are compared on."""
-SEED = 0
 KEPT_FLOAT32 = "e_score_correction_bias"
 """End of the names of tensors that are float32 in every stock checkpoint."""
 
@@ -61,7 +64,7 @@ class ExportOptions(NamedTuple):
     average: int = 1
     """Number of checkpoints, up to that one, whose mean is exported."""
     dtype: str = "float32"
-    """Numbers of the weights, a key of `DTYPES`."""
+    """Numbers of the weights, one of `DTYPES`."""
     drop_mtp: bool = False
     """Leave the layer for multi-token prediction out."""
     license: str = ""
@@ -170,7 +173,7 @@ def write_stock(
             tensors = part.to_stock(own[part.own] if part.own else nothing)
             for name, tensor in zip(part.stock, tensors, strict=True):
                 is_wide = name.endswith(KEPT_FLOAT32)
-                yield name, tensor if is_wide else tensor.to(DTYPES[dtype])
+                yield name, tensor if is_wide else tensor.to(getattr(torch, dtype))
 
     write_json(folder / CONFIG, config_json(shape, text, dtype))
     write_json(folder / GENERATION, generation_json(text))
@@ -205,12 +208,8 @@ def _verify(
     ours = Transformer(model).eval()
     load_model(ours, written)
     theirs = logits_of(stock_model(folder))
-    generator = torch.Generator().manual_seed(SEED)
-    length = min(text.seq_len, RANDOM_TOKENS)
-    size = (RANDOM_SEQUENCES, length)
-    random = _checked(
-        ours, theirs, torch.randint(text.vocab_size, size, generator=generator), "random tokens"
-    )
+    tokens_BS = random_tokens(text.vocab_size, text.seq_len)
+    random = _checked(ours, theirs, tokens_BS, "random tokens")
     name, tokens_BS = sample
     return Verified(
         random, _checked(ours, theirs, tokens_BS, name), name, transformers.__version__

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from moebius.config import Config, ModelConfig
@@ -15,7 +14,7 @@ from moebius.config.flags import Values
 from moebius.data import prepare
 from moebius.errors import CheckpointError, ConfigError, DataError
 from moebius.hardware.device import choose_device
-from moebius.infer.stock_check import check, compare, logits_of, stock_model
+from moebius.infer.stock_check import check, compare, logits_of, random_tokens, stock_model
 from moebius.infer.stock_files import StockTensors
 from moebius.infer.stock_model import StockModel, stock_model_of
 from moebius.infer.stock_reading import own_tensors
@@ -29,7 +28,6 @@ from moebius.train.session import build
 from moebius.train.state import check_model, load_model
 
 FIRST = "step-00000000"
-RANDOM_SEQUENCES, RANDOM_TOKENS = 4, 128
 
 Report = Callable[[str], None]
 
@@ -51,7 +49,7 @@ def import_stock(
     stock = stock_model_of(folder)
     model = stock.shape.model
     own = _weights(folder, stock)
-    _check_logits(folder, model, own, report)
+    _check_logits(folder, model, stock.seq_len, own, report)
     if upcycling:
         mixture = upcycled_config(model, upcycling)
         own, model = upcycled(own, mixture, upcycling, base.train.seed), mixture
@@ -84,19 +82,14 @@ def _weights(folder: Path, stock: StockModel) -> dict[str, Tensor]:
 
 
 def _check_logits(
-    folder: Path, model: ModelConfig, own: dict[str, Tensor], report: Report
+    folder: Path, model: ModelConfig, seq_len: int, own: dict[str, Tensor], report: Report
 ) -> None:
     """Compare the logits with those of transformers, if it is installed. Raises NumericError."""
     with suppress(ImportError):
         theirs = logits_of(stock_model(folder))
         ours = Transformer(model).eval()
         load_model(ours, own)
-        tokens_BS = torch.randint(
-            model.vocab_size,
-            (RANDOM_SEQUENCES, RANDOM_TOKENS),
-            generator=torch.Generator().manual_seed(0),
-        )
-        difference = compare(ours, theirs, tokens_BS)
+        difference = compare(ours, theirs, random_tokens(model.vocab_size, seq_len))
         check(difference, "random tokens", "imported")
         report(f"verified         largest difference of logits, in float32: {difference}")
 

@@ -11,6 +11,7 @@ from moebius.cost.counts import active_parameters, parameters
 from moebius.cost.units import short
 from moebius.infer.stock_check import Difference
 from moebius.infer.stock_shape import StockShape
+from moebius.observe.line_file import read_lines
 
 CURVE_POINTS = 20
 """Largest number of rows of the table of losses."""
@@ -85,16 +86,8 @@ def card(
 
 def read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl up to a step; damaged lines are left out."""
-    lines: list[dict[str, Any]] = []
-    text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
-    for line in text.splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            lines += [values] if values["step"] <= step else []
-    return lines
+    lines = read_lines(path) if path.is_file() else []
+    return [line for line in lines if line["step"] <= step]
 
 
 def _figures(origin: Origin, shape: StockShape, dtype: str) -> list[tuple[str, str]]:

@@ -23,6 +23,9 @@ TIE = 1e-6
 LARGEST = 1e-5
 """Largest difference of logits, relative to the largest logit, that passes as rounding."""
 
+RANDOM_SEQUENCES, RANDOM_TOKENS = 4, 128
+"""Number and largest length of the sequences of random tokens that the models are compared on."""
+
 StockLogits = Callable[[Tensor], Tensor]
 """tokens_BS -> logits_BSV of the stock model, for complete sequences without padding."""
 
@@ -40,6 +43,12 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         left_out = f", {self.num_left_out:,} left out" if self.num_left_out else ""
         return f"{self.largest:.1e} over {self.num_compared:,} tokens{left_out}"
+
+
+def random_tokens(vocab_size: int, seq_len: int) -> Tensor:
+    """Return tokens_BS to compare the models on, which are the same every time."""
+    size = (RANDOM_SEQUENCES, min(seq_len, RANDOM_TOKENS))
+    return torch.randint(vocab_size, size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

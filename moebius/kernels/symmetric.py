@@ -7,6 +7,7 @@ its mirror image. The products of Newton-Schulz iterations are of this kind (see
 moebius/train/muon.py).
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,30 +19,41 @@ from moebius.kernels.tune import with_best_tile
 
 def gram(x_XRC: Tensor) -> Tensor:
     """Return g = x @ x.T of each of X matrices, of shape (X, R, R)."""
-    return _product("gram", x_XRC, None)
+    return _product("gram", x_XRC, None, None)
 
 
-def polynomial(gram_XRR: Tensor, coefficient_X3: Tensor) -> Tensor:
-    """Return c[0] + c[1] * g + c[2] * g @ g of each of X symmetric matrices g.
+def polynomial(
+    gram_XRR: Tensor,
+    coefficients: tuple[float, float, float],
+    scale_X: Tensor | None = None,
+) -> Tensor:
+    """Return s * (c[0] + c[1] * s² g + c[2] * (s² g) @ (s² g)) of each of X symmetric matrices g.
 
-    The first coefficient is added to the diagonal. All of them are float32.
+    The first coefficient is added on the diagonal. The scales s are float32; without them, s is 1.
     """
-    return _product("polynomial", gram_XRR, coefficient_X3)
+    if scale_X is None:
+        scale_X = gram_XRR.new_ones(len(gram_XRR), dtype=torch.float32)
+    return _product("polynomial", gram_XRR, coefficients, scale_X)
 
 
-def _product(kind: str, x_XRC: Tensor, coefficient_X3: Tensor | None) -> Tensor:
+def _product(
+    kind: str,
+    x_XRC: Tensor,
+    coefficients: tuple[float, float, float] | None,
+    scale_X: Tensor | None,
+) -> Tensor:
     """Return x @ x.T or, with coefficients, the polynomial of a symmetric x."""
     X, R, C = x_XRC.shape
     out_XRR = x_XRC.new_empty(X, R, R)
-    is_polynomial = coefficient_X3 is not None
 
     def run(tile: Tile) -> Tensor:
         tiles = cdiv(R, tile.m)
         launch(
             _symmetric, (X * tiles * (tiles + 1) // 2,),
             stack_descriptor(x_XRC, tile.m, tile.k), stack_descriptor(x_XRC, tile.m, tile.m),
-            coefficient_X3 if is_polynomial else x_XRC, stack_descriptor(out_XRR, tile.m, tile.m),
-            R, C, is_polynomial, tile.m, tile.k, **tile.options(),
+            x_XRC if scale_X is None else scale_X, stack_descriptor(out_XRR, tile.m, tile.m),
+            R, C, *(coefficients or (0.0, 0.0, 0.0)), coefficients is not None,
+            tile.m, tile.k, **tile.options(),
         )  # fmt: skip
         return out_XRR
 
@@ -50,7 +62,7 @@ def _product(kind: str, x_XRC: Tensor, coefficient_X3: Tensor | None) -> Tensor:
 
 @triton.jit
 def _symmetric(
-    factor, x, coefficient_ptr, out, R, C,
+    factor, x, scale_ptr, out, R, C, constant, linear, quadratic,
     IS_POLYNOMIAL: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Compute one tile of one matrix, and store it and its mirror image."""
@@ -68,12 +80,13 @@ def _symmetric(
         columns = factor.load([matrix, n, k]).reshape(BM, BK)
         total = tl.dot(rows, columns.T, total, input_precision="ieee")
     if IS_POLYNOMIAL:
-        constant = tl.load(coefficient_ptr + 3 * matrix)
-        linear = tl.load(coefficient_ptr + 3 * matrix + 1)
-        quadratic = tl.load(coefficient_ptr + 3 * matrix + 2)
-        own = x.load([matrix, m, n]).reshape(BM, BM).to(tl.float32)
+        scale = tl.load(scale_ptr + matrix)
+        square = scale * scale
+        own = square * x.load([matrix, m, n]).reshape(BM, BM).to(tl.float32)
         is_diagonal = (m + tl.arange(0, BM))[:, None] == (n + tl.arange(0, BM))[None, :]
-        total = quadratic * total + linear * own + tl.where(is_diagonal, constant, 0.0)
+        # The fourth power of the scale could overflow.
+        total = quadratic * (square * (square * total)) + linear * own
+        total = scale * (total + tl.where(is_diagonal, constant, 0.0))
     block = total.to(out.dtype)
     out.store([matrix, m, n], block.reshape(1, BM, BM))
     if m != n:

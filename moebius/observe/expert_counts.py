@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from moebius.config.paths import free_path
 from moebius.config.printable import print_note
 from moebius.errors import StorageError
 from moebius.observe.line_file import DAMAGED, cut, read_lines
@@ -32,6 +33,8 @@ of fewer than twice as many tokens are stored exactly."""
 # Programs that read a folder of Parquet files leave out names that begin with an underscore.
 JOURNAL, PARTIAL = "_latest.jsonl", "_partial"
 _NAME = re.compile(r"steps-(\d{10})-(\d{10})\.parquet")
+READING_ERRORS = (OSError, ValueError, KeyError, TypeError)
+"""What pyarrow raises for a damaged file, and `_read` for one that is not ours."""
 _MARK = b"PAR1"  # the last bytes of a Parquet file
 _LAYERS = b"experts_per_layer"  # key of the file's metadata
 
@@ -100,21 +103,12 @@ class ExpertCounts:
         """Take the steps up to `step` out of a file, to be written again with those after it."""
         try:
             self._rows |= {at: counts for at, counts in _read(path) if at <= step}
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # what pyarrow raises, and strange files
+        except READING_ERRORS:
             self._set_aside(path)
 
     def _set_aside(self, path: Path) -> None:
         """Rename a damaged file, so that nobody reads it, and report it."""
-        number, place = 1, path.with_name(f"_{path.name}{DAMAGED}")
-        while place.exists():
-            number += 1
-            place = path.with_name(f"_{path.name}{DAMAGED}-{number}")
-        path.rename(place)
+        place = path.rename(free_path(path.with_name(f"_{path.name}{DAMAGED}")))
         self._report(f"{path}: damaged, set aside as {place.name}")
 
     def _seal(self) -> None:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from moebius.config.paths import free_path
 from moebius.data.cache import sync
 from moebius.errors import CheckpointError, ForeignCheckpointError, StorageError
 from moebius.train.checkpoint_file import (
@@ -183,11 +184,7 @@ def set_aside(folder: Path) -> Path:
 
     Nothing is deleted. Raises OSError.
     """
-    number, place = 1, folder.with_name(folder.name + DAMAGED)
-    while os.path.lexists(place):
-        number += 1
-        place = folder.with_name(f"{folder.name}{DAMAGED}-{number}")
-    return folder.rename(place)
+    return folder.rename(free_path(folder.with_name(folder.name + DAMAGED)))
 
 
 def remove(path: Path) -> None:

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -129,21 +128,18 @@ def orthogonalize(matrices_XRC: Tensor) -> Tensor:
 
     This is a quintic Newton-Schulz iteration (Jordan 2024): x becomes p(x @ x.T) @ x for a
     polynomial p, beginning with the matrix divided by its Frobenius norm. That norm is the root of
-    the first Gram matrix's trace, so it is part of the first polynomial's coefficients: nothing
-    else reads or writes the matrices.
+    the first Gram matrix's trace, and the first polynomial divides by it, which saves a pass over
+    the matrices.
     """
     is_tall = matrices_XRC.shape[-2] > matrices_XRC.shape[-1]
     x = matrices_XRC.mT.contiguous() if is_tall else matrices_XRC  # Gram of the shorter side
     gram, polynomial = _symmetric_products(x)
-    usual_3, powers_3 = _coefficients(x.device, torch.promote_types(x.dtype, torch.float32))
-    for step in range(NEWTON_SCHULZ_STEPS):
-        gram_XRR = gram(x)
-        coefficient_X3 = usual_3.expand(len(x), 3)
-        if step == 0:
-            diagonal_XR = gram_XRR.diagonal(dim1=-2, dim2=-1)
-            norm_X1 = diagonal_XR.sum(-1, keepdim=True, dtype=usual_3.dtype).sqrt()
-            coefficient_X3 = usual_3 / norm_X1.clamp(min=SMALLEST_NORM) ** powers_3
-        x = polynomial(gram_XRR, coefficient_X3.contiguous()) @ x
+    gram_XRR = gram(x)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm_X = gram_XRR.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide).sqrt()
+    x = polynomial(gram_XRR, NEWTON_SCHULZ, 1 / norm_X.clamp(min=SMALLEST_NORM)) @ x
+    for _ in range(1, NEWTON_SCHULZ_STEPS):
+        x = polynomial(gram(x), NEWTON_SCHULZ) @ x
     return x.mT if is_tall else x
 
 
@@ -152,12 +148,23 @@ def gram(x_XRC: Tensor) -> Tensor:
     return x_XRC @ x_XRC.mT
 
 
-def polynomial(gram_XRR: Tensor, coefficient_X3: Tensor) -> Tensor:
-    """Return c[0] + c[1] * g + c[2] * g @ g of each matrix g, the first one on the diagonal."""
-    constant, linear, quadratic = coefficient_X3.to(gram_XRR.dtype).T[..., None, None]
-    result = (gram_XRR @ gram_XRR).mul_(quadratic).addcmul_(linear, gram_XRR)
-    result.diagonal(dim1=-2, dim2=-1).add_(constant[..., 0])
-    return result
+def polynomial(
+    gram_XRR: Tensor,
+    coefficients: tuple[float, float, float],
+    scale_X: Tensor | None = None,
+) -> Tensor:
+    """Return s * (c[0] + c[1] * s² g + c[2] * (s² g) @ (s² g)) of each matrix g with its scale s.
+
+    The first coefficient is added on the diagonal. Without scales, s is 1. For g = x @ x.T, the
+    product of this and x is the polynomial's of s * x.
+    """
+    constant, linear, quadratic = coefficients
+    scale_X11 = None if scale_X is None else scale_X.to(gram_XRR.dtype)[:, None, None]
+    if scale_X11 is not None:
+        gram_XRR = gram_XRR * scale_X11 * scale_X11
+    result = torch.baddbmm(gram_XRR, gram_XRR, gram_XRR, beta=linear, alpha=quadratic)
+    result.diagonal(dim1=-2, dim2=-1).add_(constant)
+    return result if scale_X11 is None else result.mul_(scale_X11)
 
 
 def _symmetric_products(x_XRC: Tensor) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
@@ -202,16 +209,6 @@ def _batches(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         batch.append(parameter)
         size += parameter.numel()
     yield batch
-
-
-@cache
-def _coefficients(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the polynomial's coefficients and the power of x that each belongs to.
-
-    They are kept, because the host waits for the device when it copies a list there.
-    """
-    powers = torch.tensor([1.0, 3.0, 5.0], dtype=dtype, device=device)
-    return torch.tensor(NEWTON_SCHULZ, dtype=dtype, device=device), powers
 
 
 def _stacked(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moebius.config.paths import expanded
+from moebius.config.paths import expanded, free_path
 from moebius.config.printable import print_note
 
 
@@ -38,3 +38,11 @@ def test_without_a_home_folder_the_tilde_is_a_named_folder_and_no_folder_called_
     assert capsys.readouterr().err == (
         f"moebius: there is no home folder (HOME names none); ~ is {folder}\n"
     )
+
+
+def test_a_name_that_is_taken_gets_a_number(tmp_path):
+    path = tmp_path / "a.damaged"
+    assert free_path(path) == path
+    path.touch()
+    (tmp_path / "a.damaged-2").symlink_to(tmp_path / "gone")
+    assert free_path(path) == tmp_path / "a.damaged-3"

@@ -96,7 +96,8 @@ def optimizer(candidate: int) -> None:
         direction = torch.empty(shape, dtype=torch.bfloat16)
         momentum.advance(weight_EDF, weight_EDF, direction, 0.95, scalar)
         momentum.subtract(weight_EDF, direction, scalar, scalar)
-    symmetric.polynomial(symmetric.gram(direction), torch.ones(E, 3))
+    for scales in (None, torch.ones(E)):
+        symmetric.polynomial(symmetric.gram(direction), (1.0, 2.0, 3.0), scales)
 
 
 if __name__ == "__main__":

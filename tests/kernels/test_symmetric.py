@@ -8,6 +8,7 @@ from torch import Tensor
 from tests.kernels.interpreter import DEVICES
 
 from moebius.kernels.symmetric import gram, polynomial  # isort: skip
+from moebius.train.muon import polynomial as reference
 
 X = 3
 
@@ -36,15 +37,13 @@ def test_gram_matrices(rows, columns, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("rows", [8, 72, 200])
-def test_polynomials(rows, device):
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_polynomials(rows, is_scaled, device):
     x_XRC = random_matrices(rows, rows, device)
     gram_XRR = x_XRC + x_XRC.mT
-    coefficient_X3 = torch.tensor([[3.4, -4.8, 2.0], [0.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
-    result = polynomial(gram_XRR, coefficient_X3.to(device))
-    exact_XRR = gram_XRR.double()
-    constant, linear, quadratic = coefficient_X3.to(device).double().T[..., None, None]
-    eye_RR = torch.eye(rows, device=device)
-    assert_close(
-        result, constant * eye_RR + linear * exact_XRR + quadratic * exact_XRR @ exact_XRR
-    )
+    coefficients = (3.4, -4.8, 2.0)
+    scale_X = torch.tensor([1.0, 0.5, 2.0], device=device) if is_scaled else None
+    wide_X = scale_X if scale_X is None else scale_X.double()
+    result = polynomial(gram_XRR, coefficients, scale_X)
+    assert_close(result, reference(gram_XRR.double(), coefficients, wide_X))
     torch.testing.assert_close(result, result.mT)

@@ -113,6 +113,15 @@ def test_orthogonalized_matrices_keep_their_singular_vectors_with_values_near_on
     assert values[well_above_zero].min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1e3, 1e6, 1e9])
+def test_the_size_of_a_matrix_does_not_matter(size):
+    """An expert that is hardly chosen has tiny gradients, and an unclipped one huge ones."""
+    matrices = random_tensor((E, D, F), seed=0)
+    torch.testing.assert_close(
+        orthogonalize(matrices * size), orthogonalize(matrices), rtol=0, atol=1e-4
+    )
+
+
 def test_updates_have_adamws_size():
     (weight,) = parameters((64, 256))
     start = weight.detach().clone()
