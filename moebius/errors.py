@@ -51,6 +51,10 @@ class StorageError(MoebiusError):
     exit_code = 6
 
 
+class LostRunError(StorageError):
+    """A run's directory was moved, deleted or replaced, or its lock was, while it was trained."""
+
+
 class Interrupted(MoebiusError):
     """A signal ended the run after its state was saved."""
 

@@ -15,20 +15,26 @@ def run(options: Namespace) -> None:
     from moebius.config.resuming import resumed_config
     from moebius.parallel.process import Process
     from moebius.train.run_directory import RunDirectory
+    from moebius.train.trained_settings import last_trained
 
     process = Process.from_environment()
     directory = RunDirectory.open(options.run)
     config = override(directory.config(), parse_flags(options.settings))
-    before = directory.trained_config()
-    resumed_config(before, config)  # refuses a change before anything slow begins
+    record = directory.record(_ignore)
+    latest = last_trained(directory, record, _ignore, options.step)
+    resumed_config(latest, config)  # refuses a change before anything slow begins
     from moebius.cli.training import finished, train_to_end
     from moebius.train.session import resume
 
-    if line := finished(directory, before, config, options.step):
+    if record and (line := finished(directory, record, config, options.step)):
         say(line)
         return
     session = resume(config, directory, say, is_terminal(sys.stderr), process, options.step)
     train_to_end(session)
+
+
+def _ignore(line: str) -> None:
+    """Drop a line that resuming the run prints again."""
 
 
 def _add_options(parser: ArgumentParser) -> None:

@@ -6,26 +6,28 @@ from typing import TYPE_CHECKING
 from moebius.cli.sample import continuation
 from moebius.config.printable import printable
 from moebius.config.resuming import changes
-from moebius.errors import CheckpointError
+from moebius.errors import MoebiusError
 from moebius.observe.terminal import Terminal
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.loop import train, unevaluated_step
-from moebius.train.resumption import check_steps, checkpoint_at
+from moebius.train.resumption import check_steps, checkpoint_at, own_tokenizer
+from moebius.train.trained_settings import check_belongs, settings_of
 
 if TYPE_CHECKING:
     from moebius.config import Config
     from moebius.train.run_directory import RunDirectory
+    from moebius.train.run_record import RunRecord
     from moebius.train.session import Session
 
 SAMPLE_TOKENS = 120
 
 
 def finished(
-    directory: "RunDirectory", before: "Config", config: "Config", step: int | None = None
+    directory: "RunDirectory", record: "RunRecord", config: "Config", step: int | None = None
 ) -> str | None:
     """Return a line about a run that has nothing left to train, or None if it has.
 
-    before is the configuration that the run was trained with, and config the one that it was given
+    record says what the run was trained with, and config is the configuration that it was given
     now; settings that differ are named, because they are not recorded. step is that of the
     checkpoint to continue from; None means the newest one. Nothing is written. Raises
     CheckpointError if there is no checkpoint of that step, and ConfigError if the run was given
@@ -36,17 +38,23 @@ def finished(
     at = checkpoint_store.step_of(folder) if folder else 0
     if folder is None or at < config.train.steps or folder != folders[0]:
         return None
-    check_steps(before, config, at)
     try:
-        checkpoint.verify(folder)
-    except CheckpointError:
-        return None  # resuming says which checkpoints are damaged
-    if unevaluated_step(directory, at, config.train):
+        values = checkpoint.verify(folder)
+        check_belongs(folder, values, config, record.identity)
+        own_tokenizer(config, directory, record)
+    except MoebiusError:
+        return None  # resuming says what is wrong
+    trained = settings_of(values)
+    if trained is None:
+        return None  # an earlier version wrote it; resuming compares its weights with the model
+    check_steps(record.config, config, at)
+    if unevaluated_step(directory, at, config.train, trained.train):
         return None
+    changed = changes(record.config, config)
     return (
         f"{directory.root} is finished: it is at step {at:,} of {config.train.steps:,}; "
         "`--train.steps` with a larger number trains it further"
-        + (f"; not recorded: {', '.join(changed)}" if (changed := changes(before, config)) else "")
+        + (f"; not recorded: {', '.join(changed)}" if changed else "")
     )
 
 

@@ -66,6 +66,10 @@ KEPT = {
 """Settings, and whole sections, that a resumed run keeps, each with the reason."""
 
 
+PLACE = ("train.out", "train.name")
+"""Settings that a run keeps in its config.toml, although its directory may be moved or copied."""
+
+
 def is_listed(setting: str, names: tuple[str, ...] | dict[str, str]) -> bool:
     """Return whether the names contain a setting, or the section that it belongs to."""
     return _entry(setting, names) is not None
@@ -100,9 +104,29 @@ def resumed_config(before: Config, after: Config) -> Config:
     return replace(after, train=replace(after.train, common_start=share))
 
 
+def misfit(trained: Config, config: Config) -> tuple[str, Any, Any] | None:
+    """Return a setting that a run keeps, and in which a checkpoint differs from the run.
+
+    trained is what the checkpoint was trained with, and config the run's configuration. The
+    setting's name is followed by the checkpoint's value and the run's. None if they fit.
+    """
+    differences = changes(trained, config)
+    if _common_steps(trained) == _common_steps(config):
+        differences.pop("train.common_start", None)
+    for name, (old, new) in differences.items():
+        if not is_listed(name, (*CHANGEABLE, *PLACE)):
+            return name, old, new
+    return None
+
+
 def _entry(setting: str, names: tuple[str, ...] | dict[str, str]) -> str | None:
     """Return the name in the list that stands for a setting: its own, or that of its section."""
     return next((name for name in names if f"{setting}.".startswith(f"{name}.")), None)
+
+
+def _common_steps(config: Config) -> int:
+    """Return the number of steps in which the experts have a common start."""
+    return math.ceil(config.train.common_start * config.train.steps)
 
 
 def _same_common_start(share: float, steps_before: int, steps_after: int) -> float:

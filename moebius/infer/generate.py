@@ -15,6 +15,7 @@ from moebius.train import checkpoint, checkpoint_store
 from moebius.train.resumption import own_tokenizer
 from moebius.train.run_directory import RunDirectory
 from moebius.train.state import check_model, load_model
+from moebius.train.trained_settings import check_belongs
 
 GREEDY_BELOW = 1e-6
 """Temperature below which the likeliest token is taken. Float32 logits of the usual size differ by
@@ -32,15 +33,18 @@ def load_trained(
     if none is intact, and DataError if tokenizer.json is not the run's own any more.
     """
     config = run.config()
-    tokenizer = own_tokenizer(config, run, run.record(report))
+    record = run.record(report)
+    tokenizer = own_tokenizer(config, run, record)
     # The model is not compiled, because a text grows with every token, and every length would be
     # compiled again.
     uncompiled = replace(config, parallel=ParallelConfig(compile="off"))
     model = Transformer(config.model, backends_for(uncompiled, device)).to(device)
 
     def load(folder: Path) -> None:
-        weights = checkpoint.load(folder)[0].get("model", {})
+        tensors, values = checkpoint.load(folder)
+        weights = tensors.get("model", {})
         check_model(model, weights, folder)
+        check_belongs(folder, values, config, record.identity if record else "")
         load_model(model, weights)
 
     if checkpoint_store.load_newest(run.checkpoints, load, report) is None:

@@ -10,11 +10,11 @@ from typing import Any, TextIO
 from moebius.config.printable import print_note
 from moebius.errors import StorageError
 from moebius.observe.expert_counts import counts_of, read_counts
-from moebius.observe.line_file import Line, cut, last_line, read_lines
+from moebius.observe.line_file import METRICS, Line, cut, last_line, read_lines
 from moebius.observe.metrics import COUNTS, StepMetrics
 from moebius.observe.sink import Event
 
-METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+EVENTS = "events.jsonl"
 
 
 class JsonLines:

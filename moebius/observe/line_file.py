@@ -13,13 +13,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from moebius.observe.sink import RESUMED, REWOUND_TO
+from moebius.observe.metrics import is_metrics
+from moebius.observe.sink import REWOUND_TO
 
+METRICS = "metrics.jsonl"
 DAMAGED = ".damaged"  # suffix of the file that keeps the damaged lines
 PIECE = 1 << 18  # bytes that are in memory at a time, besides a longer line
-_PLAIN = re.compile(rb'\{"step": (\d{1,15}), "tokens": ')
+MOST_NAMES = 5  # numbers of damaged lines that are named
+_PLAIN = re.compile(rb'\{"step": (\d{1,15}), "tokens": \d+, "loss": (?:-?\d|null)')
 """How a line of metrics.jsonl begins."""
 
+_OF_NUMBERS = b"0123456789.-+e "
+"""What numbers consist of. The rest of a line is its outline, which few lines differ in."""
+MOST_OUTLINES = 256
 Line = dict[str, Any]
 Span = list[int]
 """The offsets of a part of a file: its first byte, and the one after its last byte."""
@@ -29,7 +35,8 @@ def read_lines(path: Path) -> list[Line]:
     """Return all complete lines of a file, without those that are damaged. Raises OSError."""
     with path.open("rb") as file:
         pieces = _pieces(file)
-        lines = (_parsed(piece.text(*span)) for piece in pieces for span in piece.spans())
+        texts = (piece.text(*span) for piece in pieces for span in piece.spans())
+        lines = (_parsed(text, path.name) for text in texts)
         return [line for line in lines if line is not None]
 
 
@@ -42,7 +49,7 @@ def last_line(path: Path) -> Line | None:
             texts = file.read().split(b"\n")
             whole = texts if length >= size else texts[1:]
             for text in reversed(whole):
-                if (line := _parsed(text)) is not None:
+                if (line := _parsed(text, path.name)) is not None:
                     return line
             if length >= size:
                 return None
@@ -53,9 +60,9 @@ def cut(path: Path, step: int, report: Callable[[str], None]) -> None:
     """Remove from a file the lines of steps after `step`, and those that are damaged.
 
     A roll-back to `step` or before stays, with the lines that led to it, because it says why text
-    was left out. Lines about settings that were changed stay, too. Damaged lines are moved to a
-    file of their own, and `report` gets a line about them; the beginning of a line at the end of
-    the file, which a crash cut off, is just removed. Raises OSError.
+    was left out. Damaged lines are moved to a file of their own, and `report` gets a line about
+    them; the beginning of a line at the end of the file, which a crash cut off, is just removed.
+    Raises OSError.
     """
     if not path.exists():
         return
@@ -63,8 +70,9 @@ def cut(path: Path, step: int, report: Callable[[str], None]) -> None:
     if found.damaged:
         beside = path.with_name(path.name + DAMAGED)
         _copy(path, found.damaged, beside, "ab", ending=b"\n")
-        number = f"{found.num_damaged} damaged line{'s' if found.num_damaged > 1 else ''}"
-        report(f"{path}: {number} moved to {beside.name}")
+        num_damaged = len(found.damaged)
+        number = f"{num_damaged} damaged line{'s' if num_damaged > 1 else ''}"
+        report(f"{path}: {number} moved to {beside.name} ({_named(found.damaged_lines)})")
     removed = sorted([*found.later, *found.damaged, *found.blank])
     if removed and _is_end(removed, found.size):
         os.truncate(path, removed[0][0])
@@ -94,7 +102,8 @@ class _Scan:
     damaged: list[Span] = field(default_factory=list)
     blank: list[Span] = field(default_factory=list)
     """Empty lines, and the beginning of a last line that was cut off."""
-    num_damaged: int = 0
+    damaged_lines: list[int] = field(default_factory=list)
+    """Numbers of the damaged lines, from 1."""
     size: int = 0
     lacks_newline: bool = False
     """Whether the last line is whole and kept, but for its newline."""
@@ -103,21 +112,32 @@ class _Scan:
 def _scanned(path: Path, step: int) -> _Scan:
     """Return what `cut` does not keep.
 
-    Most lines of metrics.jsonl are recognized by their beginning and end. Parsing each of them
-    takes ten times as long, and damage inside of a line is left to those who read it.
+    A line of metrics.jsonl that differs in its digits alone from one that was parsed is taken as
+    whole, because parsing all of them takes ten times as long. Numbers that are none, like 1..2,
+    are left to those who read the line.
     """
     found = _Scan()
+    outlines: set[bytes] = set()
+    num_lines = 0
     with path.open("rb") as file:
         for piece in _pieces(file):
-            spans = piece.spans()
-            are_plain = piece.are_plain(len(spans))
-            for start, end in spans:
-                number = piece.plain_step(start, end) if are_plain else None
+            for start, end in piece.spans():
+                num_lines += 1
+                text = piece.text(start, end)
                 offsets = (piece.offset + start, piece.offset + end + 1)
-                if number is None:
-                    _judge(found, piece.text(start, end), *offsets, step, piece.is_last)
-                elif number > step:
-                    _extend(found.later, *offsets)
+                outline, begins = text.translate(None, _OF_NUMBERS), _PLAIN.match(text)
+                if begins and outline in outlines:
+                    line: Line | None = {"step": int(begins[1])}
+                elif (line := _parsed(text, path.name)) and len(outlines) < MOST_OUTLINES:
+                    outlines.add(outline)
+                if line is not None:
+                    found.lacks_newline = piece.is_last
+                    _judge(found, line, *offsets, step)
+                elif _is_blank(text, piece.is_last):
+                    _extend(found.blank, *offsets)
+                else:
+                    found.damaged.append(list(offsets))
+                    found.damaged_lines.append(num_lines)
         found.size = file.tell()
     for spans in (found.later, found.damaged, found.blank):
         if spans and spans[-1][1] > found.size:  # the last line has no newline
@@ -126,21 +146,25 @@ def _scanned(path: Path, step: int) -> _Scan:
     return found
 
 
-def _judge(found: _Scan, text: bytes, start: int, end: int, step: int, is_last: bool) -> None:
-    """Add a line to the parts that are not kept, if it belongs there."""
-    line = _parsed(text)
-    found.lacks_newline = is_last and line is not None
-    if line is None:
-        is_cut_off = is_last and text.startswith(b"{") and b"\0" not in text
-        if is_cut_off or not text.strip():
-            _extend(found.blank, start, end)
-        else:
-            found.num_damaged += 1
-            found.damaged.append([start, end])
-    elif REWOUND_TO in line and line[REWOUND_TO] <= step:
+def _judge(found: _Scan, line: Line, start: int, end: int, step: int) -> None:
+    """Add a whole line to the later ones if it belongs there."""
+    if REWOUND_TO in line and line[REWOUND_TO] <= step:
         found.later.clear()
-    elif line["step"] > step and line.get("event") != RESUMED:
+    elif line["step"] > step:
         _extend(found.later, start, end)
+
+
+def _is_blank(text: bytes, is_last: bool) -> bool:
+    """Return whether a line that is not whole is empty, or the beginning of one at the end."""
+    is_cut_off = is_last and text.startswith(b"{") and b"\0" not in text
+    return is_cut_off or not text.strip()
+
+
+def _named(numbers: list[int]) -> str:
+    """Return the numbers of lines in words."""
+    names = ", ".join(map(str, numbers[:MOST_NAMES]))
+    more = f" and {len(numbers) - MOST_NAMES} more" if len(numbers) > MOST_NAMES else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {names}{more}"
 
 
 @dataclass
@@ -163,23 +187,6 @@ class _Piece:
         """Return a line without its newline."""
         return self.data[start:end]
 
-    def are_plain(self, num_lines: int) -> bool:
-        """Return whether a line that begins and ends like one of metrics.jsonl is one.
-
-        It is not if there are zeros or other bytes that JSON lines do not have, or if a line was
-        appended to the beginning of another one.
-        """
-        return (
-            self.data.isascii()
-            and b"\0" not in self.data
-            and self.data.count(b'{"step": ') == num_lines
-        )
-
-    def plain_step(self, start: int, end: int) -> int | None:
-        """Return the step of a line that begins and ends like one of metrics.jsonl, or None."""
-        begins = _PLAIN.match(self.data, start, end)
-        return int(begins[1]) if begins and self.data[end - 1] == ord("}") else None
-
 
 def _pieces(file: BinaryIO) -> Iterator[_Piece]:
     """Yield the lines of a file, a piece at a time."""
@@ -195,8 +202,11 @@ def _pieces(file: BinaryIO) -> Iterator[_Piece]:
         yield _Piece(rest, offset, is_last=True)
 
 
-def _parsed(text: bytes) -> Line | None:
-    """Return a line as an object with a step, or None if it is damaged."""
+def _parsed(text: bytes, name: str) -> Line | None:
+    """Return a line of the file of that name as an object with a step, or None if it is damaged.
+
+    A line of metrics must also be one that `StepMetrics` could have written.
+    """
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
@@ -204,7 +214,9 @@ def _parsed(text: bytes) -> Line | None:
     if not isinstance(line, dict):
         return None
     steps = [line.get("step"), line.get(REWOUND_TO, 0)]
-    return line if all(type(step) is int for step in steps) else None
+    if not all(type(step) is int for step in steps):
+        return None
+    return line if name != METRICS or is_metrics(line) else None
 
 
 def _extend(spans: list[Span], start: int, end: int) -> None:

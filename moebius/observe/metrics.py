@@ -187,6 +187,29 @@ _LAYER_KEYS = {figure.name: figure.name for figure in fields(LayerMetrics)}
 _LAYER_KEYS |= {"balance_loss": "layer_balance_loss", "z_loss": "layer_z_loss"}
 _LATER = ("experts_per_token", "vanished_share")
 """Figures that lines of earlier versions do not have."""
+_ALWAYS = ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second")
+"""Figures that the lines of all versions have."""
+_NUMBERS = (*_BEFORE_LAYERS, "mtp_loss", *_MTP_KEYS, *_AFTER_LAYERS, "val_loss", "val_bpb")
+
+
+def is_metrics(line: dict[str, Any]) -> bool:
+    """Return whether an object is a line of metrics.jsonl, of this version or another one.
+
+    What every version writes must be there, and every figure that is there must be of its kind.
+    Figures that this version does not know may be anything.
+    """
+    loads, by_source = line.get(COUNTS, []), line.get("val_by_source", {})
+    if not isinstance(loads, list) or not isinstance(by_source, dict):
+        return False
+    numbers = [line[name] for name in _NUMBERS if name in line]
+    columns = [line[key] for key in _LAYER_KEYS.values() if key in line and key != COUNTS]
+    lists = [*loads, *columns, *(_values(source) for source in by_source.values())]
+    return (
+        all(name in line for name in _ALWAYS)
+        and all(isinstance(values, list) for values in lists)
+        and all(map(_is_number, (*numbers, *(value for values in lists for value in values))))
+        and len({len(column) for column in ([loads] if COUNTS in line else []) + columns}) < 2
+    )
 
 
 def _rounded(value: Any) -> Any:
@@ -218,3 +241,13 @@ def layer_metrics(
         balance_loss=balance_loss,
         z_loss=z_loss,
     )
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value in a line is a number, or null in place of one."""
+    return value is None or type(value) in (int, float)
+
+
+def _values(source: Any) -> Any:
+    """Return the figures of a source in `val_by_source` as a list."""
+    return list(source.values()) if isinstance(source, dict) else None

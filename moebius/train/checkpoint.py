@@ -34,10 +34,16 @@ from moebius.train.checkpoint_file import (
     verify_file,
     write_file,
 )
+from moebius.train.checkpoint_state import (
+    PARSING_ERRORS,
+    STATE,
+    one_line,
+    parsed,
+    parsed_state,
+)
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
-STATE = "state.json"
 TENSORS = ".safetensors"
 PART_BYTES = 1 << 30  # largest file that holds more than one tensor
 FEW = 4  # a checkpoint of up to this many files, that of a small model, is not worth threads
@@ -47,16 +53,6 @@ DAMAGED = ".damaged"  # suffix of a folder that cannot be loaded; a person may d
 
 Groups = dict[str, dict[str, Tensor]]
 """Tensors by group ("model", "optimizer" or "random") and then by name."""
-
-PARSING_ERRORS = (
-    SafetensorError,
-    ValueError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    AssertionError,
-)
-"""What the parsers of JSON and safetensors raise for contents that make no sense."""
 
 
 def save(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
@@ -98,7 +94,8 @@ def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
     aside = folder.with_name(f".{folder.name}{PARTIAL}")
     try:
         remove(aside)  # left by a process that was killed while writing
-        aside.mkdir(parents=True)
+        folder.parent.mkdir(exist_ok=True)  # but never the run's directory
+        aside.mkdir()
         parts = {
             name: part for group, named in tensors.items() for name, part in _parts(group, named)
         }
@@ -111,7 +108,7 @@ def write(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
         sync(aside)
         _put_in_place(aside, folder, files)
     except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or _one_line(error)
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         raise StorageError(
             f"{folder}: the checkpoint could not be written: {reason}; "
             "free space or choose another --train.out"
@@ -132,27 +129,34 @@ def load(
     is missing, altered or of another format version.
     """
     tensors: Groups = {}
-    state: Any = None
+    state: dict[str, Any] = {}
     for name, data in verified_files(folder, only):
-        try:
-            content = json.loads(data) if name == STATE else tensors_in(data)
-        except PARSING_ERRORS as error:
-            raise CheckpointError(
-                f"{folder / name}: cannot be parsed, {_one_line(error)}; {ADVICE}"
-            ) from None
         if name == STATE:
-            state = content
+            state = parsed_state(folder, data)
         else:
+            content = parsed(folder / name, data, tensors_in)
             part = {key: value.to(device) for key, value in content.items()}
             tensors.setdefault(name.partition(".")[0], {}).update(part)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{folder / STATE}: not a JSON object; {ADVICE}")
     return tensors, state
 
 
-def verify(folder: Path) -> None:
-    """Read a whole checkpoint. Raises CheckpointError if anything is not as it was written."""
-    _verify(folder, _manifest(folder))
+def verify(folder: Path) -> dict[str, Any]:
+    """Read a whole checkpoint and return its state.
+
+    Raises CheckpointError if anything is not as it was written, or if it is not the checkpoint of
+    the step in its name.
+    """
+    files = _manifest(folder)
+    _verify(folder, files)
+    return parsed_state(folder, read_verified(folder / STATE, files[STATE]))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's state. Raises CheckpointError if it is not as it was written.
+
+    The tensors are not read.
+    """
+    return parsed_state(folder, read_verified(folder / STATE, _manifest(folder)[STATE]))
 
 
 def verified_files(folder: Path, only: str = "") -> Iterator[tuple[str, bytearray]]:
@@ -171,9 +175,10 @@ def verified_files(folder: Path, only: str = "") -> Iterator[tuple[str, bytearra
 def seems_whole(folder: Path) -> bool:
     """Return whether a checkpoint's files are all there with the right sizes.
 
-    They are not read, so this takes no time, and says nothing about their contents.
+    Only the state is read, so this takes no time, and says nothing about the tensors.
     """
     try:
+        read_state(folder)
         return all(has_size(folder / name, entry) for name, entry in _manifest(folder).items())
     except CheckpointError:
         return False
@@ -219,7 +224,7 @@ def set_random_state(states: dict[str, Tensor]) -> None:
             torch.Generator(device).set_state(state)  # refuses what is no state
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"random: not the state of torch's generators, {_one_line(error)}; {ADVICE}"
+            f"random: not the state of torch's generators, {one_line(error)}; {ADVICE}"
         ) from None
     torch.set_rng_state(own.pop("cpu"))
     for device, state in own.items():
@@ -362,7 +367,3 @@ def _compare(folder: Path, files: dict[str, Entry]) -> None:
             f"just written, but not readable: {reason}; set aside as {set_aside(folder).name}, "
             "older checkpoints are kept; check the disk, or choose another --train.out"
         ) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

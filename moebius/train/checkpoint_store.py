@@ -16,7 +16,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 def load_newest(
     checkpoints: Path,
-    load: Callable[[Path], None],
+    load: Callable[[Path], object],
     report: Callable[[str], None],
     up_to: float = math.inf,
     set_aside: bool = False,
@@ -81,6 +81,8 @@ def last_good(checkpoints: Path) -> str:
     because a process that is about to end has no time to read it again.
     """
     try:
+        if not checkpoints.parent.is_dir():
+            return f"{checkpoints.parent} is not there any more"
         folders = complete(checkpoints)
         is_any = bool(folders) or any(DAMAGED in path.name for path in _paths(checkpoints))
     except (OSError, CheckpointError) as error:

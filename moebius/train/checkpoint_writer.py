@@ -1,11 +1,12 @@
 """Save checkpoints while training continues."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from moebius.errors import Interrupted, StorageError
+from moebius.errors import Interrupted, LostRunError, StorageError
 from moebius.parallel.process import Process
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.state import TrainState
@@ -27,10 +28,13 @@ class CheckpointWriter:
         keep_last: int,
         keep_every: int,
         process: Process | None = None,
+        check_owned: Callable[[], None] = lambda: None,
     ):
+        """`check_owned` raises LostRunError if the run is not this process's any more."""
         self.checkpoints, self.keep_last, self.keep_every = checkpoints, keep_last, keep_every
         self.writes = process is None or process.writes
         """Whether this process saves checkpoints."""
+        self._check_owned = check_owned
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._copies: checkpoint.Groups = {}
@@ -105,7 +109,15 @@ class CheckpointWriter:
         self._pending = self._pool.submit(self._write, folder, self._copies, values)
 
     def _write(self, folder: Path, tensors: checkpoint.Groups, values: dict[str, Any]) -> None:
-        checkpoint.write(folder, tensors, values)
+        self._check_owned()
+        failure: StorageError | None = None
+        try:
+            checkpoint.write(folder, tensors, values)
+        except StorageError as error:
+            failure = error
+        self._check_owned()  # if the folder is gone, this is what to say about the failure
+        if failure is not None:
+            raise failure
         try:
             checkpoint_store.prune(self.checkpoints, self.keep_last, self.keep_every, folder)
         except OSError as error:
@@ -122,7 +134,8 @@ class CheckpointWriter:
         for failure in self._failures:
             if failure is not error:
                 error.add_note(_in_words(failure))
-        if not isinstance(error, Interrupted):
+        is_lost = any(isinstance(e, LostRunError) for e in (error, *self._failures))
+        if not isinstance(error, Interrupted) and not is_lost:
             error.add_note(self.last_good())
 
 

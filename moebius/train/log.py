@@ -16,6 +16,7 @@ from moebius.observe.terminal import Terminal
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.clock import Clock
 from moebius.train.evaluate import Evaluation
+from moebius.train.ownership import OwnedOnly
 from moebius.train.session import Session
 from moebius.train.skipped import SkippedSteps
 from moebius.train.state import is_finite
@@ -73,7 +74,8 @@ class StepLog:
         self.session, self.state = session, session.state
         self.skipped = SkippedSteps(session.config.train, session.state)
         config, process = session.config, session.process
-        files = sinks_for(config.observe, process)
+        owned = [OwnedOnly(session.check_owned)] if process.writes else []
+        files = [*owned, *sinks_for(config.observe, process)]
         self.files, self.terminal = Sinks(files, session.run.root, session.state.step), terminal
         """The sinks but for the terminal. They are opened and closed as a part of `sinks`."""
         self.sinks = Sinks([*files, terminal], session.run.root, session.state.step)

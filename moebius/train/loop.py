@@ -34,7 +34,7 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     ):
         terminal.when_lost(stop.output_lost)
         session.begin(log.sinks.event)
-        if unevaluated := unevaluated_step(session.run, state.step, config):
+        if unevaluated := unevaluated_step(session.run, state.step, config, session.trained):
             evaluation = evaluate(*trained, lambda: stop.requested is not None)
             if evaluation:
                 log.complete(unevaluated, evaluation)
@@ -77,19 +77,30 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
 
 def writer_for(session: Session) -> CheckpointWriter:
     """Return the writer of a run's checkpoints."""
-    config, checkpoints = session.config.train, session.run.checkpoints
-    writer = CheckpointWriter(checkpoints, config.keep_last, config.keep_every, session.process)
+    config = session.config.train
+    writer = CheckpointWriter(
+        session.run.checkpoints,
+        config.keep_last,
+        config.keep_every,
+        session.process,
+        session.check_owned,
+    )
     if session.is_saved:
         writer.has(session.state)
     return writer
 
 
-def unevaluated_step(run: RunDirectory, step: int, config: TrainConfig) -> StepMetrics | None:
+def unevaluated_step(
+    run: RunDirectory, step: int, config: TrainConfig, trained: TrainConfig
+) -> StepMetrics | None:
     """Return the metrics of a run's latest step if a signal prevented its evaluation, else None.
 
-    Raises StorageError.
+    Whether the step was to be evaluated follows from `trained`, the settings that it was trained
+    with. With `config`, those that the run goes on with, it may have become the last step, which
+    is always evaluated. Raises StorageError.
     """
-    if not is_evaluated(step, config) or not run.metrics_path.exists():
+    is_last = step == config.steps
+    if not (is_evaluated(step, trained) or is_last) or not run.metrics_path.exists():
         return None
     try:
         last = last_metrics(run.metrics_path)

@@ -1,6 +1,12 @@
-"""One process owns a run: it alone may write into the run's folder, until it ends or is killed."""
+"""One process owns a run: it alone may write into the run's folder, until it ends or is killed.
+
+Two locks say so: that of a file, which names the owner, and that of the folder itself, which stays
+if somebody deletes the file. The owner checks both before it writes, because the folder may have
+been moved, deleted or replaced since.
+"""
 
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -12,10 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from moebius.data.lock import acquire, file_id, is_at
-from moebius.errors import ConfigError
+from moebius.errors import ConfigError, LostRunError
+from moebius.observe.metrics import StepMetrics
+from moebius.observe.sink import Event
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of a file system that has no locks, such as NFS without its lock service."""
+NO_FOLDER_LOCKS = (*UNSUPPORTED, errno.EBADF, errno.EISDIR)
+"""Errors of a file system that has no locks on folders, such as NFS."""
 READING_SECONDS = 1.0
 """How long to wait for a new owner to write its name into the lock file."""
 
@@ -42,13 +52,46 @@ class Ownership:
         self.folder.rename(folder)
         self.folder = self._held.folder = folder
 
+    def check(self) -> None:
+        """Raise LostRunError if the folder, or its lock, is no longer what was taken."""
+        self._held.check(self.folder)
+
+
+class OwnedOnly:
+    """A sink that writes nothing, and stops a run before it writes into what it does not own.
+
+    It comes before all others. Each method raises LostRunError as `check` does.
+    """
+
+    def __init__(self, check: Callable[[], None]):
+        self._check = check
+
+    def open(self, run: Path, step: int) -> None:
+        """Check before the files are opened."""
+        self._check()
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Check before a step is written."""
+        self._check()
+
+    def event(self, event: Event) -> None:
+        """Check before an event is written."""
+        self._check()
+
+    def rewind(self, step: int) -> None:
+        """Check before the files are written anew."""
+        self._check()
+
+    def close(self) -> None:
+        """Do nothing, because what is open stays in the folder where it was."""
+
 
 class _Held:
-    """A lock that this process holds. All its `Ownership` objects of a folder share one."""
+    """The locks that this process holds. All its `Ownership` objects of a folder share them."""
 
-    def __init__(self, folder: Path, descriptor: int):
+    def __init__(self, folder: Path, directory: int, descriptor: int):
         self.folder = folder
-        self._descriptor, self._process = descriptor, os.getpid()
+        self._directory, self._descriptor, self._process = directory, descriptor, os.getpid()
         text = json.dumps(
             {
                 "process": self._process,
@@ -64,15 +107,30 @@ class _Held:
         """Return the lock of a folder, taken now unless this process has it already."""
         path = folder / ".lock"
         with suppress(OSError):
-            held = _held.get(file_id(path.stat()))
+            held = _held.get(file_id(folder.stat()))
             if held is not None and held._process == os.getpid():  # and not a fork of the owner
+                held.folder = folder
                 return held
 
         def refuse(descriptor: int) -> None:
             raise ConfigError(f"{folder}: {_owner(path)}; wait until it ends, or stop it")
 
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            descriptor = acquire(path, refuse)
+            _lock_folder(directory, refuse)
+            held = cls(folder, directory, cls._taken(folder, refuse, report))
+        except BaseException:
+            os.close(directory)
+            raise
+        _held[file_id(os.fstat(directory))] = held
+        return held
+
+    @staticmethod
+    def _taken(folder: Path, refuse: Callable[[int], None], report: Report) -> int:
+        """Return the descriptor of the folder's lock file, locked unless that is impossible."""
+        path = folder / ".lock"
+        try:
+            return acquire(path, refuse)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
@@ -80,10 +138,27 @@ class _Held:
                 f"{folder}: its file system has no locks; make sure that no other process trains "
                 "this run"
             )
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        held = cls(folder, descriptor)
-        _held[file_id(os.fstat(descriptor))] = held
-        return held
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def check(self, folder: Path) -> None:
+        """Raise LostRunError if the path, or the lock in it, is no longer what was taken."""
+        path = folder / ".lock"
+        with suppress(OSError):
+            if is_at(path, self._descriptor):
+                return
+        place = _place(self._directory)
+        is_in_the_way = os.path.lexists(folder)
+        if _is_folder(folder, self._directory):
+            what = "replaced" if os.path.lexists(path) else "deleted"
+            lost = f"{path}: {what} during the training, so that another process may train it, too"
+        elif place:
+            instead = ", and something else was put in its place" if is_in_the_way else ""
+            lost = f"{folder}: moved to {place} during the training{instead}"
+        else:
+            what = "replaced" if is_in_the_way else "deleted"
+            lost = f"{folder}: {what} during the training"
+        remedy = f"; `moebius resume {place}` goes on from its last checkpoint" if place else ""
+        raise LostRunError(f"{lost}; stopped without writing anything more{remedy}")
 
     def __del__(self) -> None:
         path = self.folder / ".lock"
@@ -91,12 +166,41 @@ class _Held:
             # not in a process that was forked, and not in a folder that was moved
             if os.getpid() == self._process and is_at(path, self._descriptor):
                 path.unlink()
-        with suppress(OSError):
-            os.close(self._descriptor)
+        for descriptor in (self._descriptor, self._directory):
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 _held: "weakref.WeakValueDictionary[tuple[int, int], _Held]" = weakref.WeakValueDictionary()
-"""The locks of this process by device and inode of their files."""
+"""The locks of this process by device and inode of their folders."""
+
+
+def _lock_folder(directory: int, refuse: Callable[[int], None]) -> None:
+    """Lock an open folder, unless its file system cannot. `refuse` raises if it is taken."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        refuse(directory)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_LOCKS:
+            raise
+
+
+def _is_folder(folder: Path, directory: int) -> bool:
+    """Return whether the open folder is still the one at that path."""
+    try:
+        return file_id(folder.stat()) == file_id(os.fstat(directory))
+    except OSError:
+        return False
+
+
+def _place(directory: int) -> Path | None:
+    """Return where an open folder is now; None if it was deleted or the system does not say."""
+    try:
+        place = Path(f"/proc/self/fd/{directory}").readlink()
+    except OSError:
+        return None
+    return place if _is_folder(place, directory) else None
 
 
 def _owner(path: Path) -> str:

@@ -1,5 +1,6 @@
 """What a resumed run needs before it trains: its text, a checkpoint, and what has changed."""
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from moebius.data.cache import cache_folder
 from moebius.data.shards import TOKENIZER, file_sha256
 from moebius.errors import CheckpointError, ConfigError, DataError, MoebiusError, StorageError
 from moebius.observe.expert_counts import copy_later_counts
-from moebius.observe.line_file import copy_later
+from moebius.observe.line_file import copy_later, read_lines
 from moebius.observe.sink import RESUMED
 from moebius.train import checkpoint_store
 from moebius.train.run_directory import RunDirectory
@@ -39,18 +40,24 @@ class Resumed:
     """Name of the folder in the run's directory that keeps what was written after `step`."""
 
     @classmethod
-    def of(cls, step: int, before: Config, after: Config, aside: str) -> "Resumed | None":
-        """Return the event of a run that is resumed, or None if it goes on as it was."""
+    def of(
+        cls, step: int, before: Config, after: Config, aside: str = "", is_new: bool = False
+    ) -> "Resumed | None":
+        """Return the event of a run that is resumed, or None if it goes on as it was.
+
+        before is the configuration that the step was trained with. is_new: the run has just been
+        given other settings than it had last, which may be those of the step again.
+        """
         changed = changes(before, after)
         rates = (learning_rate(step, before.train), learning_rate(step, after.train))
-        return cls(step, changed, rates, aside) if changed or aside else None
+        return cls(step, changed, rates, aside) if changed or aside or is_new else None
 
     def lines(self) -> list[str]:
         """Return a line for each setting that has changed, and for what follows from that."""
         lines = [
             f"changed from step {self.step + 1:,} on: {name} {shown(old)} -> {shown(new)}"
             for name, (old, new) in self.changed.items()
-        ]
+        ] or [f"the settings from step {self.step + 1:,} on are those of the steps before"]
         old, new = self.rates
         if not math.isclose(old, new, rel_tol=1e-6):
             lines.append(
@@ -67,10 +74,24 @@ class Resumed:
         event = {"event": RESUMED, "step": self.step, "changed": changed, "lr": list(self.rates)}
         return event | ({"aside": self.aside} if self.aside else {})
 
+    def is_in(self, run: RunDirectory) -> bool:
+        """Return whether the last such event in the run's events.jsonl is this one.
+
+        Raises StorageError.
+        """
+        try:
+            events = read_lines(run.events_path) if run.events_path.exists() else []
+        except OSError as error:
+            raise StorageError(f"{run.events_path}: {error.strerror}") from None
+        last = [event for event in events if event.get("event") == RESUMED][-1:]
+        return last == [json.loads(json.dumps(self.to_json()))]
+
     def __str__(self) -> str:
         count = len(self.changed)
         settings = f"{count} changed setting{'' if count == 1 else 's'}"
-        return f"step {self.step}: resumed with {settings if count else 'the same settings'}"
+        return f"resumed with {settings if count else 'the same settings'} from step " + (
+            f"{self.step + 1:,} on"
+        )
 
 
 def corpus_of(
@@ -155,7 +176,10 @@ def checkpoint_at(run: RunDirectory, step: int) -> Path:
 
 
 def check_steps(before: Config, after: Config, step: int) -> None:
-    """Raise ConfigError if the run is already beyond the end that it is given now."""
+    """Raise ConfigError if the run is already beyond the end that it is given now.
+
+    before is the configuration that the run had last.
+    """
     if after.train.steps < step and after.train.steps != before.train.steps:
         raise ConfigError(
             f"train.steps={after.train.steps}: the run is at step {step} already; give more "

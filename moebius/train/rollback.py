@@ -8,7 +8,9 @@ from moebius.observe.alarm import Alarm
 from moebius.train import checkpoint_store
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.log import AnsweredAlarm, StepLog
+from moebius.train.resumption import Resumed
 from moebius.train.state import TrainState
+from moebius.train.trained_settings import settings_at
 
 
 def roll_back(
@@ -16,7 +18,8 @@ def roll_back(
 ) -> None:
     """Load the newest intact checkpoint from before the alarm's cause, and skip the text since.
 
-    Without such a checkpoint, the run continues as it is. Raises NumericError if the run has
+    Without such a checkpoint, the run continues as it is. If the settings have changed since that
+    checkpoint, the event says so. Raises NumericError if the run has
     already been rolled back max_rollbacks times, and StorageError if a checkpoint could not be
     written.
     """
@@ -44,10 +47,15 @@ def roll_back(
         )
     except CheckpointError as error:
         return log.event(alarm, f"not rolled back: {error}")
+    before = settings_at(log.session.run, state.trained, state.config, state.step)
+    changed = Resumed.of(state.step, before, state.config)
     num_skipped = sequences - state.sequences
     state.sequences, state.rollbacks = sequences, rollbacks + 1
     checkpoint_store.discard_after(writer.checkpoints, state.step)
     log.rewind()
     done = f"rolled back to step {state.step}, leaving out {num_skipped:,} sequences"
+    lines += changed.lines() if changed else []
     log.event(alarm, "; ".join([done, *lines]), rewound_to=state.step)
+    if changed:
+        log.sinks.event(changed)
     writer.save(state)  # so that a resumed run leaves them out, too

@@ -18,6 +18,7 @@ from moebius.data import Tokenizer
 from moebius.data.shards import TOKENIZER, file_sha256
 from moebius.errors import CheckpointError, ConfigError, StorageError
 from moebius.observe.json_lines import EVENTS, METRICS
+from moebius.train.not_a_run import not_a_run
 from moebius.train.ownership import Ownership
 from moebius.train.run_record import RunRecord, setting_names, write_atomically
 
@@ -50,10 +51,10 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str) -> "RunDirectory":
-        """Return the run in that folder. Raises ConfigError if there is none."""
+        """Return the run in that folder. Raises ConfigError, which says what is there instead."""
         run = cls(Path(path))
         if not run.config_path.is_file():
-            raise ConfigError(f"{path}: not a run directory, there is no config.toml in it")
+            raise ConfigError(f"{path}: {not_a_run(run.root)}")
         return run
 
     def check_writable(self) -> None:
@@ -171,27 +172,22 @@ class RunDirectory:
         return read_config(str(self.config_path), [])
 
     def record(self, report: Report) -> RunRecord | None:
-        """Return what the run was trained with last; None in a run of an earlier version.
+        """Return what the run was trained with last, if it is known.
 
-        `report` gets a line if the record is damaged, which is the same as none.
+        `report` gets a line if the record is missing, as in a run of an earlier version, or
+        damaged.
         """
+        problem = "missing (deleted, or never written by an earlier version)"
         try:
-            return RunRecord.read(self.record_path)
+            if record := RunRecord.read(self.record_path):
+                return record
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            report(
-                f"{self.record_path}: damaged ({type(error).__name__}), so that changes since the "
-                "run was last trained cannot be noticed; written anew"
-            )
-            return None
-
-    def trained_config(self) -> Config:
-        """Return the configuration that the run was trained with last.
-
-        It is that of config.toml unless somebody has edited the file since. Raises CheckpointError
-        and ConfigError as `config` does.
-        """
-        record = self.record(lambda line: None)
-        return record.config if record else self.config()
+            problem = f"damaged ({type(error).__name__})"
+        report(
+            f"{self.record_path}: {problem}, so that the run is compared with what its checkpoint "
+            "says instead; `moebius resume` writes it anew"
+        )
+        return None
 
     def write_config(self, config: Config) -> None:
         """Write config.toml. A crash leaves either the old or the new one. Raises StorageError."""

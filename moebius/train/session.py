@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from moebius.config import Config
+from moebius.config import Config, TrainConfig
 from moebius.config.resuming import resumed_config
 from moebius.data import Batches, Corpus, Feed, check_evaluable, prepare
 from moebius.data.shards import file_sha256
@@ -24,6 +24,7 @@ from moebius.train.run_directory import RunDirectory
 from moebius.train.run_record import RunRecord
 from moebius.train.state import TrainState
 from moebius.train.summary import summary
+from moebius.train.trained_settings import last_trained, settings_at
 
 Say = Callable[[str], None]
 
@@ -45,6 +46,9 @@ class Session:
     """The right to write into the run's directory; None in a process that does not write."""
     resumed: Resumed | None = None
     """What has changed in a run that is resumed; None if nothing has."""
+    before: Config | None = None
+    """The configuration that the step was trained with that a resumed run continues from; None in
+    a new run."""
     is_saved: bool = False
     """Whether a checkpoint of the run holds the state that it begins with."""
 
@@ -53,13 +57,24 @@ class Session:
         """The device that this process trains on."""
         return self.feed.device
 
+    @property
+    def trained(self) -> TrainConfig:
+        """The settings that the state was trained with when the session began."""
+        return (self.before or self.config).train
+
+    def check_owned(self) -> None:
+        """Raise LostRunError if the run's directory is not this process's any more."""
+        if self.owner is not None:
+            self.owner.check()
+
     def begin(self, report: Callable[[Event], None]) -> None:
         """Report what has changed in a run that is resumed, and record the new state of it.
 
-        The record comes last. If the process is killed before, the change is reported again.
-        Raises StorageError.
+        The record comes last. If the process is killed before, the change is reported again. A
+        change is recorded once, although a run that is killed before its next checkpoint makes it
+        again. Raises StorageError.
         """
-        if self.resumed is not None:
+        if self.resumed is not None and not self.resumed.is_in(self.run):
             report(self.resumed)
         if self.process.writes and self.run.record(lambda line: None) != self.record:
             self.record.write(self.run.record_path)
@@ -106,7 +121,8 @@ def resume(
     With `step`, it continues from the checkpoint of that step, and what it wrote later is set
     aside. A run that was stopped before its first checkpoint starts over. say and process are
     those of `start`. The configuration may differ from the run's as moebius/config/resuming.py
-    says; it is then the run's from now on.
+    says; it is then the run's from now on. What has changed is found by comparing it with the
+    settings that the checkpoint was trained with.
 
     Raises ConfigError if another process trains the run or a setting may not change, and
     CheckpointError if no checkpoint can be loaded or the run's text has changed.
@@ -114,25 +130,28 @@ def resume(
     process = process or Process.from_environment()
     device = choose_device(config.train.device)
     record = run.record(say)
-    before = run.trained_config()
-    config = resumed_config(before, config)
+    latest = last_trained(run, record, say, step)
+    config = resumed_config(latest, config)
     owner = run.own(say) if process.writes else None
     if process.writes:
         tidy(run.checkpoints)
     corpus = corpus_of(config, run, record, say, progress)
     state = build(config, corpus, device, say)
     is_saved = load_checkpoint(run, state, say, step, owns=process.writes)
-    check_steps(before, config, state.step)
+    check_steps(latest, config, state.step)
+    before = settings_at(run, state.trained, latest, state.step) if is_saved else latest
     feed = feed_for(config, corpus, device, process)
     aside = set_aside(run, state.step) if step is not None and process.writes else ""
-    resumed = Resumed.of(state.step, before, config, aside)
+    resumed = Resumed.of(state.step, before, config, aside, is_new=latest != config)
     say(f"resuming {run.root} at step {state.step:,} of {config.train.steps:,}")
     for line in resumed.lines() if resumed else ():
         say(line)
     if process.writes and run.config() != config:
         run.write_config(config)
     record = RunRecord.of(config, corpus, file_sha256(run.tokenizer_path))
-    return Session(config, run, corpus, feed, state, process, record, owner, resumed, is_saved)
+    return Session(
+        config, run, corpus, feed, state, process, record, owner, resumed, before, is_saved
+    )
 
 
 def feed_for(

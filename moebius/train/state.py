@@ -15,6 +15,7 @@ from moebius.train import checkpoint
 from moebius.train.optimizer import build_optimizers
 from moebius.train.optimizer_state import check_named_state, load_named_state, named_state
 from moebius.train.state_values import check_values
+from moebius.train.trained_settings import CONFIG, check_belongs, settings_of, to_json
 
 _NUMBERS = ("step", "sequences", "tokens", "skipped", "rollbacks", "aux_levels")
 SMALLEST_RAISED = 0.005  # smallest coefficient that `raise_aux` doubles, if the configured is less
@@ -45,8 +46,11 @@ class TrainState:
     """Number of times that the run was rolled back."""
     corpus: str = ""
     """`Corpus.identity` of the text whose sequences `sequences` counts."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The settings of the training."""
+    config: Config = field(default_factory=Config)
+    """The configuration that the next step is trained with."""
+    loaded: tuple[int, Config | None] = (-1, None)
+    """The step of the checkpoint that was loaded last, and the settings that it was trained with,
+    if it says so."""
 
     @classmethod
     def new(cls, model: Transformer, config: Config, corpus: str = "") -> "TrainState":
@@ -54,7 +58,16 @@ class TrainState:
         levels = [0] * len(routed_layers(model))
         optimizers = build_optimizers(model, config.train)
         alarms = Alarms(config.observe)
-        return cls(model, optimizers, alarms, levels, corpus=corpus, train=config.train)
+        return cls(model, optimizers, alarms, levels, corpus=corpus, config=config)
+
+    @property
+    def trained(self) -> Config | None:
+        """The configuration that the latest step was trained with.
+
+        It is None if that was before the checkpoint of an earlier version, which does not say.
+        """
+        step, config = self.loaded
+        return config if step == self.step else self.config
 
     def captured(self) -> tuple[checkpoint.Groups, dict[str, Any]]:
         """Return a checkpoint's tensors, random generators included, and its JSON values.
@@ -75,19 +88,17 @@ class TrainState:
         from another model, optimizer or text.
         """
         tensors, state = checkpoint.load(folder)
-        state = _in_sequences(state, self.train)
-        check_values(folder, state, self._values())
+        state = _in_sequences(state, self.config.train)
+        own = self._values()
+        own.pop(CONFIG)  # earlier versions did not write it
+        check_values(folder, state, own)
         if missing := {"model", "optimizer", "random"} - tensors.keys():
             raise CheckpointError(
                 f"{folder}: without {', '.join(sorted(missing))}; {checkpoint.ADVICE}"
             )
-        if state["corpus"] != self.corpus:
-            raise ForeignCheckpointError(
-                f"{folder}: trained on another text than data.source now gives; "
-                "its files have changed, or their order"
-            )
         check_model(self.model, tensors["model"], folder)
         check_named_state(self.optimizers, self.model, tensors["optimizer"])
+        check_belongs(folder, state, self.config, self.corpus)
         checkpoint.set_random_state(tensors["random"])
         # All has been checked, so the state is replaced as a whole or not at all.
         load_model(self.model, tensors["model"])
@@ -95,11 +106,13 @@ class TrainState:
         for name in _NUMBERS:
             setattr(self, name, state[name])
         self.alarms.load(state["alarms"])
+        self.loaded = self.step, settings_of(state)
 
     def _values(self) -> dict[str, Any]:
         """Return copies of the values that a checkpoint's JSON has."""
         values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")}
-        return deepcopy(values | {"alarms": self.alarms.state()})
+        values |= {"alarms": self.alarms.state(), CONFIG: to_json(self.trained)}
+        return deepcopy(values)
 
 
 def _in_sequences(state: dict[str, Any], train: TrainConfig) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def test_generate_continues_the_prompt_and_depends_on_the_seed(trained, moebius)
 def test_a_run_without_checkpoints(trained, tmp_path: Path, moebius):
     run = tmp_path / "bare"
     run.mkdir()
-    for name in ("config.toml", "tokenizer.json"):
+    for name in ("config.toml", "run.json", "tokenizer.json"):
         (run / name).write_bytes((trained / "runs" / "run" / name).read_bytes())
     result = moebius("generate", run, "--prompt", "never shown")
     refused(result, 4, f"{run / 'checkpoints'}: no checkpoint yet")
@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_apart_from_the_text(
         (["x", "--max-tokens", "-3"], "--max-tokens -3: must be at least 0"),
         (["x", "--seed", str(2**64)], "--seed 18446744073709551616: must be from 0 to"),
         (["x", "--prompt", "\udcff"], "--prompt '\\udcff': must be UTF-8"),
-        (["gone"], "gone: not a run directory, there is no config.toml in it"),
+        (["gone"], "gone: there is no such directory"),
         ([], "RUN is missing; usage: `moebius generate RUN [options]`"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command_line import SECONDS, micro, refused, steps
+from tests.cli.command_line import SECONDS, micro, refused, steps, write_text
 
 
 def test_resume_with_more_steps_goes_on(trained, moebius):
@@ -95,7 +95,7 @@ def test_a_resumed_run_keeps_its_model_and_data(trained, moebius):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["gone", "--train.steps", "5"], "gone: not a run directory"),
+        (["gone", "--train.steps", "5"], "gone: there is no such directory"),
         (["--train.steps", "5"], "RUN is missing"),
         (["--train.steps", "5", "gone"], "'gone' was not expected here; RUN must come first"),
     ],
@@ -207,7 +207,7 @@ def test_damaged_lines_do_not_end_a_run(name, trained, tmp_path: Path, moebius):
         file.write(b"\0" * 300 + b"\ngarbage\n")
     result = moebius("resume", run, "--train.steps", "12")
     assert result.code == 0
-    assert f"moebius: {run / name}: 2 damaged lines moved to {name}.damaged\n" in result.err
+    assert f"moebius: {run / name}: 2 damaged lines moved to {name}.damaged (lines" in result.err
     assert steps(run) == [2, 4, 5, 6, 8, 10, 12]
 
 
@@ -248,3 +248,68 @@ def test_the_help_lists_what_may_change(moebius):
     shown = moebius("resume", "--help").out
     assert "--train.batch_size INT" in shown and "--step N" in shown and "--data.source" in shown
     assert not any(f"--{name}" in shown for name in ("train.seed", "model.dim", "data.weights"))
+
+
+def test_a_checkpoint_under_another_step_s_name_does_not_end_a_run(
+    trained, tmp_path: Path, moebius
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "runs" / "run", run)
+    shutil.rmtree(run / "checkpoints" / "step-00000010")
+    (run / "checkpoints" / "step-00000004").rename(run / "checkpoints" / "step-00000010")
+    generated = moebius("generate", run, "--max-tokens", "1")
+    assert "passed over" in generated.err and "this is the checkpoint of step 4" in generated.err
+    result = moebius("resume", run)
+    assert result.code == 0 and "finished" not in result.out
+    assert "passed over" in result.out and f"resuming {run} at step 8 of 10" in result.out
+    assert (run / "checkpoints" / "step-00000010.damaged").is_dir()
+
+
+@pytest.mark.parametrize("setting", ["train__seed", "data__source", "model__router_top_k"])
+def test_a_checkpoint_of_another_run_does_not_end_a_run(setting, trained, tmp_path: Path, moebius):
+    """The weights of the other run would fit into the model."""
+    run, text = tmp_path / "run", tmp_path / "text.txt"
+    shutil.copytree(trained / "runs" / "run", run)
+    write_text(text, lines=700)
+    value = {"train__seed": 1, "data__source": text, "model__router_top_k": 2}[setting]
+    flags = {"train__name": "other", "train__out": tmp_path, setting: value}
+    assert moebius("train", "tiny", *micro(trained, **flags)).code == 0
+    shutil.rmtree(run / "checkpoints" / "step-00000010")
+    other = tmp_path / "other" / "checkpoints" / "step-00000010"
+    shutil.copytree(other, run / "checkpoints" / "step-00000010")
+    before = contents(run)
+    part = "another text" if setting == "data__source" else f"{setting.replace('__', '.')}={value}"
+    for command in ("resume", "generate"):
+        refused(moebius(command, run), 4, f"{run / 'checkpoints' / 'step-00000010'}: ", part)
+    after = contents(run)
+    after.pop(run / ".lock", None)  # until the error, which holds the session, is forgotten
+    assert after == before
+
+
+def test_a_run_without_its_record_does_not_forget_what_may_not_change(
+    trained, tmp_path: Path, moebius
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "runs" / "run", run)
+    (run / "run.json").unlink()
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("\nseed = 0\n", "\nseed = 7\n"))
+    refused(moebius("resume", run), 2, "train.seed=7: a resumed run keeps train.seed=0")
+    result = moebius("generate", run)
+    missing, refusal = result.err.splitlines()
+    assert result.code == 4 and f"{run / 'run.json'}: missing (" in missing
+    assert "train.seed=0, but the run has train.seed=7" in refusal
+    (run / "config.toml").write_text(text)
+    result = moebius("resume", run, "--train.steps", "12")
+    assert result.code == 0 and f"{run / 'run.json'}: missing (" in result.out
+    assert (run / "run.json").exists()
+
+
+def test_words_that_are_not_a_run_but_near_one(trained, monkeypatch, moebius):
+    monkeypatch.chdir(trained)
+    refused(moebius("resume", "run"), 2, "run: there is no such directory; did you mean runs/run?")
+    refused(moebius("generate", "runs"), 2, "runs: not a run directory", "runs/run")
+    inside = "runs/run/checkpoints/step-00000004"
+    refused(moebius("resume", inside), 2, f"{inside}: inside of a run", "itself, runs/run")
+    refused(moebius("generate", "runs/run/config.toml"), 2, "itself, runs/run")
+    refused(moebius("train", "runs/run"), 2, "`moebius resume runs/run` continues it")

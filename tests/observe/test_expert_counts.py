@@ -204,7 +204,7 @@ def test_damaged_lines_of_the_journal_are_set_aside_and_named(tmp_path: Path):
     journal.write_bytes(texts[0] + bytes(50) + b"\n" + texts[1] + texts[2][:100])
     lines: list[str] = []
     ExpertCounts(lines.append).open(tmp_path, 3)
-    assert lines == [f"{journal}: 1 damaged line moved to {JOURNAL}.damaged"]
+    assert lines == [f"{journal}: 1 damaged line moved to {JOURNAL}.damaged (line 2)"]
     expect(tmp_path, {1: 0, 2: 0})
 
 

@@ -39,14 +39,19 @@ def test_a_line_that_was_appended_to_the_beginning_of_another_is_damaged(tmp_pat
     assert path.read_bytes() == text_of(1) + text_of(4) and len(reports) == 1
 
 
-def test_the_memory_of_cutting_does_not_grow_and_nothing_is_parsed(tmp_path: Path, monkeypatch):
+def test_the_memory_of_cutting_does_not_grow_and_few_lines_are_parsed(tmp_path: Path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"".join(map(text_of, range(1, 5_001))))
     size = path.stat().st_size
-    monkeypatch.setattr(line_file, "_parsed", lambda text: pytest.fail("a line was parsed"))
+    parsed: list[bytes] = []
+    parse = line_file._parsed
+    monkeypatch.setattr(
+        line_file, "_parsed", lambda *given: (parsed.append(given[0]), parse(*given))[1]
+    )
     tracemalloc.start()
     cut(path, 4_990, pytest.fail)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6 * line_file.PIECE < size
     assert size - path.stat().st_size == 10 * len(text_of(5_000))
+    assert 1 <= len(parsed) < 5

@@ -91,9 +91,9 @@ def test_files_of_a_killed_process_are_cleared_away(tmp_path):
 
 def test_saving_again_replaces_the_checkpoint(tmp_path):
     folder = checkpoint.save(tmp_path / "step-00000007", some_tensors(), STATE)
-    checkpoint.save(folder, {"model": {"weight": torch.ones(2)}}, {"step": 8})
+    checkpoint.save(folder, {"model": {"weight": torch.ones(2)}}, {"step": 7, "tokens": 8})
     loaded, state = checkpoint.load(folder)
-    assert state == {"step": 8} and list(loaded) == ["model"]
+    assert state == {"step": 7, "tokens": 8} and list(loaded) == ["model"]
     assert names_in(tmp_path) == ["step-00000007"]
 
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from moebius.errors import ConfigError
+from moebius.errors import ConfigError, LostRunError
 from moebius.train.ownership import Ownership
 
 OWNER = """
@@ -123,3 +124,73 @@ def test_without_locks_there_is_a_warning_and_it_goes_on(number, tmp_path: Path,
 def test_other_errors_are_raised(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         Ownership(tmp_path / "gone", pytest.fail)
+
+
+def lose(folder: Path, how: str) -> None:
+    """Do to a folder what people do to runs that are still trained."""
+    if how == "unlocked":
+        (folder / ".lock").unlink()
+    elif how == "locked anew":
+        (folder / ".lock").unlink()
+        (folder / ".lock").touch()
+    elif how == "deleted":
+        shutil.rmtree(folder)
+    elif how == "moved":
+        folder.rename(folder.with_name("elsewhere"))
+    elif how == "replaced":
+        folder.rename(folder.with_name("elsewhere"))
+        folder.mkdir()
+    elif how == "replaced by a file":
+        shutil.rmtree(folder)
+        folder.touch()
+
+
+LOST = {
+    "unlocked": r"/run/\.lock: deleted during the training, so that another process may",
+    "locked anew": r"/run/\.lock: replaced during the training, so that another process may",
+    "deleted": r"/run: deleted during the training; stopped without writing anything more$",
+    "moved": r"/run: moved to \S+/elsewhere during the training; .*`moebius resume \S+/elsewhere`",
+    "replaced": r"/run: moved to \S+/elsewhere during the training, and something else was put",
+    "replaced by a file": r"/run: replaced during the training; stopped without",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize(("how", "match"), LOST.items())
+def test_an_owner_notices_what_happened_to_its_folder(how, match, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    owner = Ownership(tmp_path / "run", pytest.fail)
+    owner.check()
+    lose(tmp_path / "run", how)
+    with pytest.raises(LostRunError, match=match) as refusal:
+        owner.check()
+    assert refusal.value.exit_code == 6 and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("how", ["unlocked", "locked anew"])
+def test_a_folder_whose_lock_file_was_deleted_is_still_owned(how, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    owner = started(tmp_path / "run")
+    try:
+        lose(tmp_path / "run", how)
+        with pytest.raises(ConfigError, match="another process is training this run"):
+            Ownership(tmp_path / "run", pytest.fail)
+    finally:
+        owner.kill()
+        owner.wait()
+    Ownership(tmp_path / "run", pytest.fail).check()
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK])
+def test_where_folders_cannot_be_locked_the_file_is(number, tmp_path: Path, monkeypatch):
+    flock = fcntl.flock
+
+    def only_files(descriptor: int, operation: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+            raise OSError(number, os.strerror(number))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", only_files)
+    owner = Ownership(tmp_path, pytest.fail)
+    owner.check()
+    assert is_taken(tmp_path)

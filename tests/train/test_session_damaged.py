@@ -73,7 +73,8 @@ def test_a_state_with_the_right_hash_and_wrong_values_is_passed_over(small, chan
     session = new_session(small)
     saved(session, 3, 6)
     rewrite_state(session.run.checkpoints / "step-00000006", change)
-    checkpoint.verify(session.run.checkpoints / "step-00000006")
+    folder = session.run.checkpoints / "step-00000006"
+    checkpoint._verify(folder, checkpoint._manifest(folder))
     lines: list[str] = []
     resumed = resume(small, session.run, lines.append)
     assert (resumed.state.step, resumed.state.sequences, resumed.state.tokens) == (3, 12, 384)

@@ -97,12 +97,6 @@ def test_what_is_no_state_of_alarms_is_refused(alarms):
         check_values(FOLDER, OWN | {"alarms": alarms}, OWN)
 
 
-def test_the_checkpoint_of_one_step_under_the_name_of_another_is_refused():
-    """A run that resumed it would save older steps, and resume the same one again."""
-    with pytest.raises(CheckpointError, match="this is the checkpoint of step 2, under that name"):
-        check_values(FOLDER, OWN | {"step": 2}, OWN)
-
-
 def test_a_refusal_is_short_and_of_one_line():
     with pytest.raises(CheckpointError) as refusal:
         check_values(FOLDER, OWN | {"corpus": ["a\n" * 100]}, OWN)
