@@ -23,7 +23,7 @@ def test_the_state_of_the_step_in_the_name_is_returned(folder):
 def test_the_checkpoint_of_one_step_under_the_name_of_another_is_refused(step):
     """A run that resumed it would save older steps, and resume the same one again."""
     with pytest.raises(
-        CheckpointError, match="this is the checkpoint of step .*, under that name"
+        CheckpointError, match=r"this is the checkpoint of step .*, under that name"
     ):
         parsed("step-00000002", {"step": step})
 
