@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from flags import layered
+
 from moebius.data import Batches
 
 Spawn = Callable[..., int]
@@ -77,7 +79,9 @@ def lost_terminals(
         reader, writer = os.pipe()
         is_closed = number % 2 == 0
         process = spawn(
-            [*command(folder, run.name), "--train.checkpoint_every=0", "--train.log_every=1"],
+            _changed(
+                command(folder, run.name), ["--train.checkpoint_every=0", "--train.log_every=1"]
+            ),
             stdout=writer,
             before=lambda reader=reader: os.close(reader),  # the pipe must lose its last reader
         )
@@ -114,7 +118,8 @@ def changed_sizes(
     flags = ["--train.steps=1000000", "--train.checkpoint_every=0", "--train.eval_every=0"]
     for number in range(num_resumes + 1):
         size = chance.choice([1, 2, 3, 5, 8, 13])
-        arguments = [*command(folder, run.name), *flags, f"--train.batch_size={size}"]
+        changes = [*flags, f"--train.batch_size={size}"]
+        arguments = _changed(command(folder, run.name), changes)
         begun = notes.stat().st_size if number else 0
         process = spawn(arguments, before=lambda: _note_sequences(notes))
         while not notes.exists() or notes.stat().st_size == begun:
@@ -127,7 +132,10 @@ def changed_sizes(
     lines, whole = notes.read_text().splitlines(), folder / "sequences-of-one-run"
     steps = -(-len(lines) // 64)
     process = spawn(
-        [*command(folder, "at-once"), *flags, f"--train.steps={steps}", "--train.batch_size=64"],
+        _changed(
+            command(folder, "at-once"),
+            layered(flags, [f"--train.steps={steps}", "--train.batch_size=64"]),
+        ),
         before=lambda: _note_sequences(whole),
     )
     code = exit_code_of(process)
@@ -138,6 +146,11 @@ def changed_sizes(
         "differ from those of an uninterrupted run"
     )
     return (result, code == 0 and not differing)
+
+
+def _changed(command: list[str], flags: list[str]) -> list[str]:
+    """Return the command, `train CONFIG` or `resume RUN`, with some of its flags changed."""
+    return [*command[:2], *layered(command[2:], flags)]
 
 
 def _note_sequences(notes: Path) -> None:

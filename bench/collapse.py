@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+from flags import layered
 from variants import train_all
 
 from moebius.config.files import read_config
@@ -69,15 +70,15 @@ SWITCH = {
 def main() -> None:
     options, flags = _options()
     if not options.as_it_is:
-        flags = THREE_EXPERTS + flags
+        flags = layered(THREE_EXPERTS, flags)
     config = read_config(options.config, flags)
     cures = CURES | (SWITCH if config.model.router_top_k == 1 else {})
     if options.only:
         cures = {name: cures[name] for name in (CONTROL, *options.only)}
     if config.train.batch_size % 2 == 0:
         # two micro-batches, so that a global batch is more than one
-        flags += [f"--train.micro_batch_size={config.train.batch_size // 2}"]
-    variants = {name: flags + own_flags for name, own_flags in cures.items()}
+        flags = layered(flags, [f"--train.micro_batch_size={config.train.batch_size // 2}"])
+    variants = {name: layered(flags, own_flags) for name, own_flags in cures.items()}
     results = train_all(options.config, variants, options.seeds, options.jobs)
     print(f"\n{options.config} {' '.join(flags)}, {options.seeds} seeds")
     print("shares of the worst layer at the end, first seed")

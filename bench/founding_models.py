@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import founding_quotes as document
 import torch
+from flags import layered
 from interleaved_models import TimedModel, models_in_turns
 from markdown_tables import gigabytes, milliseconds, table, title
 
@@ -58,7 +59,7 @@ class Size:
 
 def configuration(preset: str, changes: list[str], size: Size) -> Config:
     """Return a preset with some changes, and with the flags that go to every model."""
-    return read_config(preset, [*changes, *size.flags])
+    return read_config(preset, layered(changes, size.flags))
 
 
 def summary(size: Size) -> Iterator[str]:

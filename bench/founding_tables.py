@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import founding_quotes as document
 import torch
 from collapse import THREE_EXPERTS, cure
+from flags import layered
 from founding_layers import Layer, attention_times, experts_times, gathering_times, padded_rows
 from founding_models import Size, base_mlp, configuration, summary
 from markdown_tables import gigabytes, milliseconds, table, title
@@ -95,17 +96,16 @@ def collapse(size: Size) -> Iterator[str]:
         f"`tiny` with three top-1 experts, {size.learning_steps} steps; the worst layer over the "
         f"last {LAST_STEPS} steps",
     )
-    learner = [
-        *THREE_EXPERTS,
-        *(TINY_LEARNER if size.is_tiny else []),
-        *(flag for flag in size.flags if "--data." in flag),
-        f"--train.device={size.device}",
-        f"--train.steps={size.learning_steps}",
-    ]
+    learner = layered(
+        THREE_EXPERTS,
+        TINY_LEARNER if size.is_tiny else [],
+        (flag for flag in size.flags if "--data." in flag),
+        [f"--train.device={size.device}", f"--train.steps={size.learning_steps}"],
+    )
     goal = f"{document.CV:.2f}, and {document.GOAL} is its goal"
     rows = [["the document, without balancing", document.LOADS, goal, ""]]
     for name, changes in CURES.items():
-        rows.append([name, *learned(read_config("tiny", [*learner, *changes]))])
+        rows.append([name, *learned(read_config("tiny", layered(learner, changes)))])
     yield from table(["", "share of the tokens, %", "CV", "held-out bits per byte"], rows)
 
 
@@ -214,14 +214,14 @@ def _size(options: argparse.Namespace, flags: list[str]) -> Size:
         "--data.document_masking=false",
     ]
     if device.type != "cuda":
-        return Size(device, 3, 40, False, [*TINY, *own, *flags])
+        return Size(device, 3, 40, False, layered(TINY, own, flags))
     batch = [
         f"--model.num_layers={options.layers}",
         "--train.batch_size=16",
         "--train.seq_len=2048",
     ]
     rounds, learning_steps = (3, 150) if options.quick else (5, 400)
-    return Size(device, rounds, learning_steps, not options.quick, [*batch, *own, *flags])
+    return Size(device, rounds, learning_steps, not options.quick, layered(batch, own, flags))
 
 
 def _options() -> tuple[argparse.Namespace, list[str]]:

@@ -12,6 +12,7 @@ spread over the seeds are printed.
 import argparse
 import statistics
 
+from flags import layered
 from variants import train_all
 
 from moebius.config.files import read_config
@@ -63,9 +64,9 @@ def main() -> None:
         f"--model.base_expansion={twin.base_expansion}",
         "--model.residual_mix=add",
     ]
-    variants = {"preset": flags, "dense twin": flags + dense}
+    variants = {"preset": flags, "dense twin": layered(flags, dense)}
     if options.recipes:
-        variants |= {name: flags + own_flags for name, own_flags in RECIPES.items()}
+        variants |= {name: layered(flags, own_flags) for name, own_flags in RECIPES.items()}
     for name, own_flags in variants.items():
         active = active_parameters(read_config(options.config, own_flags).model)
         excess = active / active_parameters(twin) - 1

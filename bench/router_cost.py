@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
+from flags import layered
 
 import moebius.moe.layer
 from moebius.config import Config
@@ -34,7 +35,7 @@ UNIFORM = ["--model.moe_min_expansion=3.5", "--model.moe_max_expansion=3.5"]
 
 
 def main() -> None:
-    config = read_config("standard", [*UNIFORM, *sys.argv[1:]])
+    config = read_config("standard", layered(UNIFORM, sys.argv[1:]))
     device = choose_device(config.train.device)
     switch = replace(config, model=replace(config.model, router_type="switch", router_top_k=1))
     variants = {"softmax_topk": config, "switch": switch, "softmax_topk, no statistics": config}

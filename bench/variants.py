@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from flags import layered
+
 from moebius.observe.json_lines import METRICS
 from moebius.observe.line_file import read_lines
 
@@ -38,7 +40,8 @@ def train_all(
             letters = "".join(letter if letter.isalnum() else "-" for letter in name)
             run = f"{letters[:50]}-{seed}"
             own = ["--train.seed", str(seed), "--train.out", out, "--train.name", run]
-            moebius(["train", config, *variants[name], *own, *WITHOUT_EXTRAS], threads)
+            flags = layered(variants[name], own, WITHOUT_EXTRAS)
+            moebius(["train", config, *flags], threads)
             return read_lines(Path(out) / run / METRICS)
 
         results: dict[str, list[list[dict]]] = {name: [] for name in variants}

@@ -4,6 +4,7 @@ The tensors in tests are small, so torch uses one thread: on a busy machine, sev
 spend more time waiting for each other than working.
 """
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from moebius.config import Config, DataConfig, ModelConfig, ObserveConfig, TrainConfig
 
 torch.set_num_threads(1)
+# A shell starts a background command with SIGINT ignored, and some tests send one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

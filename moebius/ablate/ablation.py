@@ -1,10 +1,12 @@
 """The options of an ablation, and its results. This does not import torch."""
 
 import math
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from moebius.ablate.comparison import Outcome
+from moebius.cost.units import counted
 from moebius.errors import ConfigError
 
 
@@ -57,6 +59,8 @@ class Ablation:
     """One outcome per variant. The configuration itself comes first."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know about the text, and about how the figures were measured."""
+    stopped_by: signal.Signals | None = None
+    """The signal that ended the measurement early, if one did."""
 
     def add_notes(self, notes: Iterable[str]) -> None:
         """Add notes that are not there yet. Variants often share a text, and so its notes."""
@@ -66,3 +70,27 @@ class Ablation:
     def sound(self) -> list[Outcome]:
         """The outcomes of the variants that have not failed."""
         return [outcome for outcome in self.outcomes if not outcome.problem]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a variant, and every one that has not failed was measured."""
+        return bool(self.sound) and all(outcome.rounds for outcome in self.sound)
+
+    def cut_short(self, number: signal.Signals) -> None:
+        """Keep the rounds that all variants have finished, and no learning that is incomplete."""
+        self.stopped_by = number
+        rounds = min((len(outcome.rounds) for outcome in self.sound), default=0)
+        for outcome in self.sound:
+            del outcome.rounds[rounds:]
+            outcome.turns.clear()
+            outcome.curves.clear()
+
+    def stopped(self) -> str:
+        """Return one line about the signal, and what was measured before it came."""
+        assert self.stopped_by is not None
+        if not self.is_measured:
+            return f"stopped by {self.stopped_by.name} before every variant was measured once"
+        rounds = len(self.sound[0].rounds)
+        learning = ", without what the variants had learned" if self.options.learns else ""
+        figures = f"the figures are those of {counted(rounds, 'round')}{learning}"
+        return f"stopped by {self.stopped_by.name}; {figures}"

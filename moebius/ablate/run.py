@@ -13,6 +13,7 @@ from moebius.ablate.stage import NoRoomError, Stage
 from moebius.ablate.timing import time_variants
 from moebius.ablate.variants import Variant
 from moebius.errors import DataError, MoebiusError
+from moebius.train.interruption import interruptible, signal_of
 
 Say = Callable[[str], None]
 NO_ROOM = "the variants do not fit into memory at the same time: "
@@ -23,10 +24,21 @@ ONE_BY_ONE = "they learned one after the other"
 def ablate(variants: Sequence[Variant], options: AblateOptions, say: Say) -> Ablation:
     """Measure the variants and, if the options say so, train them.
 
-    say takes lines of progress. If a variant fails, its outcome says why. Raises MoebiusError if
-    the text of the first variant cannot be prepared.
+    say takes lines of progress. If a variant fails, its outcome says why. After a signal, the
+    ablation has what was measured until then. Raises MoebiusError if the text of the first variant
+    cannot be prepared.
     """
     ablation = Ablation(options, [Outcome(variant, variant.problem) for variant in variants])
+    with interruptible():
+        try:
+            _measure(ablation, say)
+        except KeyboardInterrupt as interrupt:
+            ablation.cut_short(signal_of(interrupt))
+    return ablation
+
+
+def _measure(ablation: Ablation, say: Say) -> None:
+    options = ablation.options
     if options.learns:
         _prepare(ablation, say)
     stage = Stage()
@@ -40,7 +52,6 @@ def ablate(variants: Sequence[Variant], options: AblateOptions, say: Say) -> Abl
             stage.is_alone = True
             with stage:
                 phase(ablation, stage, say)
-    return ablation
 
 
 def _prepare(ablation: Ablation, say: Say) -> None:

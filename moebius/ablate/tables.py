@@ -9,8 +9,12 @@ from moebius.ablate.doubts import doubts
 from moebius.ablate.notes import notes
 from moebius.ablate.variants import SAME_COMPUTE
 from moebius.ablate.verdict import active_change, comparable, verdict
+from moebius.config.width import folded
 from moebius.cost.counts import active_parameters, parameters
-from moebius.cost.units import gigabytes, short
+from moebius.cost.units import byte_size, short
+
+INDENT = 13
+"""Width of the column of titles below the tables."""
 
 
 def lines(ablation: Ablation) -> list[str]:
@@ -20,7 +24,8 @@ def lines(ablation: Ablation) -> list[str]:
         text += ["", *_learning_table(learned, "tokens"), "", *_learning_table(learned, "seconds")]
     warnings = [("WARNING", doubt) for doubt in doubts(ablation)]
     sentences = [*warnings, *verdict(ablation), *(("note", note) for note in notes(ablation))]
-    return [*text, "", *(f"{title:<13}{sentence}" for title, sentence in sentences)]
+    named = (f"{title:<{INDENT}}{sentence}" for title, sentence in sentences)
+    return [*text, "", *folded(named, INDENT)]
 
 
 def gap_to(outcome: Outcome, reference: Outcome, axis: Axis, end: float) -> Spread | None:
@@ -52,7 +57,7 @@ def _speed_table(ablation: Ablation) -> Iterator[str]:
         yield (
             f"{name}{active:>8}{total:>8}"
             f"{outcome.seconds * 1e3:10.1f}{outcome.tokens_per_second:11,.0f}  "
-            f"{'1' if outcome is first else paired:<21}{gigabytes(outcome.peak_bytes, 2):>8}"
+            f"{'1' if outcome is first else paired:<21}{byte_size(outcome.peak_bytes, 2):>8}"
         )
 
 

@@ -24,6 +24,14 @@ SAME_COMPUTE = 0.02
 SECTIONS = ("model", "data", "train", "parallel")
 """Sections of the configuration whose fields may vary."""
 
+UNMEASURED = (
+    *("data.cache", "data.workers"),
+    *("train.out", "train.name", "train.steps", "train.log_every", "train.eval_every"),
+    *("train.checkpoint_every", "train.keep_last", "train.keep_every", "train.max_rollbacks"),
+)
+"""Settings of where and how often a run writes, and of its length, which --learn replaces. No
+figure of an ablation depends on them."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -112,6 +120,11 @@ def _flags(config: Config, text: str) -> list[str]:
             f"--over {text!r}: must be section.key=V1,V2, where section is one of "
             f"{', '.join(SECTIONS)}"
         )
+    if f"{section}.{key}" in UNMEASURED:
+        raise ConfigError(
+            f"--over {section}.{key}: changes neither the speed nor the memory nor what a variant "
+            "learns, so there is nothing to compare"
+        )
     flags = []
     for value in re.split(r",(?![^\[]*\])", listed):
         if not value.strip():
@@ -189,8 +202,10 @@ def _resized(variant: Variant, target: int) -> Variant:
     resized = min(narrow, wide, key=gap)
     if gap(resized) > SAME_COMPUTE * target:
         resized = min([resized, *_stepped(narrow, wide)], key=gap)
-    names = ("moe_min_expansion", "moe_max_expansion")
-    flags = (*variant.flags, *(f"--model.{name}={getattr(resized, name)}" for name in names))
+    names = ("--model.moe_min_expansion", "--model.moe_max_expansion")
+    others = (flag for flag in variant.flags if flag.partition("=")[0] not in names)
+    widths = (f"{name}={getattr(resized, name.rpartition('.')[2])}" for name in names)
+    flags = (*others, *widths)
     config = replace(variant.config, model=resized)
     return replace(variant, flags=flags, resolved=config, is_resized=True)
 

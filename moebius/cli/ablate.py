@@ -5,9 +5,8 @@ from argparse import ArgumentParser, Namespace
 from contextlib import suppress
 
 from moebius.cli.command import CONFIG, SECTIONS, Command
-from moebius.cli.output import is_terminal
 from moebius.config.printable import printable
-from moebius.errors import MoebiusError
+from moebius.errors import ConfigError, Interrupted, MoebiusError
 
 
 def run(options: Namespace) -> None:
@@ -31,15 +30,23 @@ def run(options: Namespace) -> None:
         seeds=options.seeds,
     )
     compared = variants(config, options.over, options.twin, options.iso_active)
+    for variant in compared:
+        if variant.problem:
+            raise ConfigError(f"{variant.name}: {variant.problem}")
     ablation = ablate(compared, ablate_options, _say_progress)
+    if ablation.stopped_by and not ablation.is_measured:
+        raise Interrupted(ablation.stopped(), ablation.stopped_by)
     print(as_json(ablation) if options.as_json else printable("\n".join(lines(ablation))))
+    if ablation.stopped_by:
+        sys.stdout.flush()
+        raise Interrupted(ablation.stopped(), ablation.stopped_by)
     if not ablation.sound:
         raise MoebiusError("no variant could be run; the table says why")
 
 
 def _say_progress(line: str) -> None:
-    """Print a line of progress on stderr, if somebody is watching."""
-    if is_terminal(sys.stderr):
+    """Print a line of progress on stderr, whether that is a terminal, a pipe or a file."""
+    if sys.stderr is not None:  # print would take stdout instead
         with suppress(OSError):
             print(printable(line), file=sys.stderr, flush=True)
 
@@ -112,7 +119,7 @@ COMMAND = Command(
     ),
     examples=(
         "moebius ablate tiny --over model.router_top_k=1,2,4",
-        "moebius ablate tiny --over model.base_expansion=0,1 --twin --iso-active --learn 200",
+        "moebius ablate --over model.base_expansion=0,1 --twin --iso-active --learn 200",
     ),
     arguments=(CONFIG,),
     settings=SECTIONS,

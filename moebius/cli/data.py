@@ -12,12 +12,13 @@ def run(options: Namespace) -> None:
     from moebius.config.files import read_config
 
     config = read_config(options.config, options.settings)
+    from moebius.config.width import folded
     from moebius.data import prepare
 
     corpus = prepare(
         config.data, config.model.vocab_size, report=say, progress=is_terminal(sys.stderr)
     )
-    for line in (*corpus.notes, corpus.summary(), str(corpus.folder)):
+    for line in (*folded((*corpus.notes, corpus.summary()), indent=2), str(corpus.folder)):
         say(line)
 
 

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from moebius.cli.command import SECTIONS, Command
 from moebius.config.printable import printable
-from moebius.errors import NumericError
+from moebius.errors import Interrupted, NumericError
 
 
 def run(options: Namespace) -> None:
@@ -18,12 +18,24 @@ def run(options: Namespace) -> None:
     config = override(Config(), parse_flags(options.settings))
     from moebius.doctor.examine import as_json, examine
     from moebius.hardware.device import choose_device
+    from moebius.train.interruption import interruptible, signal_of
 
     def say(line: str) -> None:
         if not options.as_json:
             print(printable(line), flush=True)
 
-    diagnosis = examine(config, choose_device(config.train.device), say)
+    with interruptible():
+        try:
+            diagnosis = examine(config, choose_device(config.train.device), say)
+        except (
+            KeyboardInterrupt
+        ) as interrupt:  # the self-test, which has not begun, names its own checks
+            number = signal_of(interrupt)
+            raise Interrupted(
+                f"doctor was stopped by {number.name} before the self-test; every check is "
+                "incomplete",
+                number,
+            ) from None
     if options.as_json:
         print(as_json(diagnosis))
     if diagnosis.failed:
@@ -40,10 +52,11 @@ def _add_options(parser: ArgumentParser) -> None:
 COMMAND = Command(
     name="doctor",
     usage="[--section.key value ...] [--json]",
-    summary="check this machine: what it has, what will be used, whether training works",
+    summary="check this machine: what it has, and whether training works",
     description=(
         "Show what this machine has, what a run would use of it and how fast that is; warn of "
-        "what would spoil a run; and test that training works. This takes about a minute."
+        "what would spoil a run; and test that training works. This takes about a minute, and "
+        "several where the processor is slow or busy; each result is shown once it is there."
     ),
     examples=("moebius doctor", "moebius doctor --train.device cpu --json"),
     settings=SECTIONS,

@@ -5,13 +5,20 @@ from collections.abc import Iterator, Sequence
 from textwrap import fill, indent, wrap
 
 from moebius.cli.command import CONFIG, RUN, Command
-from moebius.cli.parse import WIDTH, option_parser
+from moebius.cli.parse import option_parser
 from moebius.cli.registry import commands
+from moebius.config.width import text_width
 
 FIRST_STEPS = (
-    ("moebius doctor", "check this machine, about a minute"),
-    ("moebius train", "train a tiny model, two to three minutes on two CPU cores"),
+    ("moebius doctor", "check this machine, a minute or, on a slow one, several"),
+    ("moebius train", "train a tiny model, three minutes on two CPU cores"),
     ("moebius train --help", "the presets and every setting"),
+)
+
+FIRST = "Pretrain mixture-of-experts language models and see where every FLOP goes."
+LAST = (
+    "`moebius COMMAND --help` explains a command, and `moebius --version` prints the version. "
+    "With --debug, any command shows the traceback of an error."
 )
 
 
@@ -21,13 +28,13 @@ def overview() -> str:
     return "\n".join(
         (
             "usage: moebius COMMAND ...\n",
-            "Pretrain mixture-of-experts language models and see where every FLOP goes.\n",
+            fill(FIRST, text_width()) + "\n",
             "commands:",
             *_columns(rows),
             "\nfirst steps:",
             *_columns(FIRST_STEPS),
-            "\n`moebius COMMAND --help` explains a command, and `moebius --version` prints the",
-            "version. With --debug, any command shows the traceback of an error.",
+            "",
+            fill(LAST, text_width()),
         )
     )
 
@@ -37,11 +44,17 @@ def command_help(command: Command, words: Sequence[str]) -> str:
 
     If the words name a preset, a TOML file or a run, the settings are shown with its values.
     """
-    parts = [f"usage: {command.usage_line}", fill(command.description, WIDTH)]
+    usage = fill(
+        f"usage: {command.usage_line}",
+        text_width(),
+        subsequent_indent=" " * len(f"usage: moebius {command.name} "),
+        break_on_hyphens=False,
+    )
+    parts = [usage, fill(command.description, text_width())]
     if CONFIG in command.arguments:
         parts.append(_presets())
     parts += [
-        f"{argument.metavar} is {argument.help}"
+        fill(f"{argument.metavar} is {argument.help}", text_width())
         for argument in command.arguments
         if argument != CONFIG
     ]
@@ -57,7 +70,7 @@ def _presets() -> str:
 
     rows = [(name, _first_sentence(function.__doc__ or "")) for name, function in PRESETS.items()]
     heading = f"{CONFIG.metavar} is {CONFIG.help}, by default {CONFIG.default}. The presets:"
-    return "\n".join((heading, *_columns(rows)))
+    return "\n".join((fill(heading, text_width()), *_columns(rows)))
 
 
 def _first_sentence(docstring: str) -> str:
@@ -86,6 +99,7 @@ def _settings(command: Command, words: Sequence[str]) -> str:
 
         config, whose = RunDirectory.open(name).config(), f"those of {name}"
     heading = f"settings, each given as --section.key value (the values shown are {whose}):"
+    heading = fill(heading, text_width(), break_on_hyphens=False)
     return f"{heading}\n\n{settings_help(config, command.settings)}"
 
 
@@ -93,6 +107,6 @@ def _columns(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     """Yield the rows as two aligned and indented columns, with the second one wrapped."""
     width = max(len(left) for left, _ in rows) + 4
     for left, right in rows:
-        lines = wrap(right, WIDTH - width) or [""]
+        lines = wrap(right, text_width() - width) or [""]
         yield f"  {left:<{width - 2}}{lines[0]}"
         yield from (" " * width + line for line in lines[1:])

@@ -77,7 +77,7 @@ def _add_options(parser: ArgumentParser) -> None:
 COMMAND = Command(
     name="import",
     usage="DIR [BASE] [--upcycle num_experts=N,...] [--section.key value ...]",
-    summary="make a run of a model that was exported or published, to train it further",
+    summary="make a run of an exported or published model, to train it further",
     description=(
         "Make a run of the model in a folder: an export, or a checkpoint of Hugging Face "
         "transformers of one of the architectures that models are exported to. The run starts at "

@@ -33,6 +33,9 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A model may write characters that this terminal cannot show.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:
+        complain("stdout is closed, so the output would be lost; `> FILE` keeps it in a file")
+        _end(StorageError.exit_code)
     try:
         with stopping_on_signals():
             _run([word for word in words if word != "--debug"])

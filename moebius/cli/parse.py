@@ -5,15 +5,17 @@ argument.
 """
 
 import difflib
-from argparse import ArgumentParser, HelpFormatter, Namespace
+from argparse import Action, ArgumentParser, HelpFormatter, Namespace
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
-from moebius.cli.command import Argument, Command
-from moebius.config.flags import is_last_part
+from moebius.cli.command import CONFIG, Argument, Command
+from moebius.config.fields import EXACT_LIMIT
+from moebius.config.flags import given_twice, is_last_part
+from moebius.config.width import text_width
 from moebius.errors import ConfigError
 
-WIDTH = 99  # width of the help on every terminal, so that everybody sees the same text
 SIMILAR_OPTION = 0.75  # smallest similarity (by difflib) of an option that is suggested
 
 
@@ -44,7 +46,7 @@ def option_parser(command: Command) -> ArgumentParser:
     parser = _Parser(
         prog=f"moebius {command.name}",
         usage=command.usage_line,
-        formatter_class=lambda prog: HelpFormatter(prog, max_help_position=28, width=WIDTH),
+        formatter_class=lambda prog: HelpFormatter(prog, max_help_position=28, width=text_width()),
         add_help=False,
         allow_abbrev=False,
     )
@@ -53,12 +55,55 @@ def option_parser(command: Command) -> ArgumentParser:
 
 
 class _Parser(ArgumentParser):
-    """An ArgumentParser that raises ConfigError instead of printing its usage and exiting."""
+    """An ArgumentParser that raises ConfigError instead of printing its usage and exiting.
+
+    Unlike argparse's, it refuses an option that is given twice, unless all values are kept
+    (`append`) or there is none (`store_true`), and it reads 1e3 as an integer, as in a setting.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.given: set[str] = set()
+        """The options that have been read."""
+        for action in (None, "store"):
+            self.register("action", action, _StoreOnce)
+        self.register("type", int, _integer)
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ").replace("invalid int value", "not an integer")
         message = message.replace("invalid float value", "not a number")
         raise ConfigError(f"{message}; `{self.prog} --help` lists the options")
+
+
+class _StoreOnce(Action):
+    """Store the value of an option that may be given once."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None
+    ) -> None:
+        assert isinstance(parser, _Parser)
+        if self.dest in parser.given:
+            earlier = getattr(namespace, self.dest)
+            twice = given_twice(_typed(earlier), _typed(values))
+            raise ConfigError(f"{option}: {twice}; give it once")
+        parser.given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def _typed(value: object) -> str:
+    """Return an option's value as a user would type it."""
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _integer(text: str) -> int:
+    """Return the integer that a text stands for, 1e3 included. Raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer() or abs(number) >= EXACT_LIMIT:
+            raise
+        return int(number)
 
 
 def _check_rest(
@@ -73,6 +118,8 @@ def _check_rest(
         elif not previous.startswith("-") or "=" in previous:
             first = f"{missing[0].metavar} must come first; " if missing else ""
             several = "several values are separated by commas, A,B; " if is_value else ""
+            if CONFIG in command.arguments and not several and Path(word).exists():
+                several = "text is given as --data.source PATH; "
             raise ConfigError(
                 f"{word!r} was not expected here; {first}{several}usage: `{command.usage_line}`"
             )

@@ -10,13 +10,14 @@ def run(options: Namespace) -> None:
     from moebius.config.files import read_config
 
     config = read_config(options.config, options.settings)
+    from moebius.config.width import folded
     from moebius.hardware.devices import device_named
     from moebius.plan.recommend import plan
-    from moebius.plan.wording import as_json, lines
+    from moebius.plan.wording import INDENT, as_json, lines
 
     device = device_named(options.gpu)
     planned = plan(config, device, options.gpus, options.imbalance)
-    print(as_json(planned) if options.as_json else "\n".join(lines(planned)))
+    print(as_json(planned) if options.as_json else "\n".join(folded(lines(planned), INDENT)))
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -45,7 +46,7 @@ def _add_options(parser: ArgumentParser) -> None:
 COMMAND = Command(
     name="plan",
     usage="[CONFIG] [--section.key value ...] [options]",
-    summary="estimate memory and step time on given GPUs, without running anything",
+    summary="estimate memory and step time on GPUs that need not be there",
     description=(
         "Estimate how a run fits on given GPUs: the best layout, its memory, the time of a step, "
         "and the alternatives. No model is created, and the GPUs need not be there."

@@ -36,6 +36,8 @@ def run(options: Namespace) -> None:
         verified.append(verify(profiled, steps, finding))
         if not options.as_json:
             print(verified[-1], flush=True)
+    if options.verify and not problems and not options.as_json:
+        print("verified   nothing, because there is no finding to verify")
     if options.as_json:
         print(as_json(profiled, problems, verified))
     if options.html:

@@ -62,8 +62,8 @@ COMMAND = Command(
     ),
     examples=(
         "moebius resume runs/my-run",
-        "moebius resume runs/my-run --train.steps 40000    # train for longer than planned",
-        "moebius resume runs/my-run --step 8000            # go back to an older checkpoint",
+        "moebius resume runs/my-run --train.steps 40000  # train for longer",
+        "moebius resume runs/my-run --step 8000          # go back to step 8000",
     ),
     arguments=(RUN,),
     settings=CHANGEABLE,

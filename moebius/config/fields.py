@@ -23,6 +23,9 @@ INTEGER_LIMIT = 2**63
 HIGHEST_DIVISOR = 2**16
 """Divisors are looked for up to this number, so that a huge number is refused quickly, too."""
 
+EXACT_LIMIT = 2**53
+"""Every integer below this limit is a floating-point number exactly, so that 1e3 is 1000."""
+
 
 class Bound(NamedTuple):
     """A condition that a value of the right type must also meet. In a list, every item must."""
@@ -64,9 +67,9 @@ FilledText = Annotated[str, Bound(lambda text: bool(text.strip()), "non-empty")]
 def check_fields(section: str, config: Any) -> None:
     """Check every field of a frozen dataclass against its annotation and bounds.
 
-    Values are converted where nothing is lost: an int to a float, a list to a tuple. `section` is
-    the dataclass's dotted name in the configuration. Raises ConfigError, in one line that names
-    `section.field`, the value and what is allowed.
+    Values are converted where nothing is lost: an int to a float, 1e3 to an int, a list to a
+    tuple. `section` is the dataclass's dotted name in the configuration. Raises ConfigError, in
+    one line that names `section.field`, the value and what is allowed.
     """
     for name, annotation in annotations(type(config)).items():
         value = getattr(config, name)
@@ -161,7 +164,13 @@ def _convert(value: Any, annotation: Any) -> Any:
             if value >= INTEGER_LIMIT:
                 raise TypeError("must be below 2**63")
             return value
+        elif member is int and isinstance(value, float) and _is_exact_integer(value):
+            return int(value)
     raise TypeError(f"must be {_description(annotation)}")
+
+
+def _is_exact_integer(value: float) -> bool:
+    return value.is_integer() and abs(value) < EXACT_LIMIT
 
 
 def _finite(value: float) -> float:

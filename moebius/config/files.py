@@ -1,6 +1,7 @@
 """Read configurations from presets and TOML files, override values, and write TOML again."""
 
 import json
+import shlex
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,9 +9,11 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moebius.config.data import DataConfig
 from moebius.config.fields import annotations, settings, shown
 from moebius.config.flags import Values, parse_flags
-from moebius.config.presets import preset
+from moebius.config.paths import expanded
+from moebius.config.presets import PRESETS, preset
 from moebius.config.printable import CONTROL_CHARACTERS, print_note
 from moebius.config.removed import explanation, without_removed
 from moebius.config.suggestions import nearest, suggestion
@@ -69,6 +72,11 @@ def _from_source(source: str, seen: tuple[Path, ...], report: Report) -> Config:
             raise ConfigError(
                 f"{source!r}: not understood; settings are given as --section.key value"
             )
+        if source not in PRESETS and _is_text(source):
+            raise ConfigError(
+                f"{source}: neither a preset nor a TOML file; text is given as "
+                f"--data.source {shlex.quote(source)}"
+            )
         return preset(source)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: its base leads back to itself")
@@ -80,6 +88,12 @@ def _from_source(source: str, seen: tuple[Path, ...], report: Report) -> Config:
     config = Config() if base is None else _from_base(base, path, seen, report)
     values = without_removed(values, lambda line: report(f"{path}: {line}"))
     return override(config, values, origin=f"{path}: ")
+
+
+def _is_text(source: str) -> bool:
+    """Return whether the text names something to train on, which is given as data.source."""
+    is_known = source == DataConfig.source or source.startswith("hf:") or "://" in source
+    return is_known or any(letter in source for letter in "*?[") or expanded(source).exists()
 
 
 def _is_toml(source: str) -> bool:

@@ -11,7 +11,7 @@ from moebius.config.tree import Config
 from moebius.errors import ConfigError
 
 LISTS = ("data.source", "data.weights", "model.num_experts")
-"""Settings that may not be given twice, because the user may have meant a list."""
+"""Settings of which several values may have been meant to be one list."""
 
 Values = dict[str, Any]
 """Values of settings by name; those of a section are nested under the section's name."""
@@ -20,11 +20,12 @@ Values = dict[str, Any]
 def parse_flags(flags: list[str]) -> Values:
     """Return the nested values of `--section.key value` and `--section.key=value` flags.
 
-    A value is read according to the setting's type, but not checked yet: `override` does that. If
-    a flag is given twice, the last one counts. Raises ConfigError for a flag that names no
-    setting, with the most similar valid name, and for a repeated flag of `LISTS`.
+    A value is read according to the setting's type, but not checked yet: `override` does that.
+    Raises ConfigError for a flag that names no setting, with the most similar valid name, and for
+    a flag that is given twice.
     """
     values: Values = {}
+    typed: dict[str, str] = {}
     remaining = list(flags)
     while remaining:
         flag = remaining.pop(0)
@@ -39,14 +40,21 @@ def parse_flags(flags: list[str]) -> Values:
                     f"--{name}=VALUE"
                 )
             text = remaining.pop(0)
+        if path in typed:
+            remedy = "several are separated by commas: A,B" if path in LISTS else "give it once"
+            raise ConfigError(f"--{name}: {given_twice(typed[path], text)}; {remedy}")
+        typed[path] = text
         *sections, key = path.split(".")
         table = values
         for section in sections:
             table = table.setdefault(section, {})
-        if key in table and path in LISTS:
-            raise ConfigError(f"--{name}: given twice; several are separated by commas: A,B")
         table[key] = parse_text(text, _settings()[path])
     return values
+
+
+def given_twice(first: object, second: object) -> str:
+    """Return the reason why a repeated flag is refused: no value may win over another silently."""
+    return f"given twice, as {str(first)!r} and as {str(second)!r}"
 
 
 def is_last_part(name: str) -> bool:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from moebius.config.fields import annotations, bounds, members
 from moebius.config.observe import Rule, actions
 from moebius.config.tree import Config
+from moebius.config.width import text_width
 
-WIDTH = 99
 INDENT = " " * 6
 
 
@@ -74,10 +74,10 @@ def _section(name: str, section: Any, keys: list[str]) -> list[str]:
 
 def _setting(name: str, annotation: Any, meaning: str, value: str = "") -> list[str]:
     limits = ", ".join(bound.requirement for bound in bounds(annotation))
-    heading = f"  --{name} {_metavar(annotation)}"
+    heading = f"--{name} {_metavar(annotation)}"
     heading += f" ({limits})" if limits else ""
     heading += f": {value}" if value else ""
-    return [heading, *_wrapped(meaning, INDENT, INDENT)]
+    return [*_wrapped(heading, "  ", INDENT), *_wrapped(meaning, INDENT, INDENT)]
 
 
 def _alarms(section: str, alarms: dict[str, Rule], meanings: dict[str, str]) -> list[str]:
@@ -86,7 +86,7 @@ def _alarms(section: str, alarms: dict[str, Rule], meanings: dict[str, str]) -> 
         lines += _setting(f"{section}.NAME.{key}", annotation, field_docs(Rule)[key])
     for name, rule in alarms.items():
         values = [f"{key} {_typed(value)}" for key, value in dataclasses.asdict(rule).items()]
-        lines.append(f"  --{section}.{name}.*: {', '.join(values)}")
+        lines += _wrapped(f"--{section}.{name}.*: {', '.join(values)}", "  ", INDENT)
         choices = ", ".join(actions(name))
         lines += _wrapped(f"{meanings[name]} Actions: {choices}.", INDENT, INDENT)
     return lines
@@ -124,7 +124,7 @@ def _typed(value: Any) -> str:
 def _wrapped(text: str, first: str, rest: str) -> list[str]:
     return textwrap.wrap(
         " ".join(text.split()),
-        WIDTH,
+        text_width(),
         initial_indent=first,
         subsequent_indent=rest,
         break_on_hyphens=False,

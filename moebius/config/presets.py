@@ -30,7 +30,7 @@ def preset(name: str) -> Config:
 
 
 def tiny() -> Config:
-    """Learns Python from the standard library in two to three minutes on two CPU cores."""
+    """Learns Python from its own library in three minutes on two CPU cores."""
     return Config(
         model=ModelConfig(
             vocab_size=2048,
@@ -60,8 +60,8 @@ def tiny() -> Config:
 
 
 def pr_moe() -> Config:
-    """PR-MoE, the slow original: a base MLP on every token beside a pyramid of small experts, the
-    sigmoid router, and multi-token prediction."""
+    """PR-MoE, the slow original: a base MLP beside a pyramid of small experts, the sigmoid
+    router, and multi-token prediction."""
     return _large(
         base_expansion=1.25,
         moe_min_expansion=1.25,
@@ -110,8 +110,7 @@ def dense() -> Config:
 
 
 def dense_112m() -> Config:
-    """A dense baseline of 112M parameters without the embedding and the LM head: 48.2M in
-    attention and 63.3M in GELU MLPs of width 1472."""
+    """Dense, with GELU: 112M parameters in attention and MLPs."""
     return _large(num_experts=0, base_expansion=1.64, activation="gelu")
 
 

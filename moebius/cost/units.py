@@ -18,11 +18,25 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def gigabytes(size: float, decimals: int = 1) -> str:
-    """Return a number of bytes in units of 10^9: 1.25e9 -> "1.2 GB"."""
-    return f"{size / 1e9:.{decimals}f} GB"
+def byte_size(size: float, decimals: int = 1) -> str:
+    """Return a number of bytes in units of 10^9 or, if that shows nothing of it, of 10^6.
+
+    1.25e9 -> "1.2 GB"; 3.2e6 -> "3.2 MB".
+    """
+    unit, name = _byte_unit(size, decimals)
+    return f"{size / unit:,.{decimals}f} {name}"
 
 
-def gigabytes_by_name(sizes: Mapping[str, float]) -> str:
-    """Return named numbers of bytes in GB: "weights 0.01, activations 0.12"."""
-    return ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
+def itemized(total: float, parts: Mapping[str, float], of: str = "") -> str:
+    """Return a number of bytes and its named parts, in the unit of the total.
+
+    "1.5 GB: weights 0.01, activations 1.50", or "1.5 GB of 85 GB: ..." where `of` is "85 GB".
+    """
+    unit, _ = _byte_unit(total, decimals=1)
+    by_name = ", ".join(f"{name} {size / unit:.2f}" for name, size in parts.items())
+    return f"{byte_size(total)}{of and f' of {of}'}: {by_name}"
+
+
+def _byte_unit(size: float, decimals: int) -> tuple[float, str]:
+    """Return the largest unit that shows a digit of the size, in bytes and by name."""
+    return (1e9, "GB") if size >= 1e9 / 10**decimals else (1e6, "MB")

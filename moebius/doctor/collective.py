@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from moebius.cost.units import byte_size
 from moebius.data.child import python_command
 from moebius.doctor.trial import TrialFailed
 
@@ -72,5 +73,5 @@ def member(kind: str, rendezvous: str, world: str, rank: str) -> None:
     seconds = time.perf_counter() - start
     # In a ring, each member sends this share of the tensor twice.
     sent = SUMS * 2 * (int(world) - 1) / int(world) * values.nbytes
-    print(f"{sent / seconds / 1e9:.1f} GB/s each way")
+    print(f"{byte_size(sent / seconds)}/s each way")
     torch.distributed.destroy_process_group()

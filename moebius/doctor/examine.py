@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from moebius.config import Config
+from moebius.cost.units import byte_size
 from moebius.doctor.machine import Machine, machine
 from moebius.doctor.offers import Offer, offers
 from moebius.doctor.pitfalls import pitfalls
@@ -57,7 +58,7 @@ class Diagnosis:
 
 
 def examine(config: Config, device: torch.device, say: Callable[[str], None]) -> Diagnosis:
-    """Examine everything. This takes about a minute, and `say` gets one line at a time."""
+    """Examine everything. `say` gets one line at a time, because this takes a minute or more."""
     use_threads(config.train.threads)
     dtype = matmul_dtype(config.train, device)
     this_machine, backends = machine(config), offers(config, device)
@@ -112,7 +113,7 @@ def _ceilings(limits: Ceilings, dtype: torch.dtype, gpu: str) -> str:
     """Return the measured rates and, for a known GPU, those of its data sheet."""
     measured = (
         f"{limits.flops / 1e9:,.0f} GFLOP/s of {dtype_name(dtype)} products, "
-        f"{limits.bytes / 1e9:,.0f} GB/s of copies"
+        f"{byte_size(limits.bytes, 0)}/s of copies"
     )
     sheet = sheet_of(gpu)
     if sheet is None:
@@ -122,5 +123,5 @@ def _ceilings(limits: Ceilings, dtype: torch.dtype, gpu: str) -> str:
         if dtype == torch.bfloat16
         else ""
     )
-    copies = f"{sheet.bytes / 1e9:,.0f} GB/s ({limits.bytes / sheet.bytes:.0%})"
+    copies = f"{byte_size(sheet.bytes, 0)}/s ({limits.bytes / sheet.bytes:.0%})"
     return f"{measured}; the data sheet says {flops}{copies}"

@@ -14,7 +14,7 @@ import torch
 
 from moebius.config import Config
 from moebius.config.paths import expanded
-from moebius.cost.units import counted, gigabytes
+from moebius.cost.units import byte_size, counted
 from moebius.hardware.processor import SINCE_THE_START, Usage, cores, quota
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -81,9 +81,9 @@ class Machine:
                 "cpu",
                 f"{self.processor}, {counted(self.cores, 'core')}, "
                 f"{counted(self.threads, 'thread')}, "
-                f"{gigabytes(self.memory)} of memory",
+                f"{byte_size(self.memory)} of memory",
             ),
-            ("disk", ", ".join(f"{gigabytes(n)} free for {p}" for p, n in self.free_disk.items())),
+            ("disk", ", ".join(f"{byte_size(n)} free for {p}" for p, n in self.free_disk.items())),
             *(
                 (group, ", ".join(f"{name} {v or 'MISSING'}" for name, v in versions.items()))
                 for group, versions in self.packages.items()
@@ -124,7 +124,7 @@ def _gpu(index: int) -> Gpu:
 
 def _gpu_in_words(gpu: Gpu) -> str:
     major, minor = gpu.capability
-    return f"{gpu.name}, {gigabytes(gpu.memory)}, {gigabytes(gpu.free)} free, sm_{major}{minor}"
+    return f"{gpu.name}, {byte_size(gpu.memory)}, {byte_size(gpu.free)} free, sm_{major}{minor}"
 
 
 def _driver() -> str:

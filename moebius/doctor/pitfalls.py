@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from moebius.config import Config
-from moebius.cost.units import counted, gigabytes
+from moebius.cost.units import byte_size, counted
 from moebius.doctor.machine import SHARED_MEMORY, Gpu, Machine
 from moebius.hardware.precision import matmul_dtype
 
@@ -84,12 +84,12 @@ def _of_gpu(machine: Machine, gpu: Gpu, config: Config, device: torch.device) ->
         )
     if gpu.free < MOSTLY_FREE * gpu.memory:
         yield (
-            f"{gigabytes(gpu.memory - gpu.free)} of {gpu.name} are in use, by other processes or "
+            f"{byte_size(gpu.memory - gpu.free)} of {gpu.name} are in use, by other processes or "
             "for its context: nvidia-smi shows by which"
         )
     if len(machine.gpus) > 1 and machine.shared_memory < LITTLE_SHARED_MEMORY:
         yield (
-            f"{SHARED_MEMORY} has {gigabytes(machine.shared_memory)}, too little for NCCL's "
+            f"{SHARED_MEMORY} has {byte_size(machine.shared_memory)}, too little for NCCL's "
             "buffers: docker run --shm-size=1g, or --ipc=host"
         )
 
@@ -104,7 +104,7 @@ def _of_disks_and_packages(machine: Machine) -> Iterator[str]:
     for place, free in machine.free_disk.items():
         if free < LITTLE_DISK:
             yield (
-                f"{gigabytes(free)} free for {place}, and a checkpoint takes 12 bytes per "
+                f"{byte_size(free)} free for {place}, and a checkpoint takes 12 bytes per "
                 f"parameter: free some, or choose another --{place}"
             )
     versions = machine.packages.get("packages", {})

@@ -1,4 +1,4 @@
-"""A self-test of about a minute that checks whether training works on this machine.
+"""A self-test that checks whether training works on this machine.
 
 It covers the backends, a small run, its resumption, its checkpoints, its data and, if there are
 several GPUs, a sum over them.
@@ -21,7 +21,9 @@ from moebius.doctor.collective import collective
 from moebius.doctor.offers import FLOAT8, Offer, flag_for, offers
 from moebius.doctor.small_run import SmallRun
 from moebius.doctor.trial import Check, Trial, carried_out
+from moebius.errors import Interrupted
 from moebius.hardware.precision import dtype_name, matmul_dtype
+from moebius.train.interruption import interruptible, signal_of
 
 SAFE = {"experts": "loop", "attention": "sdpa"}
 """The backend of each kind that needs nothing but torch."""
@@ -31,14 +33,29 @@ REPORT = "report it with this output"
 def self_test(config: Config, device: torch.device, say: Callable[[str], None]) -> list[Check]:
     """Carry out every trial, and return all results.
 
-    `say` gets a line when a trial ends. All files are written into a temporary folder.
+    `say` gets a line when a trial ends. All files are written into a temporary folder. Raises
+    Interrupted, which names the trials that are incomplete, on a signal.
     """
-    checks = []
-    with TemporaryDirectory(prefix="moebius-doctor-") as folder, _strict():
+    checks: list[Check] = []
+    with (
+        interruptible(),
+        TemporaryDirectory(prefix="moebius-doctor-") as folder,
+        _strict(),
+    ):
         small_run = SmallRun(config, device, Path(folder))
-        for trial in (*_agreements(config, device), *_training(small_run)):
-            checks.append(carried_out(trial))
-            say(str(checks[-1]))
+        trials = [*_agreements(config, device), *_training(small_run)]
+        try:
+            for trial in trials:
+                checks.append(carried_out(trial))
+                say(str(checks[-1]))
+        except KeyboardInterrupt as interrupt:
+            incomplete = ", ".join(trial.name for trial in trials[len(checks) :])
+            number = signal_of(interrupt)
+            raise Interrupted(
+                f"doctor was stopped by {number.name} after {len(checks)} of {len(trials)} "
+                f"checks; incomplete: {incomplete}",
+                number,
+            ) from None
     return checks
 
 

@@ -9,7 +9,7 @@ from moebius.config import Config
 from moebius.cost.counts import parameters
 from moebius.cost.memory import memory
 from moebius.cost.sizes import FLOAT32
-from moebius.cost.units import counted, gigabytes, short
+from moebius.cost.units import byte_size, counted, short
 from moebius.errors import ConfigError
 from moebius.hardware.processor import SINCE_THE_START
 
@@ -71,7 +71,7 @@ def check_fits(config: Config, device: torch.device) -> None:
     if needed > total_memory(device):
         count = sum(parameters(config.model).values())
         raise ConfigError(
-            f"model: its {short(count)} parameters need {gigabytes(needed)} of memory for "
-            f"training, and {describe(device)} has {gigabytes(total_memory(device))}; make the "
+            f"model: its {short(count)} parameters need {byte_size(needed)} of memory for "
+            f"training, and {describe(device)} has {byte_size(total_memory(device))}; make the "
             "model smaller"
         )

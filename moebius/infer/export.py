@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moebius.config import Config, ModelConfig
 from moebius.cost.exports import TARGETS, holder
-from moebius.cost.units import gigabytes
+from moebius.cost.units import byte_size
 from moebius.data import Tokenizer, reopen
 from moebius.errors import CheckpointError, ConfigError, MoebiusError, NumericError
 from moebius.infer.model_card import Origin, Verified, card, read_metrics
@@ -100,7 +100,7 @@ def export(
         report(f"architecture   {shape.architecture.name}, from {_source(weights)}")
         size = write_stock(folder, shape, own, text, options.dtype)
         write_tokenizer(folder, tokenizer, text.seq_len)
-        report(f"weights        {gigabytes(size, decimals=3)}, {options.dtype}")
+        report(f"weights        {byte_size(size, decimals=3)}, {options.dtype}")
         verified = _verify(
             folder, shape, own, text, options.dtype, _sample(run, config, tokenizer)
         )

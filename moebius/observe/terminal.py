@@ -18,6 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from moebius.config.printable import printable
+from moebius.config.width import folded
 from moebius.cost.units import short
 from moebius.data.output import Output
 from moebius.observe.metrics import StepMetrics
@@ -124,10 +125,13 @@ def describe(metrics: StepMetrics) -> str:
 
 
 def table(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Return rows of a name and a text as lines with two aligned columns."""
+    """Return rows of a name and a text as lines with two aligned columns.
+
+    On a terminal long texts are folded within their column.
+    """
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
-    return [f"{name:<{width}}  {value}" for name, value in rows]
+    return list(folded((f"{name:<{width}}  {value}" for name, value in rows), width + 2))
 
 
 class _Metrics(ProgressColumn):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from moebius.config import Config, ModelConfig
 from moebius.cost.device import Device
 from moebius.cost.layouts import FILLED, Layout, Planned, fits, layouts, needed_memory, planned
-from moebius.cost.units import gigabytes
+from moebius.cost.units import byte_size
 from moebius.errors import ConfigError
 
 NEARLY_AS_FAST = 1.02
@@ -138,9 +138,9 @@ def _too_large(config: Config, device: Device, gpus: int, smallest: float) -> st
 
     `smallest` is the least memory that any layout needs.
     """
-    available = gigabytes(FILLED * device.memory)
+    available = byte_size(FILLED * device.memory)
     text = (
-        f"{gpus} x {device.name}: at least {gigabytes(smallest)} are needed on each "
+        f"{gpus} x {device.name}: at least {byte_size(smallest)} are needed on each "
         f"GPU, but only {available} can be used"
     )
     while gpus < MOST_GPUS:

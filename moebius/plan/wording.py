@@ -9,9 +9,11 @@ from moebius.config.routers import ROUTERS
 from moebius.cost.counts import active_parameters, expected_experts_per_token, parameters
 from moebius.cost.exports import export_line
 from moebius.cost.layouts import Layout, Planned
-from moebius.cost.units import gigabytes, gigabytes_by_name, short
+from moebius.cost.units import byte_size, itemized, short
 from moebius.plan.recommend import Plan
 
+INDENT = 12
+"""Width of the column of names, under which a folded line goes on."""
 SHOWN = 6
 """Largest number of other layouts that are shown."""
 BOUND_BY_HOST = 0.3
@@ -21,14 +23,13 @@ BOUND_BY_HOST = 0.3
 def lines(plan: Plan) -> list[str]:
     """Return the plan as lines for the terminal."""
     best, device = plan.best, plan.device
-    gpus, total_memory = best.layout.gpus, gigabytes(device.memory, decimals=0)
+    gpus, total_memory = best.layout.gpus, byte_size(device.memory, decimals=0)
     rates = f"{short(device.flops)}FLOP/s, {short(device.bytes)}B/s"
     times = ", ".join(
         f"{name.replace('_', ' ')} {seconds * 1e3:.1f}"
         for name, seconds in _largest_first(best.computing).items()
     )
-    by_name = gigabytes_by_name(_largest_first(best.memory.parts()))
-    used = f"{best.memory.peak / 1e9:.1f} of {total_memory}"
+    used = itemized(best.memory.peak, _largest_first(best.memory.parts()), total_memory)
     return [
         f"parameters  {_parameters(plan)}",
         f"on          {f'{gpus} x ' if gpus > 1 else ''}{device.name}: {rates}, "
@@ -36,8 +37,8 @@ def lines(plan: Plan) -> list[str]:
         f"batch       {_batch(plan)}",
         f"layout      {best.layout}",
         *(f"            {reason}" for reason in _reasons(plan)),
-        f"memory      {used}: {by_name}",
-        f"host        {gigabytes(best.host_bytes)} for each GPU: a copy of weights and moments, "
+        f"memory      {used}",
+        f"host        {byte_size(best.host_bytes)} for each GPU: a copy of weights and moments, "
         "from which checkpoints are written while training goes on",
         f"step        {best.seconds * 1e3:,.1f} ms, {best.tokens_per_second:,.0f} tokens/s, "
         f"MFU {best.mfu:.1%}: {times}",
@@ -108,7 +109,7 @@ def _batch(plan: Plan) -> str:
 def _network(best: Planned) -> Iterator[str]:
     if best.sent:
         sent = ", ".join(
-            f"{name} {gigabytes(size, decimals=2)}"
+            f"{name} {byte_size(size, decimals=2)}"
             for name, size in _largest_first(best.sent).items()
         )
         not_hidden = best.communicating * 1e3
@@ -121,8 +122,8 @@ def _others(plan: Plan) -> Iterator[str]:
         yield ""
         yield "other layouts that fit"
     for other in plan.others[:SHOWN]:
-        milliseconds, size = other.seconds * 1e3, other.memory.peak / 1e9
-        yield f"  {milliseconds:9,.1f} ms {size:7.1f} GB  {other.layout}"
+        milliseconds, size = other.seconds * 1e3, byte_size(other.memory.peak)
+        yield f"  {milliseconds:9,.1f} ms {size:>10}  {other.layout}"
 
 
 def _reasons(plan: Plan) -> Iterator[str]:
@@ -173,7 +174,7 @@ def _costs_of_alternatives(plan: Plan) -> Iterator[str]:
             rival = min(rivals, key=lambda other: other.seconds)
             yield (
                 f"{alternative} a step would take {rival.seconds / best.seconds:.2f} times as "
-                f"long and need {gigabytes(rival.memory.peak)}"
+                f"long and need {byte_size(rival.memory.peak)}"
             )
 
 

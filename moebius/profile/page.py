@@ -10,7 +10,7 @@ from moebius.profile.finding import Finding
 from moebius.profile.result import Profile
 from moebius.profile.table import headings, summary, values
 from moebius.profile.verify import Verified
-from moebius.profile.wording import bound, prediction
+from moebius.profile.wording import prediction, without_findings
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
@@ -70,7 +70,8 @@ def _head(profile: Profile) -> Iterator[str]:
 def _findings(profile: Profile, findings: Sequence[Finding]) -> Iterator[str]:
     """Yield the findings with changes and predictions or, without any, what bounds the step."""
     if not findings:
-        yield f"<p>Nothing; {escape(bound(profile))}.</p>"
+        text = without_findings(profile)
+        yield f"<p>{escape(text[0].upper() + text[1:])}.</p>"
         return
     yield "<dl>"
     for finding in findings:

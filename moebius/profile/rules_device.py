@@ -7,7 +7,7 @@ from moebius.config.attention import ATTENTION
 from moebius.config.files import override
 from moebius.config.flags import parse_flags
 from moebius.cost.layouts import FILLED
-from moebius.cost.units import gigabytes
+from moebius.cost.units import byte_size
 from moebius.profile import trials
 from moebius.profile.case import ROUTED, Case
 from moebius.profile.finding import Finding
@@ -67,7 +67,7 @@ def all_logits(case: Case) -> Iterator[Finding]:
     )
     finding = case.finding(
         "all logits at once, a choice",
-        f"the logits are about {saved / peak:.0%} of the {gigabytes(peak)} that a step needs; "
+        f"the logits are about {saved / peak:.0%} of the {byte_size(peak)} that a step needs; "
         f"in {LOSS_CHUNKS} parts the loss was measured to take {ratio:.2f} of its time",
         f"--parallel.loss_chunks={LOSS_CHUNKS}",
         lm_head=ratio,
@@ -87,7 +87,7 @@ def recomputation(case: Case) -> Iterator[Finding]:
         yield case.finding(
             "recomputation with memory to spare",
             f"checkpointing is {parallel.activation_checkpointing}, and a step without it needs "
-            f"about {gigabytes(needed, 0)} of {gigabytes(available, 0)}",
+            f"about {byte_size(needed, 0)} of {byte_size(available, 0)}",
             "--parallel.activation_checkpointing=none",
             **{
                 name: case.without_recomputation(name)

@@ -1,8 +1,12 @@
 """Format a profile as a table for the terminal. The HTML page uses the same cells."""
 
-from moebius.cost.units import gigabytes, short
+from moebius.config.width import folded
+from moebius.cost.units import byte_size, short
 from moebius.profile.doubts import doubts
 from moebius.profile.result import Profile, Row
+
+INDENT = 11
+"""Width of the column of names below the table."""
 
 
 def table(profile: Profile) -> list[str]:
@@ -12,7 +16,8 @@ def table(profile: Profile) -> list[str]:
     for name, *cells in (headings(profile), *(values(profile, row) for row in profile.rows)):
         aligned = (f"{text:>{width}}" for text, width in zip(cells, widths, strict=True))
         lines.append(f"{name:<22}" + "".join(aligned).rstrip())
-    return [*lines, "", *(f"{name:<11}{text}" for name, text in summary(profile))]
+    facts = (f"{name:<{INDENT}}{text}" for name, text in summary(profile))
+    return [*lines, "", *folded(facts, INDENT)]
 
 
 def headings(profile: Profile) -> list[str]:
@@ -47,7 +52,7 @@ def summary(profile: Profile) -> list[tuple[str, str]]:
     low, high = min(measured.rounds) * scale, max(measured.rounds) * scale
     floor = sum(row.floor for row in profile.rows)
     peak = measured.gpu.peak_bytes
-    memory = f", {gigabytes(peak)} of memory at the peak" if peak else ""
+    memory = f", {byte_size(peak)} of memory at the peak" if peak else ""
     waiting = (
         f" ({measured.waiting / measured.seconds:.1%} of it waiting for the host)"
         if measured.waiting

@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 
-from moebius.cost.units import gigabytes
+from moebius.cost.units import byte_size
+from moebius.profile.doubts import doubts
 from moebius.profile.finding import Finding
 from moebius.profile.result import Profile
+
+EXPLAINED = 0.2
+"""Share of the step from which its floor explains where the time goes. Below it, the step would
+take about as long if all matrix products and all copies were free."""
 
 
 def describe(profile: Profile, findings: Sequence[Finding]) -> list[str]:
     """Return the findings as lines for the terminal, each with its change and its prediction."""
     if not findings:
-        return [f"findings   nothing wrong; {bound(profile)}"]
-    lines = ["findings"]
+        return [f"findings   {without_findings(profile)}"]
+    on = "   on figures that cannot be trusted (see WARNING)" if doubts(profile) else ""
+    lines = [f"findings{on}"]
     for number, finding in enumerate(findings, start=1):
         lines += [
             f"{number:>3}. {finding.title}: {finding.evidence}",
@@ -24,11 +30,21 @@ def describe(profile: Profile, findings: Sequence[Finding]) -> list[str]:
 def prediction(profile: Profile, finding: Finding) -> str:
     """Return the predicted improvement from a finding's change, in words."""
     before, after = profile.measured.seconds, finding.seconds
-    saved = f", and {gigabytes(finding.bytes)} less memory" if finding.bytes else ""
+    saved = f", and {byte_size(finding.bytes)} less memory" if finding.bytes else ""
     return (
         f"predicted {before / after:.2f}x as fast: "
         f"{before * 1e3:.1f} -> {after * 1e3:.1f} ms{saved}"
     )
+
+
+def without_findings(profile: Profile) -> str:
+    """Return what a profile without findings says: what bounds the step, if its figures do say.
+
+    Figures that cannot be trusted say neither that nothing is wrong nor what bounds the step.
+    """
+    if doubts(profile):
+        return "none, and no verdict, because these figures cannot be trusted (see WARNING)"
+    return f"nothing wrong; {bound(profile)}"
 
 
 def bound(profile: Profile) -> str:
@@ -39,11 +55,16 @@ def bound(profile: Profile) -> str:
             "the step is bound by the host, for which the device waits in "
             f"{waiting / seconds:.0%} of it"
         )
-    flops, bytes_ = profile.limits
-    in_products = sum(
-        row.seconds for row in profile.rows if row.flops / flops > row.bytes / bytes_
-    )
-    what = "matrix products" if in_products > 0.5 * seconds else "moving bytes"
     longest = max(profile.rows, key=lambda row: row.seconds)
-    name = longest.component.replace("_", " ")
-    return f"the step is bound by {what}, most of all by {name} ({longest.share:.0%} of the step)"
+    name = f"{longest.component.replace('_', ' ')} ({longest.share:.0%} of the step)"
+    floor = sum(row.floor for row in profile.rows)
+    if floor < EXPLAINED * seconds:
+        return (
+            f"neither matrix products nor moving bytes bind the step, because their floor is "
+            f"{floor / seconds:.0%} of it; the rest is overhead, such as launches, Python and "
+            f"threads, most of all in {name}"
+        )
+    flops, bytes_ = profile.limits
+    in_products = sum(row.floor for row in profile.rows if row.flops / flops > row.bytes / bytes_)
+    what = "matrix products" if in_products > 0.5 * floor else "moving bytes"
+    return f"the step is bound by {what}, most of all by {name}"

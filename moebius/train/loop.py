@@ -16,8 +16,10 @@ from moebius.train.signals import StopSignals
 from moebius.train.step import train_step
 
 
-def train(session: Session, terminal: Terminal) -> Evaluation:
+def train(session: Session, terminal: Terminal, listens: bool = True) -> Evaluation:
     """Train to the configured step, evaluating, logging and saving on the way.
+
+    Without `listens`, signals are left to the caller: the run is not worth saving.
 
     Returns the last evaluation. Raises NumericError when too many updates in a row are not finite,
     an alarm stops the run, or the weights that it ends with are not finite; Interrupted, with the
@@ -28,7 +30,7 @@ def train(session: Session, terminal: Terminal) -> Evaluation:
     trained = (state.model, session.corpus, session.config, session.device)
     evaluation: Evaluation | None = None
     with (
-        StopSignals(session.run.checkpoints) as stop,
+        StopSignals(session.run.checkpoints, listens=listens) as stop,
         StepLog(session, terminal) as log,
         writer_for(session) as writer,
     ):

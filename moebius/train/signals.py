@@ -31,10 +31,14 @@ class StopSignals:
     """A context manager that records signals.
 
     `checkpoints` is the folder of the run's checkpoints, for the message of an immediate end. An
-    error that is raised after a signal gets a note on that signal.
+    error that is raised after a signal gets a note on that signal. Without `listens`, signals are
+    left to the caller, whose run is not worth saving.
     """
 
-    def __init__(self, checkpoints: Path, grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(
+        self, checkpoints: Path, grace_seconds: float = GRACE_SECONDS, listens: bool = True
+    ) -> None:
+        self._listens = listens
         self.requested: int | None = None
         """The number of the first signal; SIGPIPE's for output that was lost."""
         self.reason = ""
@@ -47,6 +51,8 @@ class StopSignals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
+        if not self._listens:
+            return self
         # nohup starts a program with SIGHUP ignored, so that it outlives its terminal.
         outlives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         for number in DELIBERATE if outlives else (*DELIBERATE, signal.SIGHUP):

@@ -9,7 +9,7 @@ from moebius.config.routers import ROUTERS
 from moebius.cost import counts as cost
 from moebius.cost.exports import export_line
 from moebius.cost.memory import memory
-from moebius.cost.units import gigabytes, gigabytes_by_name, short
+from moebius.cost.units import itemized, short
 from moebius.data import Corpus
 from moebius.hardware.backends import Backends, is_compiled
 from moebius.hardware.device import crowding, describe
@@ -45,7 +45,7 @@ def summary(
         ("parameters", f"{total} total, {_active(config)} active per token"),
         ("", by_component),
         ("FLOPs per token", f"{short(3 * forward)} forward and backward: {shares}"),
-        ("memory", f"about {gigabytes(needed.peak)}: {gigabytes_by_name(needed.parts())}"),
+        ("memory", f"about {itemized(needed.peak, needed.parts())}"),
         ("experts", _experts(model)),
         ("balance", _balance(config)),
         ("rotary", _rotary(model)),

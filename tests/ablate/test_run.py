@@ -72,8 +72,10 @@ def test_an_interrupt_leaves_no_process_behind(few, workers):
             raise KeyboardInterrupt
 
     compared = variants(few, ["model.num_experts=2"])
-    with pytest.raises(KeyboardInterrupt):
-        ablate(compared, AblateOptions(seconds=0.1, rounds=3), interrupt)
+    ablation = ablate(compared, AblateOptions(seconds=0.1, rounds=3), interrupt)
+    assert [len(outcome.rounds) for outcome in ablation.outcomes] == [1, 1]
+    assert ablation.stopped() == "stopped by SIGINT; the figures are those of 1 round"
+    assert any("1 rounds in turns" in line for line in lines(ablation))
     assert len(workers) == 2 and all(worker.process.poll() is not None for worker in workers)
 
 

@@ -15,9 +15,9 @@ def test_speed_is_compared_with_the_first_variant_that_ran():
         *("variant", "active", "total", "ms/step", "tokens/s", "to", "the", "first", "RSS")
     ]
     assert text[1].split() == ["broken", "odd"]
-    assert text[2].split()[3:] == ["500.0", "400", "1", "0.00", "GB"]
+    assert text[2].split()[3:] == ["500.0", "400", "1", "0.00", "MB"]
     assert text[3].split()[3:] == [
-        *("187.5", "1,067", "3.00", "(2.00", "to", "4.00)", "0.00", "GB")
+        *("187.5", "1,067", "3.00", "(2.00", "to", "4.00)", "0.00", "MB")
     ]
     assert "2 rounds in turns on CPU; lowest and highest ratio in parentheses" in text
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.observe.made_up import metrics_of
+
 
 def test_every_variant_is_trained_with_every_seed(script, monkeypatch):
     calls: list[list[str]] = []
@@ -15,7 +17,7 @@ def test_every_variant_is_trained_with_every_seed(script, monkeypatch):
             flags = dict(zip(arguments[-12::2], arguments[-11::2], strict=True))
             folder = Path(flags["--train.out"]) / flags["--train.name"]
             folder.mkdir(parents=True)
-            line = {"step": 1, "val_bpb": float(flags["--train.seed"])}
+            line = metrics_of(step=1, val_loss=1.0, val_bpb=float(flags["--train.seed"])).to_json()
             (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
     monkeypatch.setattr(script("variants"), "moebius", fake)

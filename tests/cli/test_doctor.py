@@ -1,5 +1,7 @@
 """Tests of `moebius doctor` that do not examine the machine."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -36,3 +38,13 @@ def test_a_check_that_failed_is_an_error(diagnosis, moebius):
 
 def test_settings_are_checked(diagnosis, moebius):
     refused(moebius("doctor", "--train.device", "gpu"), 2, "train.device='gpu'")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_doctor_that_is_stopped_before_the_self_test_says_so(number, monkeypatch, moebius):
+    monkeypatch.setattr("moebius.doctor.examine.examine", lambda *_: os.kill(os.getpid(), number))
+    refused(
+        moebius("doctor", "--train.device=cpu"),
+        128 + number,
+        f"doctor was stopped by {number.name} before the self-test; every check is incomplete",
+    )

@@ -34,14 +34,27 @@ def settings(tree: Any) -> list[str]:
 def test_every_command_has_help(name, moebius):
     result, command = moebius(name, "--help"), COMMANDS[name]
     assert result.code == 0 and not result.err
-    assert result.out.startswith(f"usage: {command.usage_line}\n\n")
+    usage = result.out.partition("\n\n")[0]
+    assert " ".join(usage.split()) == f"usage: {command.usage_line}"
     assert all(example in result.out for example in command.examples)
     for argument in command.arguments:
-        assert f"{argument.metavar} is {argument.help}" in result.out
+        assert f"{argument.metavar} is {argument.help}" in " ".join(result.out.split())
     for action in option_parser(command)._actions:
         assert action.option_strings[0] in result.out
         assert action.help and action.help.split("%")[0][:30] in " ".join(result.out.split())
-    assert all(len(line) < 100 for line in result.out.splitlines())
+
+
+@pytest.mark.parametrize("columns", ["", "72", "80", "100", "300"])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_no_line_is_wider_than_the_terminal(name, columns, moebius, monkeypatch):
+    """Examples stay whole, to be copied; all of them fit into 80 columns."""
+    monkeypatch.setattr("sys.__stdout__", None)  # as in a pipe, whose width is not known
+    monkeypatch.setenv("COLUMNS", columns)
+    width = min(int(columns or 80), 100)
+    examples = {f"  {example}" for example in COMMANDS[name].examples} if name else set()
+    assert all(len(example) <= 80 for example in examples)
+    lines = moebius(*filter(None, [name]), "--help").out.splitlines()
+    assert [line for line in lines if len(line) > width and line not in examples] == []
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if COMMANDS[name].settings])
@@ -79,12 +92,14 @@ def test_help_shows_the_values_of_the_configuration_that_is_named(trained, moebi
         ("dense_112m", ["plan", "--help", "dense_112m"]),
     ):
         model, shown = preset(name).model, moebius(*words).out
-        assert f"the values shown are those of {name})" in shown
+        assert f"the values shown are those of {name})" in " ".join(shown.split())
         assert f": {model.vocab_size}\n" in value_in(shown, "model.vocab_size")
         assert f": {model.base_expansion}\n" in value_in(shown, "model.base_expansion")
     run = trained / "runs" / "run"
     shown = moebius("resume", run, "--help").out
-    assert ": 10\n" in value_in(shown, "train.steps") and f"those of {run}" in shown
+    assert ": 10\n" in value_in(shown, "train.steps") and f"those of {run}" in " ".join(
+        shown.split()
+    )
     refused(moebius("train", "stadard", "--help"), 2, "did you mean standard?")
 
 

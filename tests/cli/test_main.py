@@ -252,10 +252,31 @@ def test_an_error_that_nobody_can_read_keeps_its_exit_code(monkeypatch):
         cli.main(["train", "tiyn"])
     stream.close()
     assert ended.value.code == 2
-    for closed in ("2>&-", "2>&- 1>&-"):
-        command = ["sh", "-c", f'"$@" {closed}', "sh", *PYTHON, "train", "tiyn"]
-        done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
-        assert (done.returncode, done.stdout) == (2, b"")
+    command = ["sh", "-c", '"$@" 2>&-', "sh", *PYTHON, "train", "tiyn"]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+CLOSED_STDOUT = (
+    "moebius: stdout is closed, so the output would be lost; `> FILE` keeps it in a file\n"
+)
+
+
+@pytest.mark.parametrize(
+    "words", [*([name] for name in commands()), ["--help"], ["--version"], []]
+)
+def test_a_command_whose_output_would_be_lost_does_not_begin(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert (ended.value.code, capsys.readouterr().err) == (6, CLOSED_STDOUT)
+
+
+@pytest.mark.parametrize(("closed", "err"), [(">&-", CLOSED_STDOUT), (">&- 2>&-", "")])
+def test_a_closed_stdout_is_named_once(closed, err):
+    command = ["sh", "-c", f'"$@" {closed}', "sh", *PYTHON, "config", "tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert (done.returncode, done.stderr) == (6, err)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

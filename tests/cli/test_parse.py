@@ -2,8 +2,8 @@
 
 import pytest
 
-from moebius.cli.parse import parse
-from moebius.cli.registry import command_named
+from moebius.cli.parse import option_parser, parse
+from moebius.cli.registry import command_named, commands
 from moebius.errors import ConfigError
 from tests.cli.command_line import refused
 
@@ -35,6 +35,22 @@ def test_options_may_stand_anywhere():
     assert expected["gpus"] == 8 and expected["settings"] == ["--train.steps", "5"]
     assert parsed("plan", "--json", "dense", "--gpus=8", "--train.steps", "5") == expected
     assert parsed("plan", "--gpus", "8", "dense", "--train.steps", "5", "--json") == expected
+
+
+def test_an_integer_may_be_written_with_an_exponent():
+    assert parsed("plan", "--gpus", "1e1")["gpus"] == 10
+    assert parsed("generate", "x", "--max-tokens=2e3")["max_tokens"] == 2000
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_option_with_one_value_may_be_given_once(name):
+    """However it reads its value, and whether the values are the same or not."""
+    for action in option_parser(command_named(name))._actions:
+        flag = action.option_strings[0]
+        if action.nargs == 0 or isinstance(action.default, list):
+            continue
+        with pytest.raises(ConfigError, match=f"{flag}: given twice, as '1' and as '1'"):
+            parse(command_named(name), [flag, "1", flag, "1"])
 
 
 def test_a_run_and_options():
@@ -70,6 +86,15 @@ def test_a_run_and_options():
         (["generate", "x", "--max_tokens", "3"], "unknown option; did you mean --max-tokens?"),
         (["generate", "x", "--beam", "3"], "--beam: unknown option; `moebius generate --help` l"),
         (["generate", "x", "--train.device", "cpu"], "--train.device: unknown option"),
+        (["generate", "x", "--prompt", "a", "--prompt=b"], "given twice, as 'a' and as 'b'"),
+        (["generate", "x", "--seed", "0", "--seed", "0"], "--seed: given twice, as '0' and"),
+        (["plan", "--gpu", "h100", "--gpu", "a100"], "--gpu: given twice, as 'h100' and"),
+        (["plan", "--gpus", "1e1", "--gpus=2"], "given twice, as '10' and as '2'; give"),
+        (["plan", "--gpus", "1.5"], "--gpus: not an integer: '1.5'"),
+        (["plan", "--gpus", "1e400"], "--gpus: not an integer: '1e400'"),
+        (["resume", "x", "--step", "3", "--step", "6"], "--step: given twice, as '3' and as '6'"),
+        (["profile", "--verify", "--verify", "3"], "--verify: given twice, as '1' and as '3'"),
+        (["profile", "--seconds", "3", "--seconds", "2.5"], "given twice, as '3' and as '2.5'"),
         (["profile", "--secnds", "3"], "--secnds: unknown option; did you mean --seconds?"),
     ],
 )  # fmt: skip

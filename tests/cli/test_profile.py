@@ -3,6 +3,7 @@
 import pytest
 
 from tests.cli.command_line import refused
+from tests.profile.made_up import made_up, small_config
 
 
 @pytest.mark.parametrize(
@@ -19,3 +20,15 @@ from tests.cli.command_line import refused
 )
 def test_an_option_that_makes_no_sense(options, code, part, moebius):
     refused(moebius("profile", "tiny", *options), code, part)
+
+
+@pytest.mark.parametrize(
+    ("verify", "said"), [(["--verify"], True), (["--verify", "3"], True), ([], False)]
+)
+def test_a_verification_without_a_finding_says_so(verify, said, moebius, monkeypatch):
+    profiled = made_up(small_config())
+    monkeypatch.setattr("moebius.profile.profile.profile", lambda *_: (profiled, None))
+    monkeypatch.setattr("moebius.profile.findings.findings", lambda *_: [])
+    result = moebius("profile", "tiny", "--train.device=cpu", *verify)
+    assert result.code == 0
+    assert ("\nverified   nothing, because there is no finding to verify\n" in result.out) == said

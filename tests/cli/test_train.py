@@ -123,7 +123,7 @@ def test_more_than_one_process_is_refused_before_anything_is_done(monkeypatch, t
         ({"model__dmi": 3}, "--model.dmi: no such setting; did you mean --model.dim?"),
         ({"modell__dim": 3}, "--modell.dim: no such setting; did you mean --model.dim?"),
         ({"train__steps": "many"}, "train.steps='many': must be an integer"),
-        ({"train__steps": "1e3"}, "train.steps=1000.0: must be an integer"),
+        ({"train__steps": "1.5e0"}, "train.steps=1.5: must be an integer"),
         ({"model__router_type": "softmax"}, "did you mean softmax_topk?"),
         ({"model__router_top_k": 4}, "model.router_top_k=4: must be at most num_experts (3)"),
         (
@@ -209,7 +209,10 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, moebius):
     place = f"{tmp_path / 'texts' / '3.txt'}: byte offset 12 is not UTF-8"
     refused(moebius("train", "tiny", *flags), 3, place, "--data.errors skip")
     assert nothing_left(tmp_path)
-    result = moebius("train", "tiny", *flags, "--data.errors", "skip", "--train.steps", "2")
+    skipping = micro(
+        tmp_path, data__source=tmp_path / "texts", data__errors="skip", train__steps=2
+    )
+    result = moebius("train", "tiny", *skipping)
     assert result.code == 0 and "1 document left out" in result.out
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
@@ -232,11 +235,12 @@ def test_held_out_text_too_short_to_evaluate(tmp_path: Path, moebius):
     (tmp_path / "texts" / "short.txt").write_text(
         "a"  # two tokens, including the end of text, but MTP looks four tokens ahead
     )
-    flags = micro(tmp_path, data__source=tmp_path / "texts", model__use_mtp="true")
+    changes = {"data__source": tmp_path / "texts", "model__use_mtp": "true"}
+    flags = micro(tmp_path, **changes, data__val_fraction=0.0001)
     # of these two documents the short one is held out, because its hash is lower
     assert document_hash(b"a") < document_hash((tmp_path / "texts" / "long.txt").read_bytes())
     refused(
-        moebius("train", "tiny", *flags, "--data.val_fraction", "0.0001"),
+        moebius("train", "tiny", *flags),
         3,
         "the held-out text has 2 tokens, too few",
     )

@@ -178,7 +178,11 @@ def test_a_full_disk_under_the_output_is_named(start, tmp_path):
     assert process.stderr and os.strerror(errno.ENOSPC) in process.stderr.read()
 
 
-def test_streams_that_were_closed_from_the_start_change_nothing(trained):
+@pytest.mark.parametrize(
+    ("closed", "code"), [("0<&- 2>&-", 0), ("0<&- 1>&- 2>&-", 6), ("1>&-", 6)]
+)
+def test_only_a_stdout_that_was_closed_from_the_start_is_refused(closed, code, trained):
     words = [sys.executable, "-m", "moebius", "data", "tiny", *micro(trained)]
-    command = ["sh", "-c", '"$@" 0<&- 1>&- 2>&-', "sh", *words]
-    assert subprocess.run(command, check=False, timeout=SECONDS).returncode == 0
+    command = ["sh", "-c", f'"$@" {closed}', "sh", *words]
+    done = subprocess.run(command, check=False, capture_output=True, timeout=SECONDS)
+    assert done.returncode == code

@@ -72,6 +72,7 @@ def refusal(section: type, name: str, value: Any) -> str:
         ("count", [2, 3], (2, 3)),
         ("count", (2,), (2,)),
         ("text", "grün 😀 \x7f", "grün 😀 \x7f"),
+        ("whole", 1e3, 1000),
         ("whole", 2**63 - 1, 2**63 - 1),
         ("whole", -(10**30), -(10**30)),  # there is no lower bound for all settings
     ],
@@ -84,7 +85,10 @@ def test_what_loses_nothing_is_converted(name, value, kept):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("whole", 1000.0, "all.whole=1000.0: must be an integer"),
+        ("whole", 1000.5, "all.whole=1000.5: must be an integer"),
+        ("whole", 1e16, "all.whole=1e+16: must be an integer"),
+        ("whole", math.inf, "all.whole=inf: must be an integer"),
+        ("whole", math.nan, "all.whole=nan: must be an integer"),
         ("whole", True, "all.whole=True: must be an integer"),
         ("whole", 2**63, "all.whole=9223372036854775808: must be below 2**63"),
         pytest.param(

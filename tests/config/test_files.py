@@ -1,6 +1,7 @@
 """Presets, files and flags: which one wins, whether TOML reads back as itself, errors in files."""
 
 import dataclasses
+import shlex
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -161,7 +162,7 @@ SECTIONS = "model, data, train, parallel, observe"
         ("model = 3", "model=3: must be a table of settings, [model]"),
         ("[[model]]\ndim = 3", "model=[{'dim': 3}]: must be a table of settings, [model]"),
         ('[model]\ndim = "3"', "model.dim='3': must be an integer"),
-        ("[train]\nsteps = 1e3", "train.steps=1000.0: must be an integer"),
+        ("[train]\nsteps = 1.5e0", "train.steps=1.5: must be an integer"),
         ("[train]\nlr = inf", "train.lr=inf: must be a finite number"),
         ("[train]\nlr = nan", "train.lr=nan: must be a finite number"),
         (
@@ -344,3 +345,33 @@ def test_toml_has_no_control_characters():
 def test_a_note_is_one_line_without_control_characters(capsys):
     print_note("a\x1b]0;title\x07\nb")
     assert capsys.readouterr().err == "moebius: a\\x1b]0;title\\x07 b\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "corpus",
+        "corpus/a b.txt",
+        "./corpus/",
+        "corpus/*.txt",
+        "hf:a/b",
+        "s3://b/c",
+        "python-stdlib",
+    ],
+)
+def test_a_text_in_place_of_the_configuration_is_told_from_one(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a b.txt").write_text("a text")
+    with pytest.raises(ConfigError) as refused:
+        read_config(source, [])
+    assert str(refused.value) == (
+        f"{source}: neither a preset nor a TOML file; text is given as "
+        f"--data.source {shlex.quote(source)}"
+    )
+
+
+def test_a_folder_that_is_named_like_a_preset_hides_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert read_config("tiny", []) == preset("tiny")

@@ -18,7 +18,7 @@ Kind = Literal["auto", "on", "off"]
         ("12", int, 12),
         ("-3", int, -3),
         ("1_000", int, 1000),
-        ("1e3", int, 1000.0),  # not an integer: the check that follows refuses it
+        ("1e3", int, 1000.0),  # the check that follows makes it an integer
         ("5", float, 5),
         ("1e-05", float, 1e-05),
         ("-.5", float, -0.5),
@@ -62,7 +62,6 @@ def test_what_a_text_stands_for(text, annotation, value):
             "train",
             {"min_lr_fraction": 0.5, "beta1": 1e-05},
         ),
-        (["--train.steps", "5", "--train.steps", "6"], "train", {"steps": 6}),
         (["--train.lr", "-1"], "train", {"lr": -1}),
         (["--train.name", "-x-"], "train", {"name": "-x-"}),
         (["--data.source=--a=b-c"], "data", {"source": "--a=b-c"}),
@@ -89,10 +88,9 @@ def test_what_a_text_stands_for(text, annotation, value):
                 "3",
                 "--observe.progress=false",
                 "--observe.cv.patience=9",
-                "--observe.cv.window=4",
             ],
             "observe",
-            {"cv": {"window": 4, "patience": 9}, "progress": False},
+            {"cv": {"window": 3, "patience": 9}, "progress": False},
         ),
     ],
 )
@@ -133,13 +131,26 @@ def test_flags(flags, section, values):
         (["--train.steps", "--train.lr", "1"], "--train.steps: a value is missing"),
         (
             ["--data.source", "a", "--train.steps=3", "--data.source=b"],
-            "--data.source: given twice; several are separated by commas: A,B",
+            "--data.source: given twice, as 'a' and as 'b'; several are separated by commas: A,B",
         ),
         (
             ["--data.weights=2", "--data.weights", "4"],
-            "--data.weights: given twice; several are separated by commas: A,B",
+            "--data.weights: given twice, as '2' and as '4'; several are separated by commas: A,B",
         ),
-        (["--train.steps", "1e3"], "train.steps=1000.0: must be an integer"),
+        (
+            ["--train.steps", "3", "--train.lr=1", "--train.steps=4"],
+            "--train.steps: given twice, as '3' and as '4'; give it once",
+        ),
+        (
+            ["--train.batch-size=5", "--train.batch_size=5"],
+            "--train.batch_size: given twice, as '5' and as '5'; give it once",
+        ),
+        (
+            ["--observe.cv.window=3", "--observe.progress=false", "--observe.cv.window", "4"],
+            "--observe.cv.window: given twice, as '3' and as '4'; give it once",
+        ),
+        (["--train.steps", "1.5e0"], "train.steps=1.5: must be an integer"),
+        (["--train.steps", "1e16"], "train.steps=1e+16: must be an integer"),
         (["--train.steps", "many"], "train.steps='many': must be an integer"),
         (["--train.steps", "true"], "train.steps=True: must be an integer"),
         (["--train.steps", "-5"], "train.steps=-5: must be at least 1"),
@@ -182,7 +193,7 @@ def test_flags(flags, section, values):
         (["--observe.cv.threshold", "low"], "observe.cv.threshold='low': must be a number"),
         (["--observe.cv.threshold", "-1"], "observe.cv.threshold=-1.0: must be at least 0"),
         (["--observe.cv.window", "0"], "observe.cv.window=0: must be at least 1"),
-        (["--observe.cv.patience", "1e2"], "observe.cv.patience=100.0: must be an integer"),
+        (["--observe.cv.patience", "1e-2"], "observe.cv.patience=0.01: must be an integer"),
         (
             ["--observe.cv.action", "revve"],
             "observe.cv.action='revve': must be one of off, warn, raise_aux, ",
@@ -217,3 +228,11 @@ def test_an_error_in_a_flag(flags, message):
         read_config("tiny", flags)
     assert str(caught.value).startswith(message), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_integer_may_be_written_with_an_exponent():
+    flags = ["--train.steps", "2e4", "--model.num_experts=4,8e0,8,4.0", "--observe.cv.window=1e1"]
+    config = read_config("tiny", flags)
+    values = (config.train.steps, *config.model.experts_per_layer, config.observe.cv.window)
+    assert values == (20000, 4, 8, 8, 4, 10)
+    assert {type(value) for value in values} == {int}

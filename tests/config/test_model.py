@@ -25,7 +25,7 @@ WRONG_COUNT = "must be an integer or a list of integers"
 REFUSED: list[Refusal] = [
     # wrong types
     ({"dim": True}, "model.dim=True", "must be an integer"),
-    ({"dim": 896.0}, "model.dim=896.0", "must be an integer"),
+    ({"dim": 896.5}, "model.dim=896.5", "must be an integer"),
     ({"dim": None}, "model.dim=None", "must be an integer"),
     ({"dim": "896"}, "model.dim='896'", "must be an integer"),
     ({"dim": [896]}, "model.dim=[896]", "must be an integer"),
@@ -34,7 +34,7 @@ REFUSED: list[Refusal] = [
     ({"use_mtp": 1}, "model.use_mtp=1", "must be true or false"),
     ({"use_mtp": "yes"}, "model.use_mtp='yes'", "must be true or false"),
     ({"activation": 3}, "model.activation=3", "must be one of swiglu, relu2, gelu"),
-    ({"num_experts": 4.0}, "model.num_experts=4.0", WRONG_COUNT),
+    ({"num_experts": 4.5}, "model.num_experts=4.5", WRONG_COUNT),
     ({"num_experts": True}, "model.num_experts=True", WRONG_COUNT),
     ({"num_experts": []}, "model.num_experts=[]", WRONG_COUNT),
     ({"num_experts": [4, "4"]}, "model.num_experts=[4, '4']", "must be"),

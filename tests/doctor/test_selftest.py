@@ -1,8 +1,15 @@
 """Tests that the self-test continues after a failure, and says what to do."""
 
-import pytest
+import os
+import signal
 
+import pytest
+import torch
+
+from moebius.config import Config
 from moebius.doctor import small_run
+from moebius.doctor.selftest import self_test
+from moebius.errors import Interrupted
 from moebius.model.attention import SDPA_EXPANDED
 
 
@@ -60,3 +67,23 @@ def test_if_training_fails_the_trials_that_need_its_run_fail_too(doctor, monkeyp
     need_the_run = ("training", "resume, bit by bit", "a flipped bit is noticed")
     assert [result.outcomes[name] for name in need_the_run] == ["FAILED"] * 3
     assert result.outcomes["order of the data"] == "ok"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_self_test_names_what_is_incomplete(number, monkeypatch):
+    def stop(*_: object) -> str:
+        os.kill(os.getpid(), number)
+        return "never"
+
+    monkeypatch.setattr("moebius.doctor.selftest._agreements", lambda *_: [])
+    monkeypatch.setattr("moebius.doctor.selftest.SmallRun.learns", lambda _: "fine")
+    monkeypatch.setattr("moebius.doctor.selftest.SmallRun.resumes", stop)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stopped:
+        self_test(Config(), torch.device("cpu"), lambda line: None)
+    assert str(stopped.value) == (
+        f"doctor was stopped by {number.name} after 1 of 4 checks; incomplete: resume, bit by "
+        "bit, a flipped bit is noticed, order of the data"
+    )
+    assert stopped.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before

@@ -72,7 +72,8 @@ def small_config(*flags: str) -> Config:
         "train.batch_size": 256,
         "train.seq_len": 128,
     }
-    return override(Config(), parse_flags([*(f"--{k}={v}" for k, v in shape.items()), *flags]))
+    changes = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    return override(Config(), parse_flags([f"--{k}={v}" for k, v in (shape | changes).items()]))
 
 
 def stepped(profile: Profile, device: str = "cpu", **changes: Any) -> Any:

@@ -20,4 +20,4 @@ def test_the_page_has_everything_and_loads_nothing():
 
 
 def test_a_page_without_findings_says_what_bounds_the_step():
-    assert "Nothing; the step is bound by" in page(made_up(small_config()), [])
+    assert "Nothing wrong; the step is bound by" in page(made_up(small_config()), [])

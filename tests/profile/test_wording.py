@@ -1,6 +1,11 @@
 """Tests of findings as people read them."""
 
+from dataclasses import replace
+
+import pytest
+
 from moebius.profile.finding import Finding
+from moebius.profile.page import page
 from moebius.profile.wording import bound, describe, prediction
 from tests.profile.made_up import made_up, small_config
 
@@ -32,4 +37,49 @@ def test_with_nothing_wrong_it_says_what_bounds_the_step():
     waiting = made_up(small_config(), waiting=0.3)
     assert bound(waiting) == (
         "the step is bound by the host, for which the device waits in 30% of it"
+    )
+
+
+@pytest.mark.parametrize(
+    "measured", [{"rounds": [1.0, 1.0, 2.0, 2.0]}, {"crowding": "another process used 1 core"}]
+)
+def test_figures_that_cannot_be_trusted_get_no_verdict(measured):
+    profile = made_up(small_config(), **measured)
+    (line,) = describe(profile, [])
+    for text in (line, page(profile, [])):
+        assert "o verdict, because these figures cannot be trusted" in text
+        assert "bound by" not in text and "nothing wrong" not in text.lower()
+    finding = Finding("first", "because", ("--model.dim=1",), 1.0)
+    assert describe(profile, [finding])[0] == (
+        "findings   on figures that cannot be trusted (see WARNING)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [(0.01, "floor is 1% of it"), (0.05, "floor is 5% of it"), (0.19, "floor is 19% of it")],
+)
+def test_a_floor_that_explains_little_of_the_step_does_not_bind_it(share, says):
+    """A made-up step takes four times its floor; here the floors are lower still."""
+    profile = made_up(small_config())
+    rows = [replace(row, floor=row.floor * 4 * share) for row in profile.rows]
+    text = bound(replace(profile, rows=rows))
+    assert says in text and "overhead, such as launches, Python and threads" in text
+    assert "bound by" not in text
+
+
+@pytest.mark.parametrize(
+    ("rates", "what"), [((1e9, 1e15), "matrix products"), ((1e15, 1e9), "moving bytes")]
+)
+def test_the_longer_floors_bind_a_step_near_its_floor(rates, what):
+    profile = made_up(small_config())
+    flops, bytes_ = rates
+    ceilings = replace(profile.ceilings, flops=flops, bytes=bytes_)
+    rows = [
+        replace(row, floor=max(row.flops / flops, row.bytes / bytes_), forward=1.0)
+        for row in profile.rows
+    ]
+    measured = replace(profile.measured, rounds=[sum(row.floor for row in rows)])
+    assert f"bound by {what}" in bound(
+        replace(profile, ceilings=ceilings, rows=rows, measured=measured)
     )
