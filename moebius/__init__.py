@@ -13,18 +13,21 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from moebius.config.presets import dense_twin, preset
+    from moebius.infer.language_model import LanguageModel, load
     from moebius.model.transformer import Transformer
 
 __version__ = "0.1.0"
 __all__ = [
     "Config",
     "DataConfig",
+    "LanguageModel",
     "ModelConfig",
     "ObserveConfig",
     "ParallelConfig",
     "TrainConfig",
     "Transformer",
     "dense_twin",
+    "load",
     "preset",
 ]
 
@@ -36,6 +39,10 @@ def __getattr__(name: str) -> "Any":
         from moebius.model import transformer
 
         return transformer.Transformer
+    if name in ("LanguageModel", "load"):
+        from moebius.infer import language_model
+
+        return getattr(language_model, name)
     if name in ("dense_twin", "preset"):
         from moebius.config import presets
 

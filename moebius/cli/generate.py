@@ -1,43 +1,85 @@
 """`moebius generate`: continue a prompt with a trained model."""
 
-import math
-import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moebius.cli.command import RUN, Command
-from moebius.cli.output import is_terminal
+from moebius.cli.continuations import print_texts
+from moebius.cli.prompts import read_prompts
 from moebius.config import TrainConfig
-from moebius.config.printable import printable
+from moebius.config.printable import complain
 from moebius.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+    from moebius.infer.generate import Request
+
 
 def run(options: Namespace) -> None:
-    """Print the prompt and, token by token, its continuation by the run's newest checkpoint."""
-    _check(options)
+    """Print each prompt and its continuation by one of the run's checkpoints."""
+    if options.prompt and options.prompts:
+        raise ConfigError("--prompt, --prompts: give one of them")
+    _check_text("--prompt", options.prompt)
+    for stop in options.stop:
+        _check_text("--stop", stop)
+    if options.batch_size < 1:
+        raise ConfigError(f"--batch-size {options.batch_size}: must be at least 1")
+    request = _request(options)
+    prompts = read_prompts(options.prompts) if options.prompts else [options.prompt]
     from moebius.train.run_directory import RunDirectory
 
     directory = RunDirectory.open(options.run)
     device = _device(directory.config().train, options.device)
-    from moebius.cli.sample import continuation
+    from moebius.infer.language_model import load_run
 
-    texts = continuation(
-        directory,
-        device,
-        options.prompt,
-        options.max_tokens,
-        options.temperature,
-        options.seed,
-    )
-    shown = printable if is_terminal(sys.stdout) else str
-    print(shown(options.prompt), end="", flush=True)
-    for text in texts:
-        print(shown(text), end="", flush=True)
-    print()
+    model = load_run(directory, device, report=complain, step=options.step)
+    with _named_as_options():
+        print_texts(
+            model,
+            prompts,
+            request,
+            num_at_once=options.batch_size,
+            speculates=options.speculate,
+            as_json=options.json,
+            tells_speed=options.speed,
+        )
+
+
+def _request(options: Namespace) -> "Request":
+    """Return what the options ask for. Raises ConfigError for a value that is not allowed."""
+    from moebius.infer.generate import Request
+    from moebius.infer.sampling import Sampling
+
+    with _named_as_options():
+        return Request(
+            max_tokens=options.max_tokens,
+            sampling=Sampling(
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                min_p=options.min_p,
+            ),
+            seed=options.seed,
+            stop=tuple(options.stop),
+            num=options.num,
+        )
+
+
+@contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Let an error that names an argument of Python, `top_p=2`, name the option: `--top-p 2`."""
+    try:
+        yield
+    except ConfigError as error:
+        name, separator, rest = str(error).partition("=")
+        if separator and name.isidentifier():
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} {rest}".replace(" True:", ":")) from None
+        raise
 
 
 def _device(train: TrainConfig, name: str) -> "torch.device":
@@ -53,24 +95,21 @@ def _device(train: TrainConfig, name: str) -> "torch.device":
         raise ConfigError(text) from None
 
 
-def _check(options: Namespace) -> None:
-    """Raise ConfigError for an option whose value is not allowed."""
-    if options.max_tokens < 0:
-        raise ConfigError(f"--max-tokens {options.max_tokens}: must be at least 0")
-    if not 0 <= options.temperature < math.inf:
-        raise ConfigError(
-            f"--temperature {options.temperature}: must be a finite number, at least 0"
-        )
-    if not 0 <= options.seed < 2**63:
-        raise ConfigError(f"--seed {options.seed}: must be from 0 to 2**63 - 1")
-    if any("\ud800" <= letter <= "\udfff" for letter in options.prompt):
+def _check_text(option: str, text: str) -> None:
+    """Raise ConfigError for a text that is not UTF-8."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
         # Python represents bytes that are not UTF-8 as surrogates.
-        raise ConfigError(f"--prompt {options.prompt!r}: must be UTF-8")
+        raise ConfigError(f"{option} {text!r}: must be UTF-8")
 
 
 def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", default="", metavar="TEXT", help="text to continue (default: none)"
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="file with one prompt on each line, or JSON lines with a `prompt`; - is stdin",
     )
     parser.add_argument(
         "--max-tokens",
@@ -86,12 +125,80 @@ def _add_options(parser: ArgumentParser) -> None:
         metavar="T",
         help="randomness; 0, or almost 0, always takes the likeliest token (default: %(default)s)",
     )
+    _add_filters(parser)
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
         help="seed of the sampling (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be given several times",
+    )
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of texts for each prompt (default: %(default)s)",
+    )
+    _add_ways(parser)
+
+
+def _add_filters(parser: ArgumentParser) -> None:
+    """Add the options that leave out unlikely tokens."""
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="draw from the K likeliest tokens; 0 means all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that have this probability together "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="draw from tokens at least this share as likely as the likeliest "
+        "(default: %(default)s)",
+    )
+
+
+def _add_ways(parser: ArgumentParser) -> None:
+    """Add the options about how and by what the texts are written."""
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="number of texts written at the same time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)"
+    )
+    parser.add_argument(
+        "--speculate",
+        action="store_true",
+        help="draft tokens with multi-token prediction, and verify them in one pass",
+    )
+    parser.add_argument(
+        "--speed", action="store_true", help="print tokens per second on stderr at the end"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print each text as a JSON object on one line"
     )
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
@@ -103,9 +210,14 @@ COMMAND = Command(
     usage="RUN [options]",
     summary="continue a prompt with a trained model",
     description=(
-        "Continue a prompt with the newest checkpoint of a run. The same seed gives the same text."
+        "Continue prompts with a checkpoint of a run. The same seed gives the same text. The "
+        "model reads no more tokens at once than in training: of a longer text, it reads the "
+        "last half to whole of that number."
     ),
-    examples=("moebius generate runs/my-run --prompt 'def fibonacci(' --max-tokens 100",),
+    examples=(
+        "moebius generate runs/my-run --prompt 'def fibonacci(' --max-tokens 100",
+        "moebius generate runs/my-run --prompts prompts.txt --num 4 --json",
+    ),
     arguments=(RUN,),
     add_options=_add_options,
     run=run,

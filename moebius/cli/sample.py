@@ -16,8 +16,6 @@ def continuation(
     device: "torch.device",
     prompt: str,
     max_tokens: int,
-    temperature: float = 0.8,
-    seed: int = 0,
 ) -> Iterator[str]:
     """Return an iterator over the pieces of text that continue the prompt.
 
@@ -25,18 +23,7 @@ def continuation(
     skipped, a line is printed on stderr. Raises CheckpointError if no checkpoint is intact, and
     DataError if the run's tokenizer.json is missing or not the one that it was trained with.
     """
-    from moebius.hardware.precision import matmul_dtype
-    from moebius.infer.generate import generate, load_trained
+    from moebius.infer.language_model import load_run
 
-    train = directory.config().train
-    model, tokenizer = load_trained(directory, device, report=complain)
-    return generate(
-        model,
-        tokenizer,
-        prompt,
-        max_tokens,
-        train.seq_len,
-        temperature,
-        seed,
-        matmul_dtype(train, device),
-    )
+    model = load_run(directory, device, report=complain)
+    return model.stream(prompt, max_tokens=max_tokens)

@@ -30,7 +30,7 @@ def preset(name: str) -> Config:
 
 
 def tiny() -> Config:
-    """Learns Python from its own library, in minutes on two CPU cores."""
+    """Learns Python from its own library, in minutes on two cores."""
     return Config(
         model=ModelConfig(
             vocab_size=2048,

@@ -94,7 +94,7 @@ def export(
     tokenizer = own_tokenizer(config, run, run.record(complain))
     text = TextSettings(tokenizer.size, tokenizer.end_of_text, config.train.seq_len)
     with new_folder(place) as folder:
-        weights = trained(run, config.model, options.step, options.average, complain)
+        weights = trained(run, config, options.step, options.average, complain)
         own = {name: t for name, t in weights.tensors.items() if not name.startswith("mtp.")}
         shape = _shape(run, model, own)
         report(f"architecture   {shape.architecture.name}, from {_source(weights)}")

@@ -1,58 +1,63 @@
-"""Generate text from a model, one token at a time."""
+"""Write texts that continue prompts, piece by piece, with a model and its tokenizer."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 
-from moebius.config import ParallelConfig
 from moebius.data import Tokenizer
-from moebius.errors import CheckpointError, NumericError
-from moebius.hardware.backends import backends_for
+from moebius.errors import ConfigError
+from moebius.infer.cached import Cached
+from moebius.infer.continued_text import ContinuedText, StopStrings
+from moebius.infer.decoder import Decoder, Writing
+from moebius.infer.sampling import Sampling
 from moebius.model.transformer import Transformer
-from moebius.train import checkpoint, checkpoint_store
-from moebius.train.resumption import own_tokenizer
-from moebius.train.run_directory import RunDirectory
-from moebius.train.state import check_model, load_model
-from moebius.train.trained_settings import check_belongs
 
-GREEDY_BELOW = 1e-6
-"""Temperature below which the likeliest token is taken. Float32 logits of the usual size differ by
-more than this, so that only equal ones would be left to draw from."""
-UNIFORM_ABOVE = 1e30
-"""Highest temperature that is used. All tokens are equally likely long before it."""
+End = Literal["end_of_text", "stop", "length"]
+"""Why a text ends: the model ended it, a stop string came, or it has as many tokens as wanted."""
+HIGHEST_SEED = 2**63 - 1
 
 
-def load_trained(
-    run: RunDirectory, device: torch.device, report: Callable[[str], None] = print
-) -> tuple[Transformer, Tokenizer]:
-    """Return the model of a run's newest intact checkpoint, in evaluation mode, and its tokenizer.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to write. Raises ConfigError for a value that is not allowed."""
 
-    `report` gets a line for each damaged checkpoint that is skipped. Raises CheckpointError
-    if none is intact, and DataError if tokenizer.json is not the run's own any more.
-    """
-    config = run.config()
-    record = run.record(report)
-    tokenizer = own_tokenizer(config, run, record)
-    # The model is not compiled, because a text grows with every token, and every length would be
-    # compiled again.
-    uncompiled = replace(config, parallel=ParallelConfig(compile="off"))
-    model = Transformer(config.model, backends_for(uncompiled, device)).to(device)
+    max_tokens: int = 200
+    """Largest number of tokens of each text."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How each token is drawn."""
+    seed: int = 0
+    """Seed of the random numbers. With the same seed, a prompt gives the same texts."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a text, which does not contain them."""
+    num: int = 1
+    """Number of texts for each prompt."""
 
-    def load(folder: Path) -> None:
-        tensors, values = checkpoint.load(folder)
-        weights = tensors.get("model", {})
-        check_model(model, weights, folder)
-        check_belongs(folder, values, config, record.identity if record else "")
-        load_model(model, weights)
-
-    if checkpoint_store.load_newest(run.checkpoints, load, report) is None:
-        raise CheckpointError(f"{run.checkpoints}: no checkpoint yet; train the run first")
-    return model.eval(), tokenizer
+    def __post_init__(self) -> None:
+        if self.max_tokens < 0:
+            raise ConfigError(f"max_tokens={self.max_tokens}: must be at least 0")
+        if not 0 <= self.seed <= HIGHEST_SEED:
+            raise ConfigError(f"seed={self.seed}: must be from 0 to 2**63 - 1")
+        if "" in self.stop:
+            raise ConfigError("stop='': must not be empty, because every text contains that")
+        if self.num < 1:
+            raise ConfigError(f"num={self.num}: must be at least 1")
 
 
-@torch.no_grad()
+class Piece(NamedTuple):
+    """A part of one of the texts."""
+
+    number: int
+    """Number of the text; those of one prompt follow each other."""
+    text: str
+    """What has become certain of the text. It may be empty if the text ends."""
+    num_tokens: int
+    """Number of tokens that have been written of this text, without the end of text."""
+    end: End | None
+    """Why the text ends with this piece. None if it goes on."""
+
+
 def generate(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -66,80 +71,119 @@ def generate(
     """Yield the text that follows `prompt`, piece by piece.
 
     It ends with the end-of-text token or after `max_tokens` tokens, without a character that is
-    then unfinished. `context` is the length of the sequences that the model was trained on; the
-    model does not see older tokens. A temperature of 0, or almost 0, takes the most likely token.
-    `dtype` is that of the matrix products, as in training. The model reads all tokens again for
-    every new one (there is no KV cache): this is for looking at a run, not for serving. Raises
-    NumericError if the model's logits are not finite.
+    then unfinished. `context` is the length of the sequences that the model was trained on; of a
+    longer text, the model reads what `moebius.infer.window` says. A temperature of 0, or almost
+    0, takes the most likely token. `dtype` is that of the matrix products, as in training. Raises
+    ConfigError for a value that is not allowed, and NumericError if the model's logits are not
+    finite.
     """
-    device = model.embedding.weight.device
-    generator = torch.Generator(device).manual_seed(seed)
-    prompt_ids = tokenizer.encode(prompt)
-    text = _ContinuedText(tokenizer, prompt_ids)
-    tokens = [tokenizer.end_of_text, *prompt_ids]
-    for _ in range(max_tokens):
-        window_1S = torch.tensor([tokens[-context:]], device=device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits_V = model(window_1S).logits_BSV[0, -1].float()
-        logits_V[tokenizer.size :] = -torch.inf  # rows of a padded vocabulary stand for no token
-        token = _sample(logits_V, temperature, generator)
-        if token == tokenizer.end_of_text:
-            yield from text.rest()
-            return
-        tokens.append(token)
-        yield from text.add(token)
-    yield from text.rest(is_cut=True)
+    request = Request(max_tokens=max_tokens, sampling=Sampling(temperature=temperature), seed=seed)
+    longest = 1 + len(tokenizer.encode(prompt)) + max_tokens
+    decoder = Cached(
+        model, tokenizer.size, context, request.sampling, longest=longest, dtype=dtype
+    )
+    for piece in write(decoder, tokenizer, [prompt], request):
+        if piece.text:
+            yield piece.text
 
 
-def _sample(logits_V: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
-    """Return the id of a token drawn from the logits."""
-    likeliest = logits_V.argmax()
-    highest = logits_V[likeliest]
-    if not highest.isfinite():
-        raise NumericError(
-            f"the model's highest logit is {highest.item()}: its weights are damaged, or too "
-            "large for this dtype; an older checkpoint of the run may still be good"
-        )
-    if temperature < GREEDY_BELOW:
-        return int(likeliest)
-    # Without the subtraction, a low temperature would make logits infinite.
-    logits_V = (logits_V - highest) / min(temperature, UNIFORM_ABOVE)
-    probabilities_V = torch.softmax(logits_V, dim=-1)
-    return int(torch.multinomial(probabilities_V, 1, generator=generator))
+def write(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    request: Request,
+    num_at_once: int = 1,
+    is_streamed: bool = True,
+) -> Iterator[Piece]:
+    """Yield the pieces of all texts, each prompt's `request.num` one after another.
 
+    num_at_once: number of texts that the decoder writes at the same time; their pieces mix.
+    is_streamed: yield a piece as soon as it is certain. Otherwise a text comes in one piece,
+    which is quicker for many texts.
 
-class _ContinuedText:
-    """The text of the tokens that follow a prompt, in pieces that never have to be taken back.
-
-    It is the text of the prompt and these tokens together, without the prompt's. On their own they
-    would give another text: many tokenizers write the first token of a text without the space in
-    front of it.
+    Raises NumericError if the model's logits are not finite.
     """
+    total = len(prompts) * request.num
+    for first in range(0, total, num_at_once):
+        if isinstance(decoder, Cached):
+            decoder.begin()
+        numbers = range(first, min(first + num_at_once, total))
+        texts = [_Text(tokenizer, prompts, request, number, is_streamed) for number in numbers]
+        for text in texts:
+            if not request.max_tokens:
+                yield text.ended("length")
+        while not all(text.writing.is_done for text in texts):
+            written = decoder.advance([text.writing for text in texts])
+            for text, tokens in zip(texts, written, strict=True):
+                for token in tokens:
+                    if not text.writing.is_done and (piece := text.add(token)):
+                        yield piece
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int]):
-        self._tokenizer = tokenizer
-        self._ids = list(prompt_ids)
-        self._num_prompt_ids = len(prompt_ids)
-        self._prompt = tokenizer.decode(prompt_ids)
-        self._num_written = 0  # characters
 
-    def add(self, token: int) -> Iterator[str]:
-        """Add a token; yield what is now certain of the text, if there is anything new."""
-        self._ids.append(token)
-        yield from self._new(self._tokenizer.decode_settled)
+class _Text:
+    """One of the texts that are being written."""
 
-    def rest(self, is_cut: bool = False) -> Iterator[str]:
-        """Yield what has been held back, without an unfinished character if the text is cut."""
-        decode = self._tokenizer.decode
-        yield from self._new((lambda ids: decode(ids).rstrip("\ufffd")) if is_cut else decode)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        request: Request,
+        number: int,
+        is_streamed: bool,
+    ):
+        prompt, sample = divmod(number, request.num)
+        ids = tokenizer.encode(prompts[prompt])
+        # The random numbers do not depend on the other prompts, nor on how many samples there are.
+        self.writing = Writing([tokenizer.end_of_text, *ids], (request.seed, sample))
+        self._end_of_text = tokenizer.end_of_text
+        self._max_tokens = request.max_tokens
+        self._number = number
+        self._is_streamed = is_streamed or bool(request.stop)
+        self._continued = ContinuedText(tokenizer, ids)
+        self._stops = StopStrings(request.stop)
+        self._waiting: list[int] = []
+        """Tokens that have not become text yet."""
+        self._num_tokens = 0
+        self._whole = "" if not is_streamed else None
+        """The text up to now, if it comes in one piece."""
 
-    def _new(self, decode: Callable[[list[int]], str]) -> Iterator[str]:
-        """Yield the part of the text after the prompt that has not been yielded yet."""
-        text = decode(self._ids)
-        if not (text.startswith(self._prompt) or self._prompt.startswith(text)):
-            # The tokens spell bytes that would spoil the last characters of the prompt.
-            text = self._prompt + decode(self._ids[self._num_prompt_ids :])
-        piece = text[len(self._prompt) + self._num_written :]
-        if piece:
-            self._num_written += len(piece)
-            yield piece
+    def add(self, token: int) -> Piece | None:
+        """Add a token; return a piece if there is a new one."""
+        if token == self._end_of_text:
+            return self.ended("end_of_text")
+        self.writing.tokens.append(token)
+        self._waiting.append(token)
+        self._num_tokens += 1
+        if not self._is_streamed:
+            return self.ended("length") if self._num_tokens == self._max_tokens else None
+        text = self._settled()
+        if self._stops.is_found:
+            return self._last(text, "stop")
+        if self._num_tokens == self._max_tokens:
+            return self.ended("length", text)
+        return self._piece(text, None)
+
+    def ended(self, end: End, before: str = "") -> Piece:
+        """Return the last piece, with all that was held back. `before` is certain already."""
+        text = before + self._settled() + self._stops.add(self._continued.rest(end == "length"))
+        return self._last(text + self._stops.rest(), "stop" if self._stops.is_found else end)
+
+    def _settled(self) -> str:
+        """Return what has become certain by the tokens that are waiting."""
+        piece = self._continued.add(self._waiting) if self._waiting else ""
+        self._waiting = []
+        return self._stops.add(piece)
+
+    def _last(self, text: str, end: End) -> Piece:
+        self.writing.is_done = True
+        piece = self._piece(text, end)
+        return piece or Piece(self._number, "", self._num_tokens, end)
+
+    def _piece(self, text: str, end: End | None) -> Piece | None:
+        """Return a piece of this text, or None if there is nothing to tell yet."""
+        if self._whole is not None:
+            self._whole += text
+            if end is None:
+                return None
+            text = self._whole
+        return Piece(self._number, text, self._num_tokens, end) if text or end else None

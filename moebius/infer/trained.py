@@ -7,13 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moebius.config import ModelConfig
+from moebius.config import Config
 from moebius.errors import CheckpointError, ForeignCheckpointError
 from moebius.model.transformer import Transformer
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.resumption import checkpoint_at
 from moebius.train.run_directory import RunDirectory
 from moebius.train.state import check_model
+from moebius.train.trained_settings import check_belongs
 
 WEIGHTS = "model"
 """The group of tensors in a checkpoint that has the weights."""
@@ -30,31 +31,40 @@ class Trained(NamedTuple):
 
 def trained(
     run: RunDirectory,
-    model: ModelConfig,
+    config: Config,
     step: int | None = None,
     average: int = 1,
     report: Callable[[str], None] = print,
 ) -> Trained:
     """Return the weights of the newest intact checkpoint, or of that of a step.
 
+    config: the run's configuration.
     average: number of checkpoints whose mean is taken; that one is the newest of them.
 
     `report` gets a line for each damaged checkpoint that is passed over. Where particular
-    checkpoints are asked for, a damaged one is an error. Raises CheckpointError.
+    checkpoints are asked for, a damaged one is an error. Raises CheckpointError, also for a
+    checkpoint of another run.
     """
+    record = run.record(report)
+    identity = record.identity if record else ""
     with torch.device("meta"):
-        expected = Transformer(model)
+        expected = Transformer(config.model)
     loaded: dict[str, Tensor] = {}
 
+    def weights_in(folder: Path) -> dict[str, Tensor]:
+        tensors, values = checkpoint.load(folder, only=WEIGHTS)
+        weights = tensors.get(WEIGHTS, {})
+        check_model(expected, weights, folder)
+        check_belongs(folder, values, config, identity)
+        return weights
+
     def load(folder: Path) -> None:
-        tensors = checkpoint.load(folder, only=WEIGHTS)[0].get(WEIGHTS, {})
-        check_model(expected, tensors, folder)
-        loaded.update(tensors)
+        loaded.update(weights_in(folder))
 
     if average > 1:
         folders = _last(run, step, average)
         steps = tuple(checkpoint_store.step_of(folder) for folder in folders)
-        return Trained(_mean(expected, folders), steps)
+        return Trained(_mean(weights_in, folders), steps)
     if step is not None:
         folder = checkpoint_at(run, step)
         load(folder)
@@ -83,13 +93,14 @@ def _last(run: RunDirectory, step: int | None, count: int) -> list[Path]:
     return folders[:count]
 
 
-def _mean(expected: Transformer, folders: list[Path]) -> dict[str, Tensor]:
+def _mean(
+    weights_in: Callable[[Path], dict[str, Tensor]], folders: list[Path]
+) -> dict[str, Tensor]:
     """Return the mean of the checkpoints' weights, added up in float64."""
     sums: dict[str, Tensor] = {}
     for folder in folders:
         try:
-            tensors = checkpoint.load(folder, only=WEIGHTS)[0].get(WEIGHTS, {})
-            check_model(expected, tensors, folder)
+            tensors = weights_in(folder)
         except ForeignCheckpointError:
             raise
         except CheckpointError as error:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moebius.config import ModelConfig
 from moebius.config.attention import MASK_BLOCK
+from moebius.model.cache import LayerCache
 from moebius.model.documents import attend_in_blocks
 from moebius.model.rope import Rotation, rotate
 
@@ -65,8 +66,14 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(H, config.norm_eps) if config.qk_norm else None
         self.key_norm = nn.RMSNorm(H, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x_BSD: Tensor, rotation: Rotation, mask: Any) -> Tensor:
-        """Return out_BSD. The mask, in the backend's form, says which tokens a token may see."""
+    def forward(
+        self, x_BSD: Tensor, rotation: Rotation, mask: Any, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Return out_BSD. The mask, in the backend's form, says which tokens a token may see.
+
+        With a cache, the tokens' keys and values are stored in it. A cache that is also read has
+        the keys and values of all tokens that may be seen, and the mask is mask_B1SW.
+        """
         B, S, _ = x_BSD.shape
         config = self.config
         q_BSNH = self.query(x_BSD).view(B, S, config.num_heads, config.head_width)
@@ -78,9 +85,13 @@ class Attention(nn.Module):
         group = config.num_heads // config.num_kv_heads
         q_BSNH = rotate(q_BSNH, rotation, config.rotary_kv_heads * group)
         k_BSGH = rotate(k_BSGH, rotation, config.rotary_kv_heads)
-        out_BNSH = self.attend(
-            q_BSNH.transpose(1, 2), k_BSGH.transpose(1, 2), v_BSGH.transpose(1, 2), mask
-        )
+        q_BNSH, k_BGSH, v_BGSH = (x.transpose(1, 2) for x in (q_BSNH, k_BSGH, v_BSGH))
+        if cache is not None:
+            cache.store(k_BGSH, v_BGSH)
+        if cache is not None and cache.is_read:
+            out_BNSH = attend_cached(q_BNSH, cache.key_BGWH, cache.value_BGWH, mask)
+        else:
+            out_BNSH = self.attend(q_BNSH, k_BGSH, v_BGSH, mask)
         return self.output(out_BNSH.transpose(1, 2).reshape(B, S, -1))
 
 
@@ -115,6 +126,22 @@ def attend_expanded(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, mask: Tensor
     return F.scaled_dot_product_attention(
         q_BNSH, k_BNSH, v_BNSH, attn_mask=mask, is_causal=mask is None
     )
+
+
+def attend_cached(q_BNSH: Tensor, k_BGWH: Tensor, v_BGWH: Tensor, mask_B1SW: Tensor) -> Tensor:
+    """Return out_BNSH, the attention of a few tokens to the keys and values of a cache.
+
+    The query heads of a group become further queries of their KV head, so the cache, which is
+    far larger than the queries, is read in place by any kernel.
+    """
+    B, N, S, H = q_BNSH.shape
+    G, W = k_BGWH.shape[1], k_BGWH.shape[2]
+    rows = N // G * S
+    mask_B1RW = mask_B1SW[:, :, None].expand(B, 1, N // G, S, W).reshape(B, 1, rows, W)
+    out_BGRH = F.scaled_dot_product_attention(
+        q_BNSH.reshape(B, G, rows, H), k_BGWH, v_BGWH, attn_mask=mask_B1RW
+    )
+    return out_BGRH.reshape(B, N, S, H)
 
 
 def _expand(x_BGSH: Tensor, num_heads: int) -> Tensor:

@@ -25,15 +25,17 @@ class MultiTokenPrediction(nn.Module):
         self.moe = MoE(config, config.experts_per_layer[-1], config.expert_widths[-1], run_experts)
         self.bias_OV = nn.Parameter(torch.empty(len(MTP_OFFSETS), config.vocab_size))
 
-    def forward(self, hidden_BSD: Tensor) -> tuple[list[tuple[Tensor, Tensor]], LayerStats | None]:
+    def forward(
+        self, hidden_BSD: Tensor, with_stats: bool = True
+    ) -> tuple[list[tuple[Tensor, Tensor]], LayerStats | None]:
         """Return (hidden_BSD, bias_V) for each offset, and the statistics of all passes together.
 
-        The statistics are None if the layer has no experts.
+        The statistics are None if the layer has no experts, or without `with_stats`.
         """
         outputs: list[tuple[Tensor, Tensor]] = []
         passes: list[LayerStats] = []
         for bias_V in self.bias_OV:
-            out_BSD, stats = self.moe(self.norm(hidden_BSD))
+            out_BSD, stats = self.moe(self.norm(hidden_BSD), with_stats)
             hidden_BSD = hidden_BSD + out_BSD
             outputs.append((hidden_BSD, bias_V))
             if stats is not None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from moebius.config import ModelConfig
 from moebius.hardware.backends import Backends, choose_backends
 from moebius.model.attention import Attention, AttentionFunction, attention_backend
+from moebius.model.cache import LayerCache
 from moebius.model.head import head_cross_entropy, part_of_loss
 from moebius.model.init import initialize
 from moebius.model.loss import (
@@ -179,11 +180,14 @@ class Block(nn.Module):
         self.moe = MoE(config, num_experts, hidden, run_experts)
 
     def forward(
-        self, x_BSD: Tensor, rotation: Rotation, mask: Any
+        self, x_BSD: Tensor, rotation: Rotation, mask: Any, cache: LayerCache | None = None
     ) -> tuple[Tensor, LayerStats | None]:
-        """Return the residual stream after the block, and the statistics of its routing."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, mask)
-        out_BSD, stats = self.moe(self.moe_norm(x_BSD))
+        """Return the residual stream after the block, and the statistics of its routing.
+
+        With a cache, which is for writing text, there are no statistics.
+        """
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, mask, cache)
+        out_BSD, stats = self.moe(self.moe_norm(x_BSD), with_stats=cache is None)
         return x_BSD + out_BSD, stats
 
 

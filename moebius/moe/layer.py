@@ -39,8 +39,12 @@ class MoE(nn.Module):
         is_mixed = has_both and config.residual_mix == "learned"
         self.mix = nn.Linear(config.dim, 2, bias=False) if is_mixed else None
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, LayerStats | None]:
-        """Return out_BSD and the statistics, which are None for a layer without experts."""
+    def forward(self, x_BSD: Tensor, with_stats: bool = True) -> tuple[Tensor, LayerStats | None]:
+        """Return out_BSD and the statistics, which are None for a layer without experts.
+
+        with_stats: whether to compute the statistics. For a single token, they would take longer
+        than the layer.
+        """
         base_BSD = self.base(x_BSD) if self.base is not None else None
         if self.router is None or self.experts is None:
             assert base_BSD is not None  # the configuration refuses a layer with neither
@@ -48,8 +52,11 @@ class MoE(nn.Module):
         x_TD = x_BSD.flatten(0, 1)
         routing = self.router(x_TD)
         routed_BSD = self.experts(x_TD, routing).view_as(x_BSD)
+        out_BSD = self._join(x_BSD, base_BSD, routed_BSD)
+        if not with_stats:
+            return out_BSD, None
         groups = len(x_BSD) if self.config.aux_loss_scope == "sequence" else 1
-        return self._join(x_BSD, base_BSD, routed_BSD), layer_stats(self.router, routing, groups)
+        return out_BSD, layer_stats(self.router, routing, groups)
 
     def _join(self, x_BSD: Tensor, base_BSD: Tensor | None, routed_BSD: Tensor) -> Tensor:
         """Return the sum of the base MLP's output and the experts' output.

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moebius.infer import export as module
-from moebius.infer.generate import load_trained
+from moebius.infer.language_model import load_run
 from moebius.train.run_directory import RunDirectory
 from tests.cli.command_line import Result, micro, refused
 
@@ -54,7 +54,8 @@ def damage(folder: Path) -> None:
 def test_stock_transformers_computes_the_logits_of_the_run(trained, exported):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    ours, tokenizer = load_trained(RunDirectory(trained / "runs" / "run"), CPU, silent)
+    language_model = load_run(RunDirectory(trained / "runs" / "run"), CPU, silent)
+    ours, tokenizer = language_model.model, language_model.tokenizer
     theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     ids = AutoTokenizer.from_pretrained(exported)("line 7: 49", return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == [tokenizer.end_of_text, *tokenizer.encode("line 7: 49")]
@@ -204,8 +205,9 @@ def test_an_import_is_a_run_with_the_same_logits(trained, exported, tmp_path, mo
     assert result.code == 0, result.err
     assert "largest difference of logits" in result.out
     run = tmp_path / "runs" / "imported"
-    ours, tokenizer = load_trained(RunDirectory(run), CPU, silent)
-    original, _ = load_trained(RunDirectory(trained / "runs" / "run"), CPU, silent)
+    language_model = load_run(RunDirectory(run), CPU, silent)
+    ours, tokenizer = language_model.model, language_model.tokenizer
+    original = load_run(RunDirectory(trained / "runs" / "run"), CPU, silent).model
     ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode("line 7: 49")]])
     with torch.no_grad():
         logits, expected = ours(ids).logits_BSV, original(ids).logits_BSV
@@ -223,8 +225,9 @@ def test_a_dense_model_becomes_a_mixture_that_computes_the_same(tmp_path, moebiu
     assert moebius("export", tmp_path / "runs" / "dense", tmp_path / "out").code == 0
     more = ("--upcycle", "num_experts=3,granularity=2", "--model.aux_loss_coeff", "0.5")
     assert imported(moebius, tmp_path / "out", tmp_path, *more).code == 0
-    ours, tokenizer = load_trained(RunDirectory(tmp_path / "runs" / "imported"), CPU, silent)
-    original, _ = load_trained(RunDirectory(tmp_path / "runs" / "dense"), CPU, silent)
+    language_model = load_run(RunDirectory(tmp_path / "runs" / "imported"), CPU, silent)
+    ours, tokenizer = language_model.model, language_model.tokenizer
+    original = load_run(RunDirectory(tmp_path / "runs" / "dense"), CPU, silent).model
     assert (ours.config.num_experts, ours.config.aux_loss_coeff) == (6, 0.5)
     ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode("line 7: 49")]])
     with torch.no_grad():

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from moebius.config import DataConfig, ModelConfig
 from moebius.data import Tokenizer
 from moebius.data.tokenizer import prepare_tokenizer
-from moebius.errors import NumericError
-from moebius.infer.generate import generate
+from moebius.errors import ConfigError, NumericError
+from moebius.infer.decoder import Recomputing
+from moebius.infer.generate import Piece, Request, generate, write
+from moebius.infer.sampling import Sampling
 from moebius.model.transformer import Transformer, seeded
+from tests.infer import reference
 
 
 class Logits(NamedTuple):
@@ -57,7 +60,7 @@ def recite(
     script = [ids[bytes([byte])] for byte in data] + ([tokenizer.end_of_text] if end else [])
     model: Any = Recited(script, vocab_size=320)
     options = {"prompt": "", "context": 64} | options
-    return list(generate(model, tokenizer, max_tokens=max_tokens, **options)), model
+    return list(reference.generate(model, tokenizer, max_tokens=max_tokens, **options)), model
 
 
 def bytes_of(tokenizer: Tokenizer, id: int) -> bytes:
@@ -108,12 +111,13 @@ def test_ids_past_the_tokenizer_are_never_written(tokenizer):
     assert "".join(recite("hello", tokenizer, temperature=5.0, max_tokens=5, end=False)[0])
 
 
-def test_the_prompt_follows_a_document_start_and_old_tokens_are_forgotten(tokenizer):
+def test_the_prompt_follows_a_document_start_and_the_older_half_is_forgotten(tokenizer):
     _, model = recite("abcdef", tokenizer, prompt="xy", context=4)
     assert model.windows[0] == [tokenizer.end_of_text, *tokenizer.encode("xy")]
     assert model.windows[1] == [tokenizer.end_of_text, *tokenizer.encode("xya")]
-    assert model.windows[2] == tokenizer.encode("xyab")
-    assert model.windows[-1] == tokenizer.encode("cdef")
+    assert model.windows[2] == tokenizer.encode("yab")
+    assert model.windows[3] == tokenizer.encode("yabc")
+    assert model.windows[-1] == tokenizer.encode("bcdef"[1:])[-len(model.windows[-1]) :]
     _, model = recite("a", tokenizer, prompt="a long prompt", context=4)
     assert model.windows[0] == tokenizer.encode("ompt")
 
@@ -128,11 +132,11 @@ def untrained() -> Transformer:
 
 
 def test_temperature_0_takes_the_likeliest_token(untrained, tokenizer):
-    text = "".join(generate(untrained, tokenizer, "ab", max_tokens=6, context=5, temperature=0))
+    text = "".join(generate(untrained, tokenizer, "ab", max_tokens=6, context=9, temperature=0))
     tokens = [tokenizer.end_of_text, *tokenizer.encode("ab")]
     with torch.no_grad():
         for _ in range(6):
-            following = int(untrained(torch.tensor([tokens[-5:]])).logits_BSV[0, -1].argmax())
+            following = int(untrained(torch.tensor([tokens])).logits_BSV[0, -1].argmax())
             if following == tokenizer.end_of_text:
                 break
             tokens.append(following)
@@ -159,7 +163,7 @@ def test_no_temperature_overflows(temperature, scale, tokenizer):
             return Logits(logits_V.expand(*tokens_BS.shape, 257).clone())
 
     model: Any = Scaled([1], vocab_size=257)
-    text = "".join(generate(model, tokenizer, "", 40, context=4, temperature=temperature))
+    text = "".join(reference.generate(model, tokenizer, "", 40, 4, temperature))
     last = tokenizer.decode([256])
     if temperature <= 0.01 and scale == 1.0:
         assert set(text) <= {last, tokenizer.decode([255]), tokenizer.decode([254]), "\ufffd"}
@@ -178,7 +182,7 @@ def test_logits_that_are_not_finite_are_one_line(logit, temperature, tokenizer):
 
     model: Any = Broken([1], vocab_size=257)
     with pytest.raises(NumericError, match=f"highest logit is {logit}"):
-        list(generate(model, tokenizer, "", 3, context=4, temperature=temperature))
+        list(reference.generate(model, tokenizer, "", 3, context=4, temperature=temperature))
 
 
 def test_sampling_follows_the_probabilities(tokenizer):
@@ -193,9 +197,7 @@ def test_sampling_follows_the_probabilities(tokenizer):
 
     def share_of_b(temperature: float) -> float:
         model: Any = Biased([1], vocab_size=257)
-        text = "".join(
-            generate(model, tokenizer, "", max_tokens=400, context=1, temperature=temperature)
-        )
+        text = "".join(reference.generate(model, tokenizer, "", 400, 1, temperature))
         assert len(text) == 400 and set(text) <= {"a", "b"}
         return text.count("b") / 400
 
@@ -213,3 +215,60 @@ def test_a_seed_is_a_text_and_moves_no_other_generator(untrained, tokenizer):
     ]
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(before, torch.get_rng_state())
+
+
+def written(script: str, tokenizer: Tokenizer, **request: Any) -> list[Piece]:
+    """Return the pieces of texts by a model that recites the script over and over."""
+    ids = tokenizer.encode(script)
+    model: Any = Recited(ids * 100, vocab_size=320)
+    sampling = Sampling(temperature=0)
+    decoder = Recomputing(model, torch.device("cpu"), tokenizer.size, 64, sampling)
+    is_streamed = request.pop("is_streamed", True)
+    asked = Request(sampling=sampling, **request)
+    return list(write(decoder, tokenizer, ["", "xy"], asked, 1, is_streamed))
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+@pytest.mark.parametrize(
+    ("stop", "text", "end"),
+    [
+        (("lo wo",), "hel", "stop"),
+        (("rld", "wor"), "hello ", "stop"),  # the one that is complete first
+        (("world", "or"), "hello w", "stop"),
+        (("never",), "hello world!", "length"),
+        (("!h",), "hello world", "stop"),
+        (("h",), "", "stop"),
+        ((), "hello world!", "length"),
+    ],
+)
+def test_a_text_ends_before_a_stop_string(stop, text, end, is_streamed, tokenizer):
+    max_tokens = 13 if stop == ("!h",) else 12
+    pieces = written(
+        "hello world!", tokenizer, stop=stop, max_tokens=max_tokens, is_streamed=is_streamed
+    )
+    first = [piece for piece in pieces if piece.number == 0]
+    assert "".join(piece.text for piece in first) == text
+    assert [piece.end for piece in first if piece.end] == [end] == [first[-1].end]
+    assert is_streamed or len(first) == 1
+
+
+def test_what_may_become_a_stop_string_is_held_back(tokenizer):
+    pieces = written("aab", tokenizer, stop=("aac",), max_tokens=5)
+    assert [piece.text for piece in pieces if piece.number == 0] == ["aab", "aa"]
+
+
+def test_each_prompt_has_its_texts_and_a_count_of_tokens(tokenizer):
+    pieces = written("abc", tokenizer, num=2, max_tokens=3, is_streamed=False)
+    assert [piece.number for piece in pieces] == [0, 1, 2, 3]
+    assert {(piece.text, piece.num_tokens, piece.end) for piece in pieces} == {
+        ("abc", 3, "length")
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_tokens": -1}, {"seed": -1}, {"seed": 2**63}, {"stop": ("a", "")}, {"num": 0}],
+)
+def test_requests_that_are_refused(wrong):
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}="):
+        Request(**wrong)

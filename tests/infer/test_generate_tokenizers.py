@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from moebius.config import DataConfig
 from moebius.data import Tokenizer
 from moebius.data.tokenizer import prepare_tokenizer
-from moebius.infer.generate import generate
+from tests.infer.reference import generate
 from tests.infer.test_generate import Logits
 
 END = "</s>"
