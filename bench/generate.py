@@ -1,6 +1,6 @@
 """Measure how fast text is written: with the KV cache, speculatively, and by the reference.
 
-    python bench/generate.py                                         `tiny` on this machine
+    python bench/generate.py --reference                             `tiny` on this machine
     python bench/generate.py standard --batch 1,16,64 --tokens 256   on a GPU
 
 The model has random weights, so the share of accepted drafts means nothing; `moebius generate RUN
@@ -38,6 +38,11 @@ def main() -> None:
     parser.add_argument("--batch", default="1", help="numbers of texts at once, as 1,16,64")
     parser.add_argument("--tokens", type=int, default=256, help="length of the texts")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--reference",
+        action="store_true",
+        help="measure decoding without a cache, too; it is slow",
+    )
     options, words = parser.parse_known_args()
     name = words.pop(0) if words and not words[0].startswith("-") else "tiny"
     config = read_config(name, words)
@@ -48,20 +53,20 @@ def main() -> None:
     convert_products(model, dtype)
     print(f"{name} on {describe(device)}, {str(dtype).removeprefix('torch.')}")
     for batch in map(int, options.batch.split(",")):
-        compare(model, config, batch, options.tokens, options.rounds, dtype)
+        compare(model, config, batch, options, dtype)
 
 
 def compare(
     model: Transformer,
     config: Config,
     batch: int,
-    length: int,
-    rounds: int,
+    options: argparse.Namespace,
     dtype: torch.dtype,
 ) -> None:
     """Print the speed of each decoder at each length."""
     device, context = model.embedding.weight.device, config.train.seq_len
     sampling, V = Sampling(temperature=1.0), config.model.vocab_size
+    length = options.tokens
     lengths = [at for at in LENGTHS if at < length] + [length]
 
     def forward(tokens_BS: torch.Tensor):
@@ -72,9 +77,10 @@ def compare(
     decoders: dict[str, Decoder] = {"cache": Cached(model, V, context, sampling, **cached)}
     if model.mtp is not None:
         decoders["drafts"] = Cached(model, V, context, sampling, **cached, speculates=True)
-    decoders["reference"] = Recomputing(forward, device, V, context, sampling)
+    if options.reference:
+        decoders["reference"] = Recomputing(forward, device, V, context, sampling)
     rates: dict[str, list[list[float]]] = {name: [] for name in decoders}
-    for turn in range(rounds + 1):
+    for turn in range(options.rounds + 1):
         for name, decoder in decoders.items():
             found = speeds(decoder, batch, lengths, device)
             if turn:  # the first turn warms up

@@ -78,8 +78,9 @@ class KVCache:
         self, row_B: Tensor, position_BS: Tensor, document_BS: Tensor | None
     ) -> None:
         """Remember the tokens' documents. None stands for one document, whose number is 0."""
-        number = 0 if document_BS is None else document_BS.long()
-        self.document_BW[row_B[:, None], position_BS] = number
+        # A number in place of zeros would be copied from the host, which a CUDA graph cannot do.
+        number_BS = torch.zeros_like(position_BS) if document_BS is None else document_BS.long()
+        self.document_BW[row_B[:, None], position_BS] = number_BS
 
     def mask(self, position_BS: Tensor) -> Tensor:
         """Return mask_B1SW, which is true where a token of a pass may see a slot.

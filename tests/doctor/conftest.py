@@ -30,13 +30,17 @@ Doctor = Callable[..., Examined]
 
 @pytest.fixture
 def doctor(capsys, tmp_path, monkeypatch) -> Doctor:
-    """`moebius doctor` on the CPU. What it leaves in its temporary folder is in tmp_path."""
+    """`moebius doctor`, on the CPU unless a device is given.
+
+    What it leaves in its temporary folder is in tmp_path.
+    """
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(examine, "ceilings", lambda device, dtype: Ceilings(1e11, 1e10))
 
     def call(*arguments: str) -> Examined:
         with pytest.raises(SystemExit) as ended:
-            cli.main(["doctor", "--train.device", "cpu", *arguments])
+            device = [] if "--train.device" in arguments else ["--train.device", "cpu"]
+            cli.main(["doctor", *device, *arguments])
         return Examined(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
