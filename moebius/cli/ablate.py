@@ -3,8 +3,10 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import suppress
+from pathlib import Path
 
 from moebius.cli.command import CONFIG, SECTIONS, Command
+from moebius.cli.output import check_file
 from moebius.config.printable import printable
 from moebius.errors import ConfigError, Interrupted, MoebiusError
 
@@ -16,6 +18,7 @@ def run(options: Namespace) -> None:
 
     Process.from_environment()  # refuses to run as one of several processes
     config = read_config(options.config, options.settings)
+    check_file("--html", options.html, ".html")
     from moebius.ablate.ablation import AblateOptions
     from moebius.ablate.json_text import as_json
     from moebius.ablate.run import ablate
@@ -37,6 +40,10 @@ def run(options: Namespace) -> None:
     if ablation.stopped_by and not ablation.is_measured:
         raise Interrupted(ablation.stopped(), ablation.stopped_by)
     print(as_json(ablation) if options.as_json else printable("\n".join(lines(ablation))))
+    if options.html:
+        from moebius.ablate.page import page
+
+        Path(options.html).write_text(page(ablation), "utf-8")
     if ablation.stopped_by:
         sys.stdout.flush()
         raise Interrupted(ablation.stopped(), ablation.stopped_by)
@@ -104,6 +111,8 @@ def _add_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="times that each variant is measured (default: 3 to 8, as many as fit)",
     )
+    page = "also write a page with verdict and learning curves"
+    parser.add_argument("--html", default="", metavar="FILE.html", help=page)
     parser.add_argument(
         "--json", dest="as_json", action="store_true", help="print JSON instead of the tables"
     )

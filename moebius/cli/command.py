@@ -21,6 +21,9 @@ class Argument:
     """The value of a missing argument. None means that the argument is required."""
     mistaken_flags: tuple[str, ...] = ()
     """Flags that people may try instead, such as `--config`. They cause a helpful error."""
+    is_repeated: bool = False
+    """Whether several may follow each other, of which the attribute is then a list. Only the last
+    argument can be repeated."""
 
 
 CONFIG = Argument(

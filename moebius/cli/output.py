@@ -2,11 +2,13 @@
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from moebius.config.printable import printable
+from moebius.config.printable import complain, printable
+from moebius.errors import ConfigError, StorageError
 
 _failures: list[OSError] = []
 """Errors of `say` since the last `finish`. An unbuffered stdout does not remember them."""
@@ -40,6 +42,33 @@ def finish() -> None:
     except OSError as error:
         error.filename = "stdout"
         raise
+
+
+def check_file(flag: str, file: str, suffix: str) -> None:
+    """Check that a file that an option names can be written, before anything slow begins.
+
+    Nothing is checked if `file` is empty. Raises ConfigError for a wrong suffix, and StorageError
+    if there is no such folder.
+    """
+    if not file:
+        return
+    folder = Path(file).absolute().parent
+    if Path(file).suffix != suffix:
+        raise ConfigError(f"{flag} {file}: the file's name must end with {suffix}")
+    if not folder.is_dir():
+        raise StorageError(f"{flag} {file}: {folder} is not a directory")
+
+
+@contextmanager
+def softly(what: str) -> Iterator[None]:
+    """Turn any error into a line on stderr, where a failure must not end the command.
+
+    what: the failure in words, such as "no report".
+    """
+    try:
+        yield
+    except Exception as error:
+        complain(f"{what}: {str(error) or type(error).__name__}")
 
 
 def is_terminal(stream: TextIO | None) -> bool:

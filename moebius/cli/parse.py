@@ -30,7 +30,10 @@ def parse(command: Command, words: Sequence[str]) -> Namespace:
     options, rest = parser.parse_known_args(list(words))
     missing = list(command.arguments)
     while missing and rest and not rest[0].startswith("-"):
-        setattr(options, missing.pop(0).metavar.lower(), rest.pop(0))
+        argument, values = missing.pop(0), [rest.pop(0)]
+        while argument.is_repeated and rest and not rest[0].startswith("-"):
+            values.append(rest.pop(0))
+        setattr(options, argument.metavar.lower(), values if argument.is_repeated else values[0])
     _check_rest(command, parser, rest, missing)
     for argument in missing:
         if argument.default is None:

@@ -5,7 +5,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from moebius.cli.command import CONFIG, SECTIONS, Command
-from moebius.errors import ConfigError, StorageError
+from moebius.cli.output import check_file
+from moebius.errors import ConfigError
 
 
 def run(options: Namespace) -> None:
@@ -54,14 +55,8 @@ def _check(options: Namespace) -> None:
         raise ConfigError(
             f"--verify {options.verify}: the number of findings to verify must be at least 0"
         )
-    for flag, file, suffix in (
-        ("--chart", options.chart, ".png"),
-        ("--html", options.html, ".html"),
-    ):
-        if file and Path(file).suffix != suffix:
-            raise ConfigError(f"{flag} {file}: the file's name must end with {suffix}")
-        if file and not Path(file).absolute().parent.is_dir():
-            raise StorageError(f"{flag} {file}: {Path(file).absolute().parent} is not a directory")
+    check_file("--chart", options.chart, ".png")
+    check_file("--html", options.html, ".html")
 
 
 def _add_options(parser: ArgumentParser) -> None:

@@ -14,6 +14,7 @@ MODULES = (  # in the order of `moebius --help`
     "moebius.cli.generate",
     "moebius.cli.export",
     "moebius.cli.importing",
+    "moebius.cli.report",
     "moebius.cli.data",
     "moebius.cli.config",
     "moebius.cli.plan",

@@ -23,6 +23,7 @@ def run(options: Namespace) -> None:
     record = directory.record(_ignore)
     latest = last_trained(directory, record, _ignore, options.step)
     resumed_config(latest, config)  # refuses a change before anything slow begins
+    from moebius.cli.report import reported
     from moebius.cli.training import finished, train_to_end
     from moebius.train.session import resume
 
@@ -30,7 +31,8 @@ def run(options: Namespace) -> None:
         say(line)
         return
     session = resume(config, directory, say, is_terminal(sys.stderr), process, options.step)
-    train_to_end(session)
+    with reported(session):
+        train_to_end(session)
 
 
 def _ignore(line: str) -> None:

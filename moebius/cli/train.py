@@ -14,10 +14,13 @@ def run(options: Namespace) -> None:
 
     process = Process.from_environment()
     config = read_config(options.config, options.settings)
+    from moebius.cli.report import reported
     from moebius.cli.training import train_to_end
     from moebius.train.session import start
 
-    train_to_end(start(config, options.config, say, is_terminal(sys.stderr), process))
+    session = start(config, options.config, say, is_terminal(sys.stderr), process)
+    with reported(session):
+        train_to_end(session)
 
 
 COMMAND = Command(

@@ -3,6 +3,7 @@
 import shlex
 from typing import TYPE_CHECKING
 
+from moebius.cli.output import softly
 from moebius.cli.sample import continuation
 from moebius.config.printable import printable
 from moebius.config.resuming import changes
@@ -11,6 +12,7 @@ from moebius.observe.terminal import Terminal
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.loop import train, unevaluated_step
 from moebius.train.resumption import check_steps, checkpoint_at, own_tokenizer
+from moebius.train.samples import record_sample
 from moebius.train.trained_settings import check_belongs, settings_of
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ def train_to_end(session: "Session") -> None:
     print("\n" + "\n".join(evaluation.lines()))
     prompt = "def " if config.data.source == "python-stdlib" else ""
     sample = prompt + "".join(continuation(directory, session.device, prompt, SAMPLE_TOKENS))
+    with softly("the sample is not recorded"):
+        record_sample(directory, session.state.step, prompt, sample)
     print("\na sample:\n" + "\n".join(f"    {line}" for line in printable(sample).splitlines()))
     run = shlex.quote(str(directory.root))
     print(printable(f"\nrun directory: {directory.root}"))

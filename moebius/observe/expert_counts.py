@@ -124,12 +124,23 @@ class ExpertCounts:
             raise StorageError(f"{error.filename or self.folder}: {error.strerror}") from None
 
 
-def read_counts(run: Path) -> Iterator[tuple[int, Counts]]:
-    """Yield each step that is in a run's folder, in order, with its counts. Raises OSError."""
+def read_counts(
+    run: Path, report: Callable[[str], None] | None = None
+) -> Iterator[tuple[int, Counts]]:
+    """Yield each step that is in a run's folder, in order, with its counts. Raises OSError.
+
+    A damaged file is an error, too, unless there is a `report`. It gets a line about each such
+    file, and the others are read.
+    """
     folder = run / FOLDER
     files = _files(folder) if folder.is_dir() else []
     for path, _, _ in files:
-        yield from _read(path)
+        try:
+            yield from _read(path)
+        except READING_ERRORS as error:
+            if report is None:
+                raise
+            report(f"{path}: not readable ({type(error).__name__})")
     settled = files[-1][2] if files else 0
     yield from (row for row in _journal(folder) if row[0] > settled)
 

@@ -33,11 +33,17 @@ Span = list[int]
 
 def read_lines(path: Path) -> list[Line]:
     """Return all complete lines of a file, without those that are damaged. Raises OSError."""
+    return [line for line in each_line(path) if line is not None]
+
+
+def each_line(path: Path) -> Iterator[Line | None]:
+    """Yield the lines of a file, with None for each that is damaged. Raises OSError.
+
+    Only a piece of the file is in memory at a time.
+    """
     with path.open("rb") as file:
-        pieces = _pieces(file)
-        texts = (piece.text(*span) for piece in pieces for span in piece.spans())
-        lines = (_parsed(text, path.name) for text in texts)
-        return [line for line in lines if line is not None]
+        for piece in _pieces(file):
+            yield from (_parsed(piece.text(*span), path.name) for span in piece.spans())
 
 
 def last_line(path: Path) -> Line | None:

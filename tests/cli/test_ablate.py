@@ -22,10 +22,16 @@ from tests.cli.command_line import refused
         (["--over", "train.steps=5,6"], "--over train.steps: changes neither"),
         (["--over", "data.workers=1,2"], "--over data.workers: changes neither"),
         (["--round", "3"], "did you mean --rounds?"),
+        (["--twin", "--html", "page"], "--html page: the file's name must end with .html"),
     ],
 )
 def test_an_option_that_makes_no_sense(options, part, moebius):
     refused(moebius("ablate", "tiny", *options), 2, part)
+
+
+def test_a_page_that_cannot_be_written_is_refused_first(moebius):
+    result = moebius("ablate", "tiny", "--twin", "--html", "/nowhere/at/all.html")
+    refused(result, 6, "/nowhere/at is not a directory")
 
 
 def test_nothing_that_could_be_run_is_an_error(monkeypatch, moebius):

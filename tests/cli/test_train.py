@@ -20,6 +20,7 @@ def test_training_writes_the_run_directory(trained):
     assert {path.name for path in run.iterdir()} == {
         "config.toml", "run.json", "tokenizer.json",
         "metrics.jsonl", "events.jsonl", "tb", "checkpoints",
+        "environment.jsonl", "samples.jsonl", "report.html",
     }  # fmt: skip
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
         f"step-{step:08d}" for step in (4, 8, 10)
