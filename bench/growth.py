@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import growth_text
 import numpy as np
 import torch
 from markdown_tables import table
@@ -211,6 +212,12 @@ ROWS = (
     Row("loading a checkpoint", "MB", (60, 240, 960), loading),
     Row("planning 25M tokens", "layers", (24, 48, 96), planning),
     Row("memory_gb", "MB of mapped shards", (50, 200, 800), mapping),
+    Row("text: a folder", "files", (6_250, 25_000, 100_000), growth_text.folder_of_files),
+    Row("text: preparing", "MB", (20, 60, 120), growth_text.preparing),
+    Row("text: documents", "rows", (100_000, 400_000, 1_600_000), growth_text.documents),
+    Row("text: one document", "MB", (24, 48, 96), growth_text.huge_document),
+    Row("text: opening", "sources of 64 MB", (8, 16, 32), growth_text.opening),
+    Row("text: mixing", "sources", (250, 1_000, 4_000), growth_text.mixing),
 )
 """What is measured, in the order in which it is printed."""
 

@@ -13,8 +13,9 @@ import torch
 from moebius.config import Config, DataConfig, ModelConfig, ObserveConfig, TrainConfig
 
 torch.set_num_threads(1)
-# A shell starts a background command with SIGINT ignored, and some tests send one.
+# Some tests send these signals, which a shell's background commands and nohup ignore.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -15,15 +15,13 @@ from pathlib import Path
 
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
-from moebius.data.file_hashes import content_hashes
+from moebius.data.formats import READING_VERSION
 from moebius.data.shards import FORMAT_VERSION, file_sha256
-from moebius.data.sources import STDLIB, Inventory, on_hub, weighted_sources
+from moebius.data.source_names import weighted_sources
+from moebius.data.sources import STDLIB, Inventory, on_hub
 from moebius.data.tokenizer import tokenizer_file
 from moebius.errors import StorageError
 
-READING_VERSION = 1
-"""Version of the rules by which files become documents. What was prepared by other rules is not
-used any more."""
 ABANDONED_SECONDS = 7 * 24 * 3600
 """Time after which the remains of a killed process are removed. Until then, the next preparation
 of the same source continues from them."""
@@ -102,17 +100,17 @@ def _contents(config: DataConfig, listed: Inventory) -> list[object]:
     Of the files that are passed over or damaged only the number matters, because it is reported.
     The standard library is read by rules of its own, unlike a copy of its files.
     """
-    files, tally = listed
-    if not files and on_hub(config):
+    if not listed.files and on_hub(config):
         return [config.source]
     try:
-        hashes = content_hashes([file.path for file in files], cache_folder(config), config.source)
+        hashes = listed.content_hashes()
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror}") from None
     named = [
-        (Path(file.name).name, file.format, hash_)
-        for file, hash_ in zip(files, hashes, strict=True)
+        (os.path.basename(file.name), file.format, hash_)  # noqa: PTH119
+        for file, hash_ in zip(listed.files, hashes, strict=True)
     ]
+    tally = listed.tally
     passed_over = sorted((why, skipped.count) for why, skipped in tally.passed_over.items())
     rules = config.source if on_hub(config) or config.source == STDLIB else ""
     return [READING_VERSION, rules, named, passed_over, tally.count]

@@ -1,8 +1,8 @@
-"""Hash the contents of files, and remember the hashes of those that have not changed.
+"""Hash the contents of files, and remember that and what the files are until they change.
 
 Size and modification time do not show every change: `cp -p`, `rsync -t` and `touch` set the time.
-The time of the last change of state (ctime) cannot be set, so a hash is reused as long as it, the
-size, the modification time and the file's number are the same.
+The time of the last change of state (ctime) cannot be set, so what is remembered is true as long
+as it, the size, the modification time and the file's number are the same.
 """
 
 import hashlib
@@ -13,58 +13,87 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
+
+from moebius.data.formats import READING_VERSION, Format, SourceFile, State
 
 RECORDS = ".hashes"
 """Folder of the cache with the hashes of the files of each source."""
 RECENT_NS = 3 * 10**9
 """Age of a change below which the hash is not remembered, because another change might get the
 same time stamp. Git calls such a file racily clean."""
+HASH, RULES, ENTRY_LENGTH = 5, 6, 8
+"""Places in an entry of the record, after the state of the file. The format is the last."""
 BLOCK_BYTES = 2**22
 """Number of bytes that are read and hashed at a time."""
 
-State = list[int]
+
+class Remembered:
+    """What is remembered of the files of a source, in the cache under the source's name."""
+
+    def __init__(self, cache: Path, source: str, as_text: bool = False):
+        """Read what is remembered. `as_text` is whether rows are read as plain text."""
+        name = hashlib.sha256(source.encode()).hexdigest()[:20]
+        self._record = cache / RECORDS / f"{name}.json"
+        self._rules = [READING_VERSION, as_text]
+        self._folder = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+        self._known = _read(self._record)
+        self._is_complete = True
+
+    def format(self, path: str, state: State) -> Format | None:
+        """Return what a file is, or None if that is not known."""
+        entry = self._entry(path, state)
+        if len(entry) == ENTRY_LENGTH and entry[RULES] == self._rules:
+            kind, compressions, *rest = entry[-1]
+            return Format(kind, tuple(compressions), *rest)
+        self._is_complete = False
+        return None
+
+    def content_hashes(
+        self, files: Sequence[SourceFile], others: Sequence[SourceFile] = ()
+    ) -> list[str]:
+        """Return the SHA-256 of each file's contents.
+
+        They are remembered together with the formats, also those of `others`, if the cache can be
+        written. Raises OSError for a file that cannot be read.
+        """
+        now = time.time_ns()
+        entries = (self._entry(file.location, file.state) for file in files)
+        hashes = [str(entry[HASH]) if len(entry) > HASH else "" for entry in entries]
+        unknown = [file.path for file, hash_ in zip(files, hashes, strict=True) if not hash_]
+        new = iter(_all_sha256(unknown))
+        hashes = [hash_ or next(new) for hash_ in hashes]
+        if unknown or not self._is_complete or len(self._known) != len(files) + len(others):
+            pairs = chain(zip(files, hashes, strict=True), zip(others, repeat(""), strict=False))
+            kept = {
+                self._name(file.location): [*file.state, hash_, self._rules, file.format]
+                for file, hash_ in pairs
+                if abs(now - file.state[-1]) > RECENT_NS
+            }
+            if kept:
+                with suppress(OSError):
+                    _write(self._record, kept)
+        return hashes
+
+    def _entry(self, path: str, state: State) -> list[Any]:
+        """Return what is remembered of a file; nothing if it has changed."""
+        entry = self._known.get(self._name(path))
+        return entry if isinstance(entry, list) and tuple(entry[:HASH]) == state else []
+
+    def _name(self, path: str) -> str:
+        return path if path.startswith("/") else self._folder + path
 
 
-def content_hashes(files: Sequence[Path], cache: Path, source: str) -> list[str]:
-    """Return the SHA-256 of each file's contents.
-
-    They are remembered in the cache under the name of the source, if the cache can be written.
-    Raises OSError for a file that cannot be read.
-    """
-    record = cache / RECORDS / f"{hashlib.sha256(source.encode()).hexdigest()[:20]}.json"
-    known = _read(record)
-    states = [_state(file) for file in files]
-    now = time.time_ns()
-    is_stopped = threading.Event()
-
-    def content_hash(file: Path, state: State) -> str:
-        remembered = known.get(str(file.absolute()))
-        if isinstance(remembered, list) and remembered[:-1] == state:
-            return str(remembered[-1])
-        return _sha256(file, is_stopped)
-
+def _all_sha256(files: Sequence[Path]) -> list[str]:
     # hashlib works outside of Python's global lock, so threads use all cores.
+    is_stopped = threading.Event()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         try:
-            hashes = list(threads.map(content_hash, files, states))
+            return list(threads.map(lambda file: _sha256(file, is_stopped), files))
         finally:
             is_stopped.set()  # a signal need not wait for the end of a file of many gigabytes
-    kept = {
-        str(file.absolute()): [*state, hash_]
-        for file, state, hash_ in zip(files, states, hashes, strict=True)
-        if abs(now - state[-1]) > RECENT_NS
-    }
-    if kept and kept != known:
-        with suppress(OSError):
-            _write(record, kept)
-    return hashes
-
-
-def _state(file: Path) -> State:
-    state = file.stat()
-    return [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def _sha256(file: Path, is_stopped: threading.Event) -> str:
@@ -84,7 +113,7 @@ def _read(record: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _write(record: Path, values: dict[str, list[int | str]]) -> None:
+def _write(record: Path, values: dict[str, list[Any]]) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     partial = record.with_name(f"{record.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(values), encoding="utf-8")

@@ -4,21 +4,27 @@ This is the only place that knows formats by name, so a file is the same thing i
 a list of sources, a download or alone.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from moebius.data.compression import COMPRESSIONS, compression_of, decompressed, is_damage
 from moebius.data.row_syntax import CSV, JSON_LINES, row_kind
 
 TEXT, PARQUET, ARROW = "plain text", "Parquet", "Arrow"
+READING_VERSION = 1
+"""Version of the rules by which files become documents. What was prepared by other rules is not
+used any more."""
 SNIFFED_BYTES = 8192
 """Bytes at the start of a file in which a zero byte means that the file is binary."""
 HEAD_BYTES = 2**16
 """Bytes at the start of a file that are read to find out what it is."""
+BUFFER_BYTES = 2**18
+"""Bytes that are read from the disk at once."""
 MOST_LAYERS = 3
 """Most compressions, one around the other, that are removed."""
 
@@ -84,14 +90,25 @@ class Format(NamedTuple):
         return f"{self.kind} ({', '.join(self.compressions)})" if self.compressions else self.kind
 
 
-class SourceFile(NamedTuple):
-    """A file that is read, and what it is."""
+State = tuple[int, int, int, int, int]
+"""The device, the number, the size, the modification time and the time of the last change of state
+of a file, the times in nanoseconds."""
 
-    path: Path
+
+class SourceFile(NamedTuple):
+    """A file of a source, and what it is."""
+
+    location: str
     """Where it is on this machine."""
     name: str
     """What messages call it: the path, or the name of a download at its origin."""
     format: Format
+    state: State
+
+    @property
+    def path(self) -> Path:
+        """Where it is on this machine."""
+        return Path(self.location)
 
     @contextmanager
     def open(self) -> Iterator[BufferedReader]:
@@ -100,8 +117,8 @@ class SourceFile(NamedTuple):
         Reading damaged or incomplete compressed data raises an error for which `is_damage` is
         true.
         """
-        with self.path.open("rb") as raw:
-            yield decompressed(raw, self.format.compressions)
+        with self.path.open("rb", BUFFER_BYTES) as raw:
+            yield decompressed(cast(BufferedReader, raw), self.format.compressions)
 
 
 def identify(path: Path, name: str, as_text: bool = False) -> Format:
@@ -139,6 +156,12 @@ def identify(path: Path, name: str, as_text: bool = False) -> Format:
         return Format("", reason="empty")
     kind, reason = _kind(head, suffix, as_text)
     return Format(kind, compressions, reason)
+
+
+def state_of(path: str | Path) -> State:
+    """Return the state of a file. Raises OSError."""
+    state = os.stat(path)  # noqa: PTH116
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def _original(name: str) -> str:

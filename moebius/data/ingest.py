@@ -3,26 +3,29 @@
 If a process is killed, the next one continues from the last record that the killed one wrote.
 """
 
-import hashlib
-from bisect import insort
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from moebius.data.chunk import LATER_PART, Chunk
+from moebius.data.held_out import document_hash
+from moebius.data.long_text import LongText
+from moebius.data.packing import Piece, Rules
 from moebius.data.record import RECORD_FILE, Record
 from moebius.data.shards import TOKENIZER, ShardWriter, Split, shard_file, token_dtype
-from moebius.data.sources import Document
+from moebius.data.sources import Reading
 from moebius.data.tokenizer import Tokenizer
-from moebius.data.workers import encode_batches
+from moebius.data.workers import Batch, pack_batches
 
 RECORD_INTERVAL_BYTES = 2**28
 """Bytes of text between two records, which one core tokenizes in about a minute."""
-LOWEST_HASHES = 160
-"""How many of the lowest hashes are remembered. A source with fewer different documents is small,
-and holds out a larger share of them."""
-BATCH_CHARACTERS = 2**20
-"""Number of characters that a worker gets at once."""
+BATCH_BYTES = 2**20
+"""Number of bytes that a worker gets at once."""
+PIECE_BYTES = 2**8
+"""Bytes that a piece counts for beyond its own, so that the number of pieces is bounded too."""
+
+Chunks = Iterator[tuple[Chunk, Reading]]
 
 
 class Ingested(NamedTuple):
@@ -30,118 +33,95 @@ class Ingested(NamedTuple):
 
     splits: dict[str, Split]
     """The splits `train` and `val`."""
-    lowest_hashes: list[float]
-    """The lowest of the documents' distinct hashes in order, at most `LOWEST_HASHES` of them."""
-    highest_hash: float
-    """The highest of the documents' hashes, or 0 if there are no documents."""
     lossy: str = ""
     """The first text that the tokenizer does not give back, and what it becomes, or ""."""
 
 
 def ingest(
     folder: Path,
-    read_documents: Callable[[], Iterator[Document]],
+    read_chunks: Callable[[], Chunks],
     tokenizer: Tokenizer,
-    val_fraction: float,
+    rules: Rules,
     num_workers: int,
     advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> Ingested:
     """Write a source's documents into the folder, as token shards of both splits.
 
-    `read_documents` returns an iterator over all documents of the source, each time that it is
-    called. The folder must contain the tokenizer's tokenizer.json. If it also contains the work of
-    an earlier call that was killed, this call continues it: the documents that the earlier call
-    recorded are read again, to check that they are unchanged, but not tokenized again. All other
-    files are removed. `advance` is called with the number of bytes of text that were just
-    tokenized or, if an earlier call is continued, read again.
+    `read_chunks` returns an iterator over all of the source, each time that it is called. The
+    folder must contain the tokenizer's tokenizer.json. If it also contains the work of an earlier
+    call that was killed, this call continues it: the documents that the earlier call recorded are
+    read again, to check that they are unchanged, but not tokenized again. All other files are
+    removed. `advance` is called with the number of bytes of text that were just tokenized or, if
+    an earlier call is continued, read again.
 
-    The bytes of the shards depend only on the documents, the tokenizer and `val_fraction`. Raises
-    OSError, and whatever `read_documents` raises.
+    The bytes of the shards depend only on the documents, the tokenizer and the rules. Raises
+    OSError, and whatever `read_chunks` raises.
     """
-    record = Record.read(folder, val_fraction)
+    record = Record.read(folder, rules.held_out_below)
     if not record.is_on_disk(folder, token_dtype(tokenizer.size).itemsize):
-        record = Record(val_fraction)
+        record = Record(rules.held_out_below)
     while True:
         try:
-            return _ingest(folder, read_documents(), tokenizer, record, num_workers, advance)
+            return _ingest(folder, read_chunks(), tokenizer, rules, record, num_workers, advance)
         except _OtherDocuments:
-            record = Record(val_fraction)
-
-
-def document_hash(data: bytes) -> float:
-    """Return a number in [0, 1) that depends only on the document's UTF-8 bytes.
-
-    Documents whose number is below data.val_fraction are held out.
-    """
-    return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest()) / 2**48
+            record = Record(rules.held_out_below)
 
 
 class _OtherDocuments(Exception):
     """The source does not begin with the documents of the record."""
 
 
-class _Piece(NamedTuple):
-    """A document or a piece of a long one."""
-
-    text: str
-    hash: float
-    """The hash of the whole document."""
-    num_bytes: int
-    """Bytes of the whole document for its first piece, 0 for the others."""
-    begins: bool
-    """Whether the piece is the first of its document."""
-
-
 def _ingest(
     folder: Path,
-    documents: Iterator[Document],
+    chunks: Chunks,
     tokenizer: Tokenizer,
+    rules: Rules,
     record: Record,
     num_workers: int,
     advance: Callable[[int], None],
 ) -> Ingested:
     """Continue from `record` and update it. Raises _OtherDocuments if the documents changed."""
     _remove_other_files(folder, record)
-    hashes = _Hashes()
-    _pass_over(documents, record, hashes, advance)
-    unrecorded_bytes = 0
+    unrecorded_bytes, passed = 0, Record(record.val_fraction)
+    num_known, chain = record.batches, record.chain
     with ExitStack() as stack:
         writers = {
-            name: stack.enter_context(
-                ShardWriter(folder, name, tokenizer.size, tokenizer.end_of_text, split=split)
-            )
+            name: stack.enter_context(ShardWriter(folder, name, tokenizer.size, split=split))
             for name, split in record.splits.items()
         }
-        batches = (
-            ([piece.text for piece in batch], batch)
-            for batch in _in_batches(_pieces(documents, tokenizer))
-        )
-        encoded = encode_batches(batches, tokenizer, folder / TOKENIZER, num_workers)
-        for ids_of_pieces, batch in encoded:
-            record.lossy = record.lossy or tokenizer.first_loss(
-                [piece.text for piece in batch], ids_of_pieces
-            )
-            for ids, piece in zip(ids_of_pieces, batch, strict=True):
-                if piece.begins:
-                    if unrecorded_bytes >= RECORD_INTERVAL_BYTES:
-                        for writer in writers.values():
-                            writer.sync()
-                        record.write(folder)
-                        unrecorded_bytes = 0
-                    record.add(piece.hash)
-                    hashes.add(piece.hash)
-                split = "val" if piece.hash < record.val_fraction else "train"
-                writers[split].append(ids, piece.num_bytes, piece.begins)
-                unrecorded_bytes += piece.num_bytes
-                advance(piece.num_bytes)
+        batches = _in_batches(_pieces(chunks, tokenizer), num_known)
+        packed_batches = pack_batches(batches, tokenizer, rules, folder / TOKENIZER, num_workers)
+        for packed, readings in packed_batches:
+            for number, reading in enumerate(readings):
+                for reason in packed.reasons(number):
+                    reading.refuse(reason)
+                reading.count(packed.documents[number], packed.num_bytes[number])
+            if passed.batches < num_known:
+                passed.add(sum(packed.documents), packed.digest)
+                if passed.batches == num_known and passed.chain != chain:
+                    raise _OtherDocuments
+            else:
+                record.add(sum(packed.documents), packed.digest, packed.lossy)
+                for name, writer in writers.items():
+                    documents, num_bytes = packed.split_documents[name], packed.split_bytes[name]
+                    writer.append(packed.tokens[name], documents, num_bytes)
+                unrecorded_bytes += sum(packed.num_bytes)
+                if unrecorded_bytes >= RECORD_INTERVAL_BYTES:
+                    for writer in writers.values():
+                        writer.sync()
+                    record.write(folder)
+                    unrecorded_bytes = 0
+            advance(sum(packed.num_bytes))
+        if passed.batches < num_known:
+            raise _OtherDocuments
         splits = {name: writer.finish() for name, writer in writers.items()}
     (folder / RECORD_FILE).unlink(missing_ok=True)
-    return Ingested(splits, hashes.lowest, hashes.highest, record.lossy)
+    return Ingested(splits, record.lossy)
 
 
 def _remove_other_files(folder: Path, record: Record) -> None:
     """Remove all files but the tokenizer, the record and the shards that the record counts."""
-    kept = {TOKENIZER, RECORD_FILE} if record.documents else {TOKENIZER}
+    kept = {TOKENIZER, RECORD_FILE} if record.batches else {TOKENIZER}
     for name, split in record.splits.items():
         kept |= {file for shard in split.shards for file in (shard.file, shard.checksums)}
         kept.add(shard_file(name, len(split.shards)))
@@ -150,63 +130,31 @@ def _remove_other_files(folder: Path, record: Record) -> None:
             file.unlink()
 
 
-def _pass_over(
-    documents: Iterator[Document],
-    record: Record,
-    hashes: "_Hashes",
-    advance: Callable[[int], None],
-) -> None:
-    """Read the documents that the record counts. Raises _OtherDocuments if they differ."""
-    passed = Record(record.val_fraction)
-    while passed.documents < record.documents:
-        document = next(documents, None)
-        if document is None:
-            raise _OtherDocuments
-        hash_, num_bytes = _hash_and_size(document.text)
-        passed.add(hash_)
-        hashes.add(hash_)
-        advance(num_bytes)
-    if passed.chain != record.chain:
-        raise _OtherDocuments
+def _pieces(chunks: Chunks, tokenizer: Tokenizer) -> Iterator[tuple[Piece, Reading]]:
+    """Yield the chunks, each long document of which is cut into pieces."""
+    for chunk, reading in chunks:
+        if not isinstance(chunk.data, LongText):
+            yield Piece(chunk), reading
+            continue
+        hash_, num_bytes = document_hash(chunk.data)
+        for text in tokenizer.pieces(chunk.data):
+            yield Piece(chunk._replace(data=text.encode()), hash_, num_bytes), reading
+            chunk, num_bytes = chunk._replace(syntax=LATER_PART), 0
 
 
-def _pieces(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[_Piece]:
-    for document in documents:
-        hash_, num_bytes = _hash_and_size(document.text)
-        for number, text in enumerate(tokenizer.pieces(document.text)):
-            yield _Piece(text, hash_, 0 if number else num_bytes, begins=number == 0)
-
-
-def _in_batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    """Yield lists of pieces, each complete once it has `BATCH_CHARACTERS`."""
-    batch: list[_Piece] = []
-    num_characters = 0
-    for piece in pieces:
+def _in_batches(
+    pieces: Iterator[tuple[Piece, Reading]], num_known: int
+) -> Iterator[tuple[Batch, list[Reading]]]:
+    """Yield batches of about `BATCH_BYTES`, the first `num_known` of which are in the shards."""
+    batch: list[Piece] = []
+    readings: list[Reading] = []
+    num_bytes = 0
+    for piece, reading in pieces:
         batch.append(piece)
-        num_characters += len(piece.text)
-        if num_characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, num_characters = [], 0
+        readings.append(reading)
+        num_bytes += len(piece.chunk.raw) + PIECE_BYTES
+        if num_bytes >= BATCH_BYTES:
+            yield Batch(batch, num_known > 0), readings
+            batch, readings, num_bytes, num_known = [], [], 0, num_known - 1
     if batch:
-        yield batch
-
-
-def _hash_and_size(text: str) -> tuple[float, int]:
-    data = text.encode()
-    return document_hash(data), len(data)
-
-
-class _Hashes:
-    """The lowest of the distinct hashes that were added, in order, and the highest."""
-
-    def __init__(self) -> None:
-        self.lowest: list[float] = []
-        self.highest = 0.0
-
-    def add(self, hash_: float) -> None:
-        self.highest = max(self.highest, hash_)
-        if len(self.lowest) == LOWEST_HASHES and hash_ >= self.lowest[-1]:
-            return
-        if hash_ not in self.lowest:
-            insort(self.lowest, hash_)
-            del self.lowest[LOWEST_HASHES:]
+        yield Batch(batch, num_known > 0), readings

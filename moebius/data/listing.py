@@ -25,14 +25,14 @@ FolderKey = tuple[int, int]
 class Entry(NamedTuple):
     """What a walk has found: a file, or something that is not read."""
 
-    path: Path
+    path: str
     relative: str
     """The path below the folder where the walk began, with slashes. Entries are sorted by it."""
     reason: str
     """Why it is not read, or "" if it is a file."""
 
 
-def folder_files(root: Path, tally: Tally, left_out: tuple[str, ...] = ()) -> list[Path]:
+def folder_files(root: Path, tally: Tally, left_out: tuple[str, ...] = ()) -> list[str]:
     """Return all files below a folder, sorted, without those in folders of a name in `left_out`.
 
     What is not returned is counted in `tally`, also a folder below it that cannot be read. Raises
@@ -41,14 +41,16 @@ def folder_files(root: Path, tally: Tally, left_out: tuple[str, ...] = ()) -> li
     return _listed(_walk(root, left_out=left_out), tally)
 
 
-def glob_files(pattern: str, tally: Tally) -> list[Path]:
+def glob_files(pattern: str, tally: Tally) -> list[str]:
     """Return the files that a glob matches, sorted, each once.
 
     Folders that it matches but does not enter, or that cannot be read, are counted in `tally`.
     """
     parts = Path(pattern).parts
     if "**" not in parts:
-        entries = [Entry(path, path.as_posix(), _reason(path)) for path in _found(parts, tally)]
+        entries = [
+            Entry(str(path), path.as_posix(), _reason(path)) for path in _found(parts, tally)
+        ]
         return _listed(_once(entries), tally)
     start = parts.index("**")
     hidden = any(part.startswith(".") for part in parts[start:])
@@ -94,8 +96,8 @@ def _names(folder: Path, tally: Tally) -> list[str]:
 
 def _named_in_full(entry: Entry, is_relative: bool) -> Entry:
     """Return the entry with its whole path for sorting, without ./ at its beginning."""
-    path = Path(entry.relative) if is_relative else entry.path
-    return entry._replace(path=path, relative=path.as_posix())
+    path = entry.relative if is_relative else entry.path
+    return entry._replace(path=path, relative=path)
 
 
 def fixed_part(pattern: str) -> str:
@@ -108,11 +110,11 @@ def fixed_part(pattern: str) -> str:
     return Path(*parts).as_posix() if parts else ""
 
 
-def _listed(entries: Iterator[Entry], tally: Tally) -> list[Path]:
+def _listed(entries: Iterator[Entry], tally: Tally) -> list[str]:
     files = []
     for entry in sorted(entries, key=lambda entry: entry.relative):
         if entry.reason:
-            tally.pass_over(entry.reason, str(entry.path))
+            tally.pass_over(entry.reason, entry.path)
         else:
             files.append(entry.path)
     return files
@@ -124,10 +126,12 @@ def _once(entries: list[Entry]) -> Iterator[Entry]:
     The path without links, if it is among them, is the one that is kept.
     """
     kept: dict[tuple[str, str], Entry] = {}
+    real: dict[str, str] = {}
     for entry in entries:
-        parent = os.path.realpath(entry.path.parent)
-        key = (parent, entry.path.name)
-        if key not in kept or parent == os.path.abspath(entry.path.parent):  # noqa: PTH100
+        folder, name = os.path.split(entry.path)
+        parent = real.get(folder) or real.setdefault(folder, os.path.realpath(folder))
+        key = (parent, name)
+        if key not in kept or parent == os.path.abspath(folder):  # noqa: PTH100
             kept[key] = entry
     yield from kept.values()
 
@@ -137,48 +141,63 @@ def _walk(
 ) -> Iterator[Entry]:
     """Yield everything below a folder. Links to folders come last, when all others are known."""
 
-    unreadable: list[Path] = []
-
-    def note(error: OSError) -> None:  # os.walk would silently pass over the folder
-        if Path(error.filename) == root:
-            raise StorageError(f"{root}: {error.strerror}")
-        unreadable.append(Path(error.filename))
-
+    unreadable: list[str] = []
     # A link to a folder above the source would bring in everything beside it.
     seen = {_key(folder) for folder in root.resolve().parents}
-    queue = deque([root])
+    top = str(root)
+    queue = deque([top])
+
+    def below(path: str) -> str:
+        return path if top == "." else path[len(top) :].lstrip("/")
+
     while queue:
         start = queue.popleft()
-        relative = start.relative_to(root).as_posix()
-        if start != root and _key(start) in seen:
-            yield Entry(start, relative, READ_ELSEWHERE)
+        if start != top and _key(start) in seen:
+            yield Entry(start, below(start), READ_ELSEWHERE)
             continue
-        links: list[Path] = []
-        for folder, subfolders, names in os.walk(start, onerror=note):
-            seen.add(_key(Path(folder)))
-            inside = Path(folder).relative_to(root)
-            kept = []
-            for name in sorted(subfolders):
-                path = Path(folder, name)
-                if name in left_out:
+        links: list[str] = []
+        folders = [start]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(folder) as found:
+                    inside = sorted(found, key=lambda entry: entry.name)
+            except OSError as error:
+                if folder == top:
+                    raise StorageError(f"{root}: {error.strerror}") from None
+                unreadable.append(folder)
+                continue
+            seen.add(_key(folder))
+            kept: list[str] = []
+            for entry in inside:
+                path = entry.path.removeprefix("./") if top == "." else entry.path
+                is_hidden = entry.name.startswith(".") and not with_hidden
+                # The type comes with the name, so that a file needs no call of its own.
+                if not _is_folder(entry):
+                    is_file = entry.is_file(follow_symlinks=False)
+                    reason = "" if is_file else _reason(Path(path))
+                    yield Entry(path, below(path), HIDDEN if is_hidden else reason)
+                elif entry.name in left_out:
                     continue
-                if name.startswith(".") and not with_hidden:
-                    yield Entry(path, (inside / name).as_posix(), HIDDEN)
-                elif path.is_symlink():
+                elif is_hidden:
+                    yield Entry(path, below(path), HIDDEN)
+                elif entry.is_symlink():
                     links.append(path)
                 elif _key(path) in seen:
-                    yield Entry(path, (inside / name).as_posix(), READ_ELSEWHERE)
+                    yield Entry(path, below(path), READ_ELSEWHERE)
                 else:
-                    kept.append(name)
-            subfolders[:] = kept
-            for name in names:
-                path = Path(folder, name)
-                is_hidden = name.startswith(".") and not with_hidden
-                reason = HIDDEN if is_hidden else _reason(path)
-                yield Entry(path, (inside / name).as_posix(), reason)
+                    kept.append(path)
+            folders += reversed(kept)
         queue.extend(sorted(links))
     for folder in unreadable:
-        yield Entry(folder, folder.relative_to(root).as_posix(), UNREADABLE)
+        yield Entry(folder, below(folder), UNREADABLE)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def _reason(path: Path) -> str:
@@ -190,9 +209,9 @@ def _reason(path: Path) -> str:
     return BROKEN if path.is_symlink() and not path.exists() else NO_FILE
 
 
-def _key(folder: Path) -> FolderKey:
+def _key(folder: str | Path) -> FolderKey:
     try:
-        state = folder.stat()
+        state = os.stat(folder)  # noqa: PTH116
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}") from None
     return state.st_dev, state.st_ino

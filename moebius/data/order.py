@@ -7,6 +7,7 @@ corpus of any size can start anywhere.
 
 from collections.abc import Sequence
 from fractions import Fraction
+from heapq import heappop, heappush
 from math import gcd, lcm
 
 import numpy as np
@@ -33,23 +34,24 @@ class Mixture:
         turns_per_source = _turns_per_period(weights)
         self.period = sum(turns_per_source)
         self._turns_per_source = np.array(turns_per_source, dtype=np.int64)
-        # For each sequence of a period, its source and how many turns that source had before it.
-        self._source = np.empty(self.period, dtype=np.int64)
-        self._turn = np.empty(self.period, dtype=np.int64)
-        taken = [0] * len(turns_per_source)
-
-        def deadline(source: int) -> int:
-            return -(-(taken[source] + 1) * self.period // turns_per_source[source])
-
+        # For each turn of a period, its source and how many turns that source had before it.
+        source = np.repeat(np.arange(len(turns_per_source)), self._turns_per_source)
+        first = np.cumsum(self._turns_per_source) - self._turns_per_source
+        turn = np.arange(self.period) - first[source]
+        start = turn * self.period // self._turns_per_source[source]
+        deadline = -(-(turn + 1) * self.period // self._turns_per_source[source])
+        order = np.argsort(start, kind="stable")
+        starts = [*start[order].tolist(), self.period]
+        # Of equal deadlines, the first source's comes first.
+        waiting = list(zip(deadline[order].tolist(), order.tolist(), strict=True))
+        ready: list[tuple[int, int]] = []
+        taken, num_started = np.empty(self.period, dtype=np.int64), 0
         for position in range(self.period):
-            ready = (
-                source
-                for source, turns in enumerate(turns_per_source)
-                if turns and taken[source] * self.period // turns <= position
-            )
-            chosen = min(ready, key=deadline)
-            self._source[position], self._turn[position] = chosen, taken[chosen]
-            taken[chosen] += 1
+            while starts[num_started] <= position:
+                heappush(ready, waiting[num_started])
+                num_started += 1
+            taken[position] = heappop(ready)[1]
+        self._source, self._turn = source[taken], turn[taken]
 
     def locate(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the source of each sequence, and its number among the sequences of that source.
@@ -105,8 +107,10 @@ def _turns_per_period(weights: Sequence[float]) -> list[int]:
     turns = [int(share * denominator) for share in shares]
     divisor = gcd(*turns)
     turns = [number // divisor for number in turns]
-    if sum(turns) <= LONGEST_PERIOD:
+    total = sum(turns)
+    if total <= LONGEST_PERIOD:
         return turns
     return [
-        max(1, round(share / sum(shares) * LONGEST_PERIOD)) if share else 0 for share in shares
+        max(1, round(Fraction(number * LONGEST_PERIOD, total))) if number else 0
+        for number in turns
     ]

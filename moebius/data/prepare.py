@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -22,22 +22,27 @@ from moebius.data.cache import (
     sync,
     tokenizer_key,
 )
+from moebius.data.chunk import Chunk
 from moebius.data.corpus import Corpus
-from moebius.data.ingest import Ingested, ingest
+from moebius.data.held_out import TooFew, held_out_below
+from moebius.data.ingest import ingest
 from moebius.data.lock import exclusive_lock
+from moebius.data.packing import Rules
 from moebius.data.progress_bar import progress_bar
 from moebius.data.record import RECORD_FILE
 from moebius.data.sample import sample
-from moebius.data.shards import META, TOKENIZER, Meta, file_sha256, token_dtype
+from moebius.data.shards import META, SPLITS, TOKENIZER, Meta, file_sha256, token_dtype
+from moebius.data.source_names import weighted_sources
 from moebius.data.sources import (
-    Document,
+    STDLIB,
     Inventory,
-    documents,
+    Reading,
+    chunks,
     inventory,
     root_of,
-    weighted_sources,
+    texts,
 )
-from moebius.data.stream import TokenStream, open_split
+from moebius.data.stream import TokenStream, check_at_start, open_split
 from moebius.data.tally import Tally, joined_lines
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
 from moebius.errors import ConfigError, DataError, StorageError
@@ -48,9 +53,6 @@ Report = Callable[[str], None]
 _Listed = Mapping[DataConfig, Inventory]
 """The inventory of each source."""
 
-FEWEST_HELD_OUT = 1 / 10
-"""Share of its different documents that a source with up to `LOWEST_HASHES` of them holds out at
-least, if that is a document. A larger source holds out as many as one of that size: 16."""
 FEW_HELD_OUT_TOKENS = 10_000
 """Held-out tokens below which the user is warned. Losses of single tokens vary by about 3 nats, so
 the mean over 10,000 of them is uncertain by at least 0.03."""
@@ -152,18 +154,23 @@ def _check_distinct(sources: Iterable[DataConfig], folders: Sequence[Path]) -> N
         names[folder] = single.source
 
 
-def _overlaps(listed: Mapping[DataConfig, Inventory]) -> Iterator[str]:
+def _overlaps(listed: _Listed) -> Iterator[str]:
     """Yield a warning for each two sources with files in common, which may be on purpose."""
-    files = {
-        single.source: {file.path.resolve() for file in found.files}
-        for single, found in listed.items()
-    }
-    for (first, ours), (second, theirs) in combinations(files.items(), 2):
-        if shared := ours & theirs:
-            yield printable_line(
-                f"WARNING: {first} and {second} have {counted(len(shared), 'file')} in common, "
-                f"such as {min(shared)}, whose text counts in both"
-            )
+    if len(listed) < 2:
+        return
+    sources_of: dict[tuple[int, int], dict[str, str]] = {}
+    for single, found in listed.items():
+        for file in found.files:  # by their numbers, whatever links lead to them
+            sources_of.setdefault(file.state[:2], {})[single.source] = file.location
+    shared: dict[tuple[str, str], list[str]] = {}
+    for names in sources_of.values():
+        for pair in combinations(names, 2):
+            shared.setdefault(pair, []).append(names[pair[0]])
+    for (first, second), files in shared.items():
+        yield printable_line(
+            f"WARNING: {first} and {second} have {counted(len(files), 'file')} in common, "
+            f"such as {min(files)}, whose text counts in both"
+        )
 
 
 def is_prepared(config: DataConfig, vocab_size: int) -> bool:
@@ -184,11 +191,16 @@ def _open(
 ) -> Corpus:
     """Return the corpus in the folders, given each source's name and weight in the same order."""
     weights = list(weight_of.values())
-    metas = [_checked_meta(folder, tokenizer) for folder in folders]
-    train, val = (
-        TokenStream.joined([open_split(folder, split) for folder in folders], weights)
-        for split in ("train", "val")
-    )
+    checksum = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+    metas = [_checked_meta(folder, checksum) for folder in folders]
+    opened = {
+        split: [
+            open_split(folder, split, meta) for folder, meta in zip(folders, metas, strict=True)
+        ]
+        for split in SPLITS
+    }
+    check_at_start(chain.from_iterable(opened.values()))
+    train, val = (TokenStream.joined(opened[split], weights) for split in SPLITS)
     checksums = [
         shard.sha256 for meta in metas for split in meta.splits.values() for shard in split.shards
     ]
@@ -227,14 +239,14 @@ def _notes(names: list[str], metas: list[Meta], val: TokenStream, lossy: str) ->
     return tuple(map(printable_line, lines))
 
 
-def _checked_meta(folder: Path, tokenizer: Tokenizer) -> Meta:
+def _checked_meta(folder: Path, tokenizer_sha256: str) -> Meta:
     """Return the folder's meta.json. Raises DataError if it belongs to another tokenizer."""
     meta = Meta.read(folder)
     checksum = file_sha256(folder / TOKENIZER)
     if checksum != meta.tokenizer_sha256:
         what = "not the tokenizer that made the tokens in this folder" if checksum else "missing"
         raise DataError(f"{folder / TOKENIZER}: {what}; delete {folder} to prepare it again")
-    if hashlib.sha256(tokenizer.to_json().encode()).hexdigest() != meta.tokenizer_sha256:
+    if tokenizer_sha256 != meta.tokenizer_sha256:
         raise DataError(
             f"{folder}: prepared with another tokenizer; delete it to prepare it again"
         )
@@ -273,11 +285,9 @@ def _tokenizer(
 
 def _train_tokenizer(config: DataConfig, vocab_size: int, listed: _Listed, name: str) -> None:
     cache, sources = cache_folder(config), weighted_sources(config)
+    total = sum(sources.values())
     samples = (
-        sample(
-            (document.text for document in documents(single, listed=listed[single])),
-            weight / sum(sources.values()),
-        )
+        sample((text for text, _ in texts(single, listed=listed[single])), weight / total)
         for single, weight in sources.items()
     )
     tokenizer = prepare_tokenizer(config, vocab_size, chain.from_iterable(samples))
@@ -299,6 +309,12 @@ class _Source(NamedTuple):
     """The key of its tokenizer."""
     has_bar: bool
     """Whether a progress bar is shown."""
+
+    def bar(self, task: str) -> AbstractContextManager[Callable[[int], None]]:
+        """Return a context with a function that gets the bytes that were read for a task."""
+        if not self.has_bar:
+            return nullcontext(lambda num_bytes: None)
+        return progress_bar(self.listed.files, task)
 
 
 def _prepare_source(source: _Source, tokenizer: Tokenizer, folder: Path, report: Report) -> None:
@@ -336,14 +352,23 @@ def _prepare_source(source: _Source, tokenizer: Tokenizer, folder: Path, report:
 def _fill(folder: Path, source: _Source, tokenizer: Tokenizer) -> None:
     """Write the tokenizer, the shards and meta.json of a single source."""
     tokenizer.save(folder / TOKENIZER)
-    config, fraction = source.config, source.config.val_fraction
-    tally, ingested = _ingest(folder, source, tokenizer, fraction, "tokenizing")
-    if len(ingested.lowest_hashes) < 2:
-        raise DataError(_too_few(config, ingested, tally))
-    if (better := _better_fraction(fraction, ingested)) != fraction:
-        fraction = better
-        task = "tokenizing again to split it better"
-        tally, ingested = _ingest(folder, source, tokenizer, fraction, task)
+    config, listed, tally = source.config, source.listed, Tally()
+    with source.bar("reading") as advance:
+        found = (text for text, _ in texts(config, tally, listed))
+        try:
+            fraction = held_out_below(found, config.val_fraction, advance)
+        except TooFew as few:
+            raise DataError(_too_few(config, few.args[0], tally)) from None
+
+    def read_chunks() -> Iterator[tuple[Chunk, Reading]]:
+        tally.clear()
+        return chunks(config, tally, listed)
+
+    rules = Rules(fraction, config.text_field, keeps_mark=config.source == STDLIB)
+    with source.bar("tokenizing") as advance:
+        ingested = ingest(
+            folder, read_chunks, tokenizer, rules, config.workers or cores(), advance
+        )
     Meta(
         dtype=token_dtype(tokenizer.size).name,
         vocab_size=tokenizer.size,
@@ -356,9 +381,9 @@ def _fill(folder: Path, source: _Source, tokenizer: Tokenizer) -> None:
     ).write(folder)
 
 
-def _too_few(config: DataConfig, ingested: Ingested, tally: Tally) -> str:
+def _too_few(config: DataConfig, num_documents: int, tally: Tally) -> str:
     """Return the message for a source that has less than two different documents."""
-    amount = "one document only" if ingested.lowest_hashes else "no text in it"
+    amount = "one document only" if num_documents else "no text in it"
     reasons = [f"{tally.count:,} left out; the first: {tally.first}"] if tally.count else []
     reasons += [f"passed over: {tally.reasons()}"] if tally.passed_over else []
     more = f" ({'; '.join(reasons)})" if reasons else ""
@@ -366,31 +391,3 @@ def _too_few(config: DataConfig, ingested: Ingested, tally: Tally) -> str:
         f"data.source={config.source!r}: {amount}{more}; at least two different documents are "
         "needed, one to train on and one to hold out"
     )
-
-
-def _better_fraction(fraction: float, ingested: Ingested) -> float:
-    """Return the fraction, or a better one if it holds out too few documents or all of them.
-
-    A document is held out if its hash is below the fraction.
-    """
-    if fraction > ingested.highest_hash:  # train only on the document with the highest hash
-        return ingested.highest_hash
-    fewest = max(1, int(len(ingested.lowest_hashes) * FEWEST_HELD_OUT))
-    return max(fraction, ingested.lowest_hashes[fewest])
-
-
-def _ingest(
-    folder: Path, source: _Source, tokenizer: Tokenizer, val_fraction: float, task: str
-) -> tuple[Tally, Ingested]:
-    """Ingest a source. `task` says what the progress bar is for."""
-    config, listed, tally = source.config, source.listed, Tally()
-
-    def read_documents() -> Iterator[Document]:
-        tally.clear()
-        return documents(config, tally, listed)
-
-    num_workers = config.workers or cores()
-    nothing = nullcontext(lambda num_bytes: None)
-    with progress_bar(listed.files, task) if source.has_bar else nothing as advance:
-        ingested = ingest(folder, read_documents, tokenizer, val_fraction, num_workers, advance)
-    return tally, ingested

@@ -22,7 +22,7 @@ def progress_bar(files: Sequence[SourceFile], task: str) -> Iterator[Callable[[i
     compressed files, rows with several fields and datasets on the hub.
     """
     is_plain = all(file.format.kind == TEXT and not file.format.compressions for file in files)
-    total = sum(file.path.stat().st_size for file in files) if files and is_plain else None
+    total = sum(file.state[2] for file in files) if files and is_plain else None
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from moebius.data.sealed import read_sealed, write_sealed
-from moebius.data.shards import Split, file_sha256, shard_file
+from moebius.data.shards import SPLITS, Split, file_sha256, shard_file
 
 RECORD_FILE = "progress.json"
-SPLITS = ("train", "val")
 
 
 @dataclass
@@ -17,10 +16,12 @@ class Record:
 
     val_fraction: float
     """Hash below which a document is held out; the record is only valid for this fraction."""
+    batches: int = 0
+    """Number of batches, counted from the first one of the source."""
     documents: int = 0
-    """Number of documents, counted from the first one of the source."""
+    """Number of documents in these batches."""
     chain: str = ""
-    """Hash of the hashes of these documents, in order."""
+    """Hash of the hashes of these documents, in order, and of where batches end."""
     splits: dict[str, Split] = field(default_factory=lambda: {name: Split() for name in SPLITS})
     """The splits as they were when last synced to the disk."""
     lossy: str = ""
@@ -60,7 +61,7 @@ class Record:
 
     def _is_sound(self) -> bool:
         """Return whether all fields have values that a writer could have recorded."""
-        counts = [self.documents]
+        counts = [self.batches, self.documents]
         for name, split in self.splits.items():
             counts += [split.tokens, split.documents, split.bytes]
             for number, shard in enumerate(split.shards):
@@ -80,10 +81,12 @@ class Record:
         write_sealed(partial, asdict(self))
         partial.replace(folder / RECORD_FILE)
 
-    def add(self, document_hash: float) -> None:
-        """Count one more document."""
-        self.documents += 1
-        text = f"{self.chain}{document_hash}"
+    def add(self, num_documents: int, digest: str, lossy: str = "") -> None:
+        """Count one more batch, given a hash of its documents and the first text that is lost."""
+        self.batches += 1
+        self.documents += num_documents
+        self.lossy = self.lossy or lossy
+        text = f"{self.chain}{digest}"
         self.chain = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -7,17 +7,21 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from typing import Any
 
 from moebius.cost.units import counted
+from moebius.data.chunk import LINES, Chunk
 from moebius.data.compression import is_damage
 from moebius.data.formats import SourceFile
 from moebius.data.json_values import DECODER, NotJson, NotUtf8, Repeated, json_values
+from moebius.data.long_text import LONG_BYTES, LongText, Text, json_text
 from moebius.data.messages import one_line
 from moebius.data.row_syntax import SEPARATORS
 from moebius.data.text_files import MARK, NotText, Refuse, damage, decode
 
+CHUNK_BYTES = 2**18
+"""Bytes of lines that are read at once."""
 LONGEST_ROW = 2**28
 """Most bytes of one row. A longer one is not read, because it might be a file without line ends
 that does not fit into memory."""
@@ -26,36 +30,49 @@ SHOWN_FIELDS = 12
 """Number of fields that an error message lists."""
 
 
-def json_lines(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
-    """Yield the text and the origin (FILE:LINE) of each line, a JSON object with a text field.
+def json_line_chunks(
+    file: SourceFile, field: str, refuse: Refuse
+) -> Iterator[Chunk | tuple[Text, str]]:
+    """Yield whole lines, about `CHUNK_BYTES` at once, or the text and origin of a long line.
 
-    Blank lines are skipped, and a line that cannot be read is reported to `refuse`. Raises
-    OSError.
+    A line that is too long is reported to `refuse`. Raises OSError.
     """
     offset = number = 0
     try:
         with file.open() as lines:
-            while line := lines.readline(LONGEST_ROW + 1):
-                number += 1
+            for block, num_lines in _line_blocks(lines):
+                start, first = offset, number
+                is_long = num_lines == 0
+                offset += len(block)
+                number += num_lines or 1
                 origin = f"{file.name}:{number}"
-                start = offset
-                offset += len(line)
-                if len(line) > LONGEST_ROW:
+                if is_long and len(block) > LONGEST_ROW:
                     refuse(f"{origin}: a line of more than {LONGEST_ROW:,} bytes")
-                    if not line.endswith(b"\n"):
-                        offset += _skip_line(lines)
-                    continue
-                text = decode(line, file.name, start, refuse)
-                if number == 1 and text is not None:
-                    text = text.removeprefix(MARK)
-                if text is None or not text or text.isspace():
-                    continue
-                line = b""  # the line may be long: do not keep it in memory twice
-                yield from _json_line_text(text, field, origin, refuse)
+                    offset += 0 if block.endswith(b"\n") else _skip_line(lines)
+                elif is_long and (text := json_text(block, field)):
+                    yield text, origin
+                else:
+                    yield Chunk(LINES, block, file.name, start, first)
     except Exception as error:
         if not is_damage(error):
             raise
         refuse(damage(file, error, f" after line {number}"))
+
+
+def json_line_texts(chunk: Chunk, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+    """Yield the text and the origin (FILE:LINE) of each line, a JSON object with a text field.
+
+    Blank lines are skipped, and a line that cannot be read is reported to `refuse`.
+    """
+    assert not isinstance(chunk.data, LongText)
+    offset = chunk.offset
+    for number, line in enumerate(BytesIO(chunk.data), start=chunk.line + 1):
+        text = decode(line, chunk.origin, offset, refuse)
+        offset += len(line)
+        if number == 1 and text is not None:
+            text = text.removeprefix(MARK)
+        if text is not None and text and not text.isspace():
+            yield from _json_line_text(text, field, f"{chunk.origin}:{number}", refuse)
 
 
 def json_objects(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
@@ -183,6 +200,43 @@ def _json_line_text(
     else:
         del text
         yield from row_text(row, field, origin, refuse)
+
+
+def _line_blocks(lines: BufferedReader) -> Iterator[tuple[bytearray, int]]:
+    """Yield all lines, several short ones at once or a long one alone, and how many there are.
+
+    The number is 0 for a long line. Of one longer than `LONGEST_ROW`, only the beginning is read.
+    """
+    longest = min(LONG_BYTES, LONGEST_ROW + 1)
+    block, num_lines = bytearray(), 0
+    try:
+        while line := lines.readline(longest):
+            if len(line) < longest:
+                block += line
+                num_lines += 1
+                if len(block) < CHUNK_BYTES:
+                    continue
+            if block:
+                yield block, num_lines
+                block, num_lines = bytearray(), 0
+            if len(line) == longest:
+                yield _long_line(line, lines), 0
+    except Exception:  # the data is damaged, but what comes before that is not
+        if block:
+            yield block, num_lines
+        raise
+    if block:
+        yield block, num_lines
+
+
+def _long_line(start: bytes, lines: BufferedReader) -> bytearray:
+    """Return a line of which the start was read. It is never in memory twice."""
+    line = bytearray(start)
+    while not line.endswith(b"\n") and (room := LONGEST_ROW + 1 - len(line)) > 0:
+        if not (more := lines.readline(min(LONG_BYTES, room))):
+            break
+        line += more
+    return line
 
 
 def _skip_line(lines: BufferedReader) -> int:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from moebius.data.long_text import Text, slices
+
 SAMPLE_CHARACTERS = 10_000_000
 """Largest number of characters in a sample. With more, the merges hardly change, while training
 takes longer."""
@@ -12,7 +14,7 @@ PIECE_CHARACTERS = 8_000
 """Characters taken from one place; few, so that a long document does not outweigh the others."""
 
 
-def sample(texts: Iterable[str], share: float = 1.0) -> list[str]:
+def sample(texts: Iterable[Text], share: float = 1.0) -> list[str]:
     """Return pieces of the texts, at most `share` of `SAMPLE_CHARACTERS` characters in all.
 
     Every n-th piece is taken. A stream does not say how long it is, so n starts at 1 and doubles
@@ -33,11 +35,11 @@ def sample(texts: Iterable[str], share: float = 1.0) -> list[str]:
     return kept
 
 
-def _pieces(texts: Iterable[str], share: float) -> Iterator[str]:
+def _pieces(texts: Iterable[Text], share: float) -> Iterator[str]:
     num_read = 0
     for text in texts:
-        for start in range(0, len(text), PIECE_CHARACTERS):
-            yield text[start : start + PIECE_CHARACTERS]
-        num_read += len(text)
+        for piece in slices(text, PIECE_CHARACTERS):
+            yield piece
+            num_read += len(piece)
         if num_read >= READ_CHARACTERS * share:
             return

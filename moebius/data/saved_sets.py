@@ -29,6 +29,8 @@ class SavedSets:
         self._root = _full(root).rstrip("/") if copies is None else root.rstrip("/")
         self._copies = copies
         self._contents: dict[str, dict[str, Any]] = {}
+        self._plain: dict[str, bool] = {}
+        """Whether a folder is in no saved data set, by its name."""
 
     def reason(self, name: str) -> str:
         """Return why a file is not read, or "" if it is.
@@ -38,6 +40,9 @@ class SavedSets:
         and the source contains the whole data set, because the other splits are made for tests.
         Raises DataError if a listed file is missing.
         """
+        inside = name.rpartition("/")[0]
+        if self._plain.get(inside):
+            return ""
         folder, _, last = (_full(name) if self._copies is None else name).rpartition("/")
         parent, _, split = folder.rpartition("/")
         files = self._files_of(folder)
@@ -45,6 +50,9 @@ class SavedSets:
             return METADATA
         if files and last in (STATE, INFO):
             return METADATA
+        self._plain[inside] = not any(
+            map(self._read, (f"{folder}/{STATE}", f"{folder}/{SPLITS}", f"{parent}/{SPLITS}"))
+        )
         splits = self._splits_of(parent) if f"{parent}/".startswith(f"{self._root}/") else []
         if TRAIN in splits and split in splits and split != TRAIN:
             return f"of the split {split!r} of a saved data set, of which only {TRAIN} is read"

@@ -23,6 +23,7 @@ from moebius.errors import DataError
 FORMAT_VERSION = 4
 META = "meta.json"
 TOKENIZER = "tokenizer.json"
+SPLITS = ("train", "val")
 SHARD_TOKENS = 2**27
 """Largest number of tokens in one shard."""
 BLOCK_BYTES = 2**16
@@ -134,7 +135,7 @@ class Meta:
 
 
 class ShardWriter:
-    """A context manager that appends documents to the shards of one split.
+    """A context manager that appends tokens to the shards of one split.
 
     The files are `folder/NAME-00000.bin` and so on, of `shard_tokens` tokens at most. A token
     takes 2 bytes if `vocab_size` allows it, else 4. Pass `split` to continue the work of an
@@ -148,14 +149,11 @@ class ShardWriter:
         folder: Path,
         name: str,
         vocab_size: int,
-        end_of_text: int,
         shard_tokens: int = SHARD_TOKENS,
         split: Split | None = None,
     ):
         self.folder = folder
         self.name = name
-        self.vocab_size = vocab_size
-        self.end_of_text = end_of_text
         self.shard_tokens = shard_tokens
         self.dtype = token_dtype(vocab_size)
         self.split = split or Split()
@@ -173,34 +171,18 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
 
-    def append(self, ids: np.ndarray, num_bytes: int, begins: bool = True) -> None:
-        """Append the ids (n,) of a document, or of the next piece of a document.
+    def append(self, tokens: bytes, num_documents: int, num_bytes: int) -> None:
+        """Append tokens of the shards' dtype, which begin that many documents.
 
-        `num_bytes` is the number of bytes of UTF-8 text to count for them. If `begins`, they begin
-        a document, and its separator, the end-of-text id, is stored first. Raises DataError for an
-        id outside the vocabulary (ids are never truncated to the dtype) and for a separator inside
-        the document.
+        `num_bytes` is the number of bytes of UTF-8 text to count for them. Raises OSError.
         """
-        if ids.size and (ids.max() >= self.vocab_size or ids.min() < 0):
-            worst = ids.max() if ids.min() >= 0 else ids.min()
-            raise DataError(
-                f"token id {worst} is outside the vocabulary of {self.vocab_size}; "
-                f"set --model.vocab_size {ids.max() + 1}"
-            )
-        if (ids == self.end_of_text).any():
-            raise DataError(
-                f"the tokenizer turned text into its end-of-text id {self.end_of_text}; "
-                "use a tokenizer whose end of text is a special token"
-            )
-        tokens = ids.astype(self.dtype)
-        if begins:
-            tokens = np.concatenate([np.array([self.end_of_text], dtype=self.dtype), tokens])
-        self.split.documents += begins
+        self.split.documents += num_documents
         self.split.bytes += num_bytes
-        while tokens.size:
-            room = self.shard_tokens - self._in_shard
-            self._write(tokens[:room])
-            tokens = tokens[room:]
+        rest = memoryview(tokens)
+        while rest:
+            room = (self.shard_tokens - self._in_shard) * self.dtype.itemsize
+            self._write(rest[:room])
+            rest = rest[room:]
 
     def sync(self) -> None:
         """Make sure that everything `split` counts is on the disk. Raises OSError."""
@@ -216,12 +198,12 @@ class ShardWriter:
     def _next_path(self) -> Path:
         return self.folder / shard_file(self.name, len(self.split.shards))
 
-    def _write(self, tokens: np.ndarray) -> None:
+    def _write(self, tokens: memoryview) -> None:
         if self._file is None:
             self._file = self._next_path().open("wb")
-        self._file.write(tokens.tobytes())
-        self._in_shard += tokens.size
-        self.split.tokens += tokens.size
+        self._file.write(tokens)
+        self._in_shard += len(tokens) // self.dtype.itemsize
+        self.split.tokens += len(tokens) // self.dtype.itemsize
         if self._in_shard == self.shard_tokens:
             self._end_shard()
 

@@ -1,42 +1,45 @@
 """Read documents from their sources one at a time, in the same order on any machine."""
 
 import glob
-import os
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import combinations
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
 from moebius.config.printable import printable_line
-from moebius.data.formats import ARROW, PARQUET, Format, SourceFile, identify
+from moebius.data.chunk import DOCUMENT, LINES, NOT_TEXT, REFUSAL, TEXT_PIECE, Chunk
+from moebius.data.file_hashes import Remembered
+from moebius.data.formats import ARROW, PARQUET, Format, SourceFile, identify, state_of
 from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_rows, local_data_set
 from moebius.data.listing import fixed_part, folder_files, glob_files
+from moebius.data.long_text import LONG_BYTES, LongText, Text, parts_of
 from moebius.data.remote import download, is_remote
 from moebius.data.row_syntax import CSV, JSON, JSON_LINES
-from moebius.data.rows import csv_rows, json_lines, json_objects
+from moebius.data.rows import csv_rows, json_line_chunks, json_line_texts, json_objects
 from moebius.data.saved_sets import SavedSets
 from moebius.data.tables import arrow_rows, parquet_rows
 from moebius.data.tally import Amount, Tally
-from moebius.data.text_files import NotText, Refuse, text_pieces
-from moebius.errors import ConfigError, DataError, StorageError
+from moebius.data.text_files import NotText, Refuse, piece_text, text_chunks
+from moebius.errors import DataError, StorageError
 
 STDLIB = "python-stdlib"
 NOT_STDLIB = ("site-packages", "dist-packages", "__pycache__")
 """Folders inside the standard library's folder that do not belong to it."""
 
-Rows = Callable[[SourceFile, str, Refuse], Iterator[tuple[str, str]]]
+Rows = Callable[[SourceFile, str, Refuse], Iterator[Chunk | tuple[Text, str]]]
 READERS: dict[str, Rows] = {
-    JSON_LINES: json_lines,
+    JSON_LINES: json_line_chunks,
     JSON: json_objects,
     CSV: csv_rows,
     PARQUET: parquet_rows,
     ARROW: arrow_rows,
 }
-"""Functions that yield the text and the origin of each row of a file, by kind of file."""
+"""Functions that yield the text and the origin of each row of a file, or several rows that are not
+taken apart, by kind of file."""
 
 
 class Document(NamedTuple):
@@ -45,41 +48,6 @@ class Document(NamedTuple):
     text: str
     origin: str
     """The file, and the line, row or byte offset if the file has several documents."""
-
-
-def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
-    """Return a separate configuration for each source whose weight is above 0, and that weight.
-
-    Commas separate sources, unless the whole text is the name of a file or folder. Raises
-    ConfigError if data.source is not a list of distinct sources, and DataError if it cuts the name
-    of a file or folder in two.
-    """
-    weights = config.weights
-    if not isinstance(weights, tuple) and "," in config.source and _exists(config.source):
-        return {replace(config, weights=1.0): weights}
-    sources = [source.strip() for source in config.source.split(",")]
-    if not all(sources) or len(set(sources)) < len(sources):
-        raise ConfigError(
-            f"data.source={config.source!r}: a source is empty, or named twice "
-            "(commas separate sources)"
-        )
-    parts = config.source.split(",")
-    spans = combinations(range(len(parts) + 1), 2)
-    for start, stop in sorted(spans, key=lambda span: span[0] - span[1]):  # the longest first
-        whole = ",".join(parts[start:stop]).strip()
-        if stop - start > 1 and not _exists(sources[start]) and (name := _name_with_comma(whole)):
-            kind = "folder" if Path(name).is_dir() else "file"
-            raise DataError(
-                f"data.source={config.source!r}: commas separate sources; for the {kind} "
-                f"{name!r}, write ? in place of its comma: {whole.replace(',', '?')!r}"
-            )
-    if not isinstance(weights, tuple):
-        weights = (weights,) * len(sources)
-    return {
-        replace(config, source=source, weights=1.0): weight
-        for source, weight in zip(sources, weights, strict=True)
-        if weight
-    }
 
 
 def documents(
@@ -92,31 +60,120 @@ def documents(
     document is counted in `tally`, like all that is read and all files that are not. Raises
     StorageError if the system does not let a file be read.
     """
-    tally = Tally() if tally is None else tally
+    for text, origin in texts(config, tally, listed):
+        yield Document(text if isinstance(text, str) else "".join(text), origin)
+
+
+def texts(
+    config: DataConfig, tally: Tally | None = None, listed: "Inventory | None" = None
+) -> Iterator[tuple[Text, str]]:
+    """Yield the text and the origin of each document like `documents`, but long texts in parts."""
+    for chunk, reading in chunks(config, Tally() if tally is None else tally, listed):
+        for text, origin in texts_in(chunk, config.text_field, reading.keeps_mark, reading.refuse):
+            reading.count(1, sum(len(part.encode()) for part in parts_of(text)))
+            yield text, origin
+
+
+def chunks(
+    config: DataConfig, tally: Tally, listed: "Inventory | None" = None
+) -> Iterator[tuple[Chunk, "Reading"]]:
+    """Yield everything in a single source, with what is known of the file that it is from.
+
+    The documents are taken apart by `texts_in`, which any process can do, and counted by the
+    caller. Documents that cannot be read are reported to `Reading.refuse` by the caller too, so
+    that they come in order. Raises StorageError if the system does not let a file be read.
+    """
     listed = listed or inventory(config)
     tally.include(listed.tally)
     if on_hub(config):
-
-        def refuse(reason: str) -> None:
-            _refuse(reason, config, tally, "")
-
-        amount = tally.read.setdefault(config.source, Amount())
-        texts = hub_rows(config.source, config.text_field, refuse)
-        yield from _counted(texts, amount)
+        reading = Reading(config, tally, "", tally.read.setdefault(config.source, Amount()))
+        yield from _in_order(reading, partial(hub_rows, config.source, config.text_field))
         return
     for file in listed.files:
         amount = tally.read.setdefault(file.format.label, Amount())
         amount.files += 1
-        yield from _counted(_read(file, config, tally, len(listed.files) == 1), amount)
+        reading = Reading(config, tally, file.format.kind, amount)
+        try:
+            if reader := READERS.get(file.format.kind):
+                yield from _in_order(reading, partial(reader, file, config.text_field))
+            else:
+                is_whole_source = len(listed.files) == 1
+                read = partial(text_chunks, file, is_whole_source=is_whole_source)
+                yield from _in_order(reading, read)
+        except OSError as error:
+            raise StorageError(f"{file.path}: {error.strerror or error}") from None
 
 
-class Inventory(NamedTuple):
-    """The files of a source. Every file was opened to find out what it is."""
+def texts_in(
+    chunk: Chunk, field: str, keeps_mark: bool, refuse: Refuse
+) -> Iterator[tuple[Text, str]]:
+    """Yield the text and the origin of each document in a chunk that is not empty."""
+    if chunk.syntax in (REFUSAL, NOT_TEXT):
+        return refuse(NotText(chunk.origin) if chunk.syntax == NOT_TEXT else chunk.origin)
+    if chunk.syntax == TEXT_PIECE:
+        found: Iterator[tuple[Text, str]] = piece_text(chunk, keeps_mark, refuse)
+    elif chunk.syntax == LINES:
+        found = json_line_texts(chunk, field, refuse)
+    else:
+        text = chunk.data if isinstance(chunk.data, LongText) else chunk.data.decode()
+        found = iter([(text, chunk.origin)])
+    yield from ((text, origin) for text, origin in found if text)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file that is being read."""
+
+    config: DataConfig
+    tally: Tally
+    """Counts what is read from the source and what is not."""
+    kind: str
+    """The kind of file."""
+    amount: Amount
+    """Counts what is read of the files of this kind."""
+
+    @property
+    def keeps_mark(self) -> bool:
+        """Whether a byte order mark counts as text.
+
+        Two tests of the standard library begin with one on purpose. It stays, so that the tokens
+        of every run on this source are the same as ever.
+        """
+        return self.config.source == STDLIB
+
+    def count(self, num_documents: int, num_bytes: int) -> None:
+        """Count documents that were read."""
+        self.amount.documents += num_documents
+        self.amount.bytes += num_bytes
+
+    def refuse(self, reason: str) -> None:
+        """Count a document that cannot be read, or raise DataError, as data.errors says."""
+        # A few tests of the standard library are files in other encodings on purpose. They belong
+        # to Python: the user cannot fix them and learns nothing from a message about them.
+        if self.config.source != STDLIB:
+            _refuse(reason, self.config, self.tally, self.kind)
+
+
+@dataclass
+class Inventory:
+    """The files of a source."""
 
     files: list[SourceFile]
     """The files that are read, in the order in which they are."""
     tally: Tally
     """The files that are not, with the reasons."""
+    remembered: Remembered
+    """What is remembered of the files."""
+    others: list[SourceFile]
+    """Files that are not read because of what they are."""
+    hashes: list[str] | None = None
+    """The SHA-256 of the contents of each file that is read, once that was asked for."""
+
+    def content_hashes(self) -> list[str]:
+        """Return the SHA-256 of the contents of each file that is read. Raises OSError."""
+        if self.hashes is None:
+            self.hashes = self.remembered.content_hashes(self.files, self.others)
+        return self.hashes
 
 
 def inventory(config: DataConfig, known: Inventory | None = None) -> Inventory:
@@ -130,35 +187,57 @@ def inventory(config: DataConfig, known: Inventory | None = None) -> Inventory:
     - A dataset on the Hugging Face hub has no local files.
 
     Files that hold no text that can be read are counted; if the source is only one such file, that
-    is an error. Files that are read according to `known`, an earlier inventory, are not opened
-    again. Raises DataError if there are no files, StorageError if they cannot be
-    listed or downloaded, and ConfigError for a URL of an unknown kind.
+    is an error. So is a file that the system does not let be read, unless data.errors skips it.
+    A file is opened to find out what it is, unless that is remembered or it is read according to
+    `known`, an earlier inventory. Raises DataError if there are no files, StorageError if they
+    cannot be listed or downloaded, and ConfigError for a URL of an unknown kind.
     """
     tally = Tally()
-    formats = {file.path: file.format for file in known.files} if known else {}
+    formats = {file.location: file.format for file in known.files} if known else {}
+    as_text = config.format == "text" or config.source == STDLIB
+    remembered = Remembered(expanded(config.cache), config.source, as_text)
+    listed = Inventory([], tally, remembered, [])
     try:
         named, saved_sets = _candidates(config, tally)
-        files: list[SourceFile] = []
-        as_text = config.format == "text" or config.source == STDLIB
-        for name, path in named.items():
-            if on_hub(config):  # `datasets` decides what the file is
-                files.append(SourceFile(path, name, Format("")))
-                continue
-            if reason := saved_sets.reason(name):
-                tally.pass_over(reason, name)
-                continue
-            format_ = formats.get(path) or identify(path, name, as_text)
-            if format_.kind:
-                files.append(SourceFile(path, name, format_))
-            elif format_.is_damaged:
-                _refuse(f"{name}: {format_.reason}", config, tally, "")
-            elif config.source != STDLIB:
-                tally.pass_over(format_.reason, name)
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror or error}") from None
-    if not files and len(named) == 1 and tally.passed_over:
+    is_on_hub = on_hub(config)
+    for name, path in named.items():
+        if is_on_hub:  # `datasets` decides what the file is
+            listed.files.append(SourceFile(path, name, Format(""), state_of(path)))
+            continue
+        if reason := saved_sets.reason(name):
+            tally.pass_over(reason, name)
+            continue
+        try:
+            state = state_of(path)
+            format_ = formats.get(path) or remembered.format(path, state)
+            format_ = format_ or identify(Path(path), name, as_text)
+        except OSError as error:
+            _leave_out(name, error, config, tally)
+            continue
+        file = SourceFile(path, name, format_, state)
+        if format_.kind:
+            listed.files.append(file)
+            continue
+        listed.others.append(file)
+        if format_.is_damaged:
+            _refuse(f"{name}: {format_.reason}", config, tally, "")
+        elif config.source != STDLIB:
+            tally.pass_over(format_.reason, name)
+    if not listed.files and len(named) == 1 and tally.passed_over:
         raise DataError(f"data.source={config.source!r}: no text in it: {tally.reasons()}")
-    return Inventory(files, tally)
+    return listed
+
+
+def _leave_out(name: str, error: OSError, config: DataConfig, tally: Tally) -> None:
+    """Count a file that the system does not let be read, or raise StorageError."""
+    reason = printable_line(f"{name}: {error.strerror or error}")
+    if config.errors == "skip" and not isinstance(error, FileNotFoundError):
+        return tally.add(reason)
+    raise StorageError(
+        f"{reason}; make it readable, or leave out such files with --data.errors skip"
+    )
 
 
 def root_of(source: str) -> str:
@@ -176,24 +255,24 @@ def on_hub(config: DataConfig) -> bool:
     )
 
 
-def _candidates(config: DataConfig, tally: Tally) -> tuple[dict[str, Path], SavedSets]:
+def _candidates(config: DataConfig, tally: Tally) -> tuple[dict[str, str], SavedSets]:
     """Return all files that a source names, by name, and what is known of saved data sets."""
     source = config.source
     if is_remote(source):
         copies = download(source, expanded(config.cache))
-        return copies, SavedSets("", copies)
+        return {name: str(copy) for name, copy in copies.items()}, SavedSets("", copies)
     if on_hub(config):
         folder = Path(source.removeprefix(HUGGING_FACE).partition(":")[0])
         files = folder_files(folder, tally) if folder.is_dir() else []
-        return {str(file): file for file in files}, SavedSets(str(folder))
+        return dict(zip(files, files, strict=True)), SavedSets(str(folder))
     path = local_data_set(source) or expanded(source)
     beginning = str(path)  # of the source, a folder unless it is one file
     if source == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
         listed = folder_files(root, Tally(), NOT_STDLIB)
-        files = [file for file in listed if file.suffix == ".py"]
+        files = [file for file in listed if file.endswith(".py")]
     elif path.is_file():
-        files = [path]
+        files = [str(path)]
     elif path.is_dir():
         files = folder_files(path, tally)
         if not files:
@@ -212,7 +291,7 @@ def _candidates(config: DataConfig, tally: Tally) -> tuple[dict[str, Path], Save
             raise DataError(
                 f"data.source={source!r}: no such file, folder or glob{_hint(source, tally)}"
             )
-    return {str(file): file for file in files}, SavedSets(beginning)
+    return dict(zip(files, files, strict=True)), SavedSets(beginning)
 
 
 def _hint(source: str, tally: Tally) -> str:
@@ -225,49 +304,31 @@ def _hint(source: str, tally: Tally) -> str:
     return ""
 
 
-def _exists(source: str) -> bool:
-    if is_remote(source) or not source:
-        return False
-    # Unlike Path.exists, this raises no error for what is in a folder that cannot be entered.
-    return os.path.exists(expanded(source))  # noqa: PTH110
-
-
-def _name_with_comma(source: str) -> str:
-    """Return the first file or folder on the path `source` that has a comma in its name, or ""."""
-    path = Path(source)
-    names = [str(name) for name in (*reversed(path.parents), path) if "," in name.name]
-    return next(filter(_exists, names), "")
-
-
-def _counted(texts: Iterator[tuple[str, str]], amount: Amount) -> Iterator[Document]:
-    for text, origin in texts:
-        if text:
-            amount.documents += 1
-            amount.bytes += len(text) if text.isascii() else len(text.encode())
-            yield Document(text, origin)
-
-
-def _read(
-    file: SourceFile, config: DataConfig, tally: Tally, is_whole_source: bool
-) -> Iterator[tuple[str, str]]:
-    """Yield the text and origin of each document in a file."""
+def _in_order(
+    reading: Reading, read: Callable[[Refuse], Iterator[Chunk | tuple[Text, str]]]
+) -> Iterator[tuple[Chunk, Reading]]:
+    """Yield what a reader yields, and what it refuses, in order."""
+    refused: list[Chunk] = []
 
     def refuse(reason: str) -> None:
-        # A few tests of the standard library are files in other encodings on purpose. They belong
-        # to Python: the user cannot fix them and learns nothing from a message about them.
-        if config.source != STDLIB:
-            _refuse(reason, config, tally, file.format.kind)
+        syntax = NOT_TEXT if isinstance(reason, NotText) else REFUSAL
+        refused.append(Chunk(syntax, b"", str(reason)))
 
-    try:
-        if reader := READERS.get(file.format.kind):
-            yield from reader(file, config.text_field, refuse)
-        else:
-            # Two tests of the standard library begin with a byte order mark on purpose. It stays,
-            # so that the tokens of every run on this source are the same as ever.
-            keeps_mark = config.source == STDLIB
-            yield from text_pieces(file, refuse, is_whole_source, keeps_mark)
-    except OSError as error:
-        raise StorageError(f"{file.path}: {error.strerror or error}") from None
+    for found in read(refuse):
+        yield from ((chunk, reading) for chunk in refused)
+        refused.clear()
+        if not isinstance(found, Chunk):
+            text, origin = found
+            found = Chunk(DOCUMENT, _data(text), origin)
+        yield found, reading
+    yield from ((chunk, reading) for chunk in refused)
+
+
+def _data(text: Text) -> bytes | LongText:
+    """Return the UTF-8 of a text unless it is long."""
+    if isinstance(text, str) and len(text) <= LONG_BYTES:
+        return text.encode()
+    return LongText(lambda: parts_of(text))
 
 
 def _refuse(reason: str, config: DataConfig, tally: Tally, kind: str) -> None:

@@ -4,7 +4,7 @@ Shards are memory-mapped, and a block's checksum is verified before any of its t
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +22,9 @@ from moebius.data.shards import (
 )
 from moebius.errors import DataError
 
-CHECKED_AT_ONCE = 2**30
-"""Largest split, in bytes, that is fully checked when it is opened, which takes about a second."""
+CHECKED_AT_START = 2**30
+"""Most bytes of a corpus, over all its sources and splits, that are checked when it is opened,
+which takes about a second."""
 
 
 class Part(NamedTuple):
@@ -122,6 +123,11 @@ class TokenStream:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def num_stored_bytes(self) -> int:
+        """The size of the shards."""
+        return sum(shard.tokens.nbytes for shard in self.shards)
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return tokens [start:stop] as int64.
 
@@ -154,23 +160,34 @@ class TokenStream:
         )
 
 
-def open_split(folder: Path, name: str) -> TokenStream:
+def open_split(folder: Path, name: str, meta: Meta | None = None) -> TokenStream:
     """Return the stream of a prepared source's split, `train` or `val`.
 
-    Every block of a split of up to a gigabyte is checked now. For a larger split this would take
-    minutes per terabyte at every start, so its blocks are checked when they are first read: damage
-    may show up in the middle of a run, but no damaged token is trained on. Raises DataError if a
-    shard is missing, is not as long as meta.json says, or is damaged.
+    `meta` is what the folder's meta.json says, if that has been read. Raises DataError if a shard
+    is missing or is not as long as meta.json says, or if the checksums are damaged.
     """
-    meta = Meta.read(folder)
+    meta = meta or Meta.read(folder)
     if name not in meta.splits:
         raise DataError(f"{folder / META}: no split {name!r}; delete {folder} to prepare it again")
     split, dtype = meta.splits[name], token_dtype(meta.vocab_size)
     shards = [_map(folder, shard, dtype) for shard in split.shards]
-    if split.tokens * dtype.itemsize <= CHECKED_AT_ONCE:
-        for shard in shards:
-            shard.check()
     return TokenStream(shards, meta.vocab_size, split.documents, split.bytes)
+
+
+def check_at_start(streams: Iterable[TokenStream]) -> None:
+    """Check the smallest streams as a whole, as many as `CHECKED_AT_START` allows.
+
+    To check all blocks of a large corpus would take minutes per terabyte at every start, so the
+    other ones are checked when they are first read: damage may show up in the middle of a run, but
+    no damaged token is trained on. Raises DataError, which names the damaged place.
+    """
+    left = CHECKED_AT_START
+    for stream in sorted(streams, key=lambda stream: stream.num_stored_bytes):
+        left -= stream.num_stored_bytes
+        if left < 0:
+            return
+        for shard in stream.shards:
+            shard.check()
 
 
 def verify(folder: Path) -> None:

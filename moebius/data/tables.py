@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moebius.data.compression import is_damage
 from moebius.data.formats import SourceFile
+from moebius.data.long_text import LONG_BYTES, LongText, Text, utf8_text
 from moebius.data.messages import one_line
 from moebius.data.rows import row_text, wrong_field
 from moebius.data.text_files import Refuse
@@ -21,7 +22,7 @@ PARQUET_ROWS, PARQUET_BYTES = 256, 2**25
 memory at once."""
 
 
-def parquet_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+def parquet_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[Text, str]]:
     """Yield the text and the origin (file and row number) of each row, in bounded memory.
 
     A row or file that cannot be read is reported to `refuse`. Raises OSError.
@@ -36,7 +37,7 @@ def parquet_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple
     return _table_rows(file, field, refuse, batches)
 
 
-def arrow_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+def arrow_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[Text, str]]:
     """Yield the text and the origin (file and row number) of each row of an Arrow file or stream.
 
     `Dataset.save_to_disk` writes such streams. A row or file that cannot be read is reported to
@@ -66,7 +67,7 @@ def arrow_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[s
 
 def _table_rows(
     file: SourceFile, field: str, refuse: Refuse, batches: Any
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[Text, str]]:
     """Yield the text and the origin of each row of a table.
 
     `batches` takes a path or an open file and yields the schema, then batches of rows with the one
@@ -86,6 +87,9 @@ def _table_rows(
                 for value in batch.column(0):
                     number += 1
                     origin = f"{file.name}: row {number}"
+                    if long_text := _long_text(value):
+                        yield long_text, origin
+                        continue
                     try:
                         text = value.as_py()
                     except UnicodeDecodeError as error:  # pyarrow does not check a file's strings
@@ -98,6 +102,13 @@ def _table_rows(
             raise
         kind = file.format.label
         refuse(f"{file.name}: not readable as {kind} after row {number} ({one_line(error)})")
+
+
+def _long_text(value: Any) -> LongText | None:
+    """Return the text of a long cell, which stays where Arrow has it."""
+    is_buffer = value.is_valid and hasattr(value, "as_buffer")
+    data = value.as_buffer() if is_buffer else b""
+    return utf8_text(data) if len(data) > LONG_BYTES else None
 
 
 def _is_text(type_: "pyarrow.DataType") -> bool:

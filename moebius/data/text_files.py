@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 
+from moebius.data.chunk import TEXT_PIECE, Chunk
 from moebius.data.compression import is_damage
 from moebius.data.formats import SourceFile
+from moebius.data.long_text import LongText
 from moebius.data.messages import one_line
 
 LONGEST_DOCUMENT = 2**20
@@ -32,43 +34,49 @@ Refuse = Callable[[str], None]
 It either raises an error, or it returns and the document is left out."""
 
 
-def text_pieces(
-    file: SourceFile, refuse: Refuse, is_whole_source: bool, keeps_mark: bool = False
-) -> Iterator[tuple[str, str]]:
-    """Yield the text and the origin (file and byte offset) of each document in a text file.
+def text_chunks(file: SourceFile, refuse: Refuse, is_whole_source: bool) -> Iterator[Chunk]:
+    """Yield the bytes of each document in a text file.
 
     A file is one document, unless it is larger than 1 MiB or the whole source. Such a file is cut
     after line ends into documents of 64 KiB (or of 1/16 of the file, if that is less). Nothing
     marks documents in it, and uncut it could neither be held out in part nor be tokenized in
     bounded memory. The cuts depend only on the file's contents without their compression, so they
-    are the same on any machine.
-
-    A byte order mark at the start is left out unless `keeps_mark`. A document that is not UTF-8 or
-    has a zero byte is reported to `refuse` with the offset. Raises OSError.
+    are the same on any machine. Raises OSError.
     """
     offset = 0
     try:
         with file.open() as opened:
-            size = len(opened.read(LONGEST_DOCUMENT + 1))
+            piece = opened.read(LONGEST_DOCUMENT + 1)
+        if len(piece) <= LONGEST_DOCUMENT and not is_whole_source:
+            yield Chunk(TEXT_PIECE, piece, file.name)
+            return
+        length = max(SHORTEST_PIECE, min(PIECE_BYTES, len(piece) // FEWEST_PIECES))
         with file.open() as opened:
-            if size > LONGEST_DOCUMENT or is_whole_source:
-                pieces = _cut(opened, max(SHORTEST_PIECE, min(PIECE_BYTES, size // FEWEST_PIECES)))
-            else:
-                pieces = iter([opened.read()])
-            for piece in pieces:
-                text = decode(piece, file.name, offset, refuse)
-                if text is not None and "\0" in text:
-                    # The file would be passed over as binary, but for its first bytes.
-                    place = offset + piece.index(0)
-                    refuse(NotText(f"{file.name}: byte offset {place} is a zero byte"))
-                elif text is not None:
-                    text = text if offset or keeps_mark else text.removeprefix(MARK)
-                    yield text, f"{file.name}: byte {offset}" if offset else file.name
+            for piece in _cut(opened, length):
+                yield Chunk(TEXT_PIECE, piece, file.name, offset)
                 offset += len(piece)
     except Exception as error:
         if not is_damage(error):
             raise
         refuse(damage(file, error))
+
+
+def piece_text(chunk: Chunk, keeps_mark: bool, refuse: Refuse) -> Iterator[tuple[str, str]]:
+    """Yield the text and the origin (file and byte offset) of a document in a text file.
+
+    A byte order mark at the start of a file is left out unless `keeps_mark`. A document that is
+    not UTF-8 or has a zero byte is reported to `refuse` with the offset.
+    """
+    assert not isinstance(chunk.data, LongText)
+    name, offset = chunk.origin, chunk.offset
+    text = decode(chunk.data, name, offset, refuse)
+    if text is not None and "\0" in text:
+        # The file would be passed over as binary, but for its first bytes.
+        place = offset + chunk.data.index(0)
+        refuse(NotText(f"{name}: byte offset {place} is a zero byte"))
+    elif text is not None:
+        text = text if offset or keeps_mark else text.removeprefix(MARK)
+        yield text, f"{name}: byte {offset}" if offset else name
 
 
 def damage(file: SourceFile, error: BaseException, place: str = "") -> NotText:
@@ -77,7 +85,7 @@ def damage(file: SourceFile, error: BaseException, place: str = "") -> NotText:
     return NotText(f"{file.name}: damaged or incomplete ({names}: {one_line(error)}){place}")
 
 
-def decode(data: bytes, name: str, offset: int, refuse: Refuse) -> str | None:
+def decode(data: bytes | bytearray, name: str, offset: int, refuse: Refuse) -> str | None:
     """Return the text of UTF-8 data, or None if it is invalid and `refuse` did not raise.
 
     For the message, `name` is the file that the data comes from, and `offset` is where the data

@@ -18,6 +18,7 @@ from moebius.config import DataConfig
 from moebius.config.data import check_bpe
 from moebius.config.paths import expanded
 from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_tokenizer
+from moebius.data.long_text import Text, parts_of
 from moebius.data.messages import one_line
 from moebius.data.sample import sample
 from moebius.data.words import WordCache, by_words, splits_by_words
@@ -117,7 +118,7 @@ class Tokenizer:
             return self._words.encode(texts)
         return [np.array(ids, dtype=np.uint32) for ids in self._encode_all(texts)]
 
-    def pieces(self, text: str) -> Iterator[str]:
+    def pieces(self, text: Text) -> Iterator[str]:
         """Yield the text in pieces of at most `PIECE_CHARACTERS`, to be encoded one at a time.
 
         This way, a text of any length is encoded in bounded memory. The text is cut before a space
@@ -126,18 +127,29 @@ class Tokenizer:
         the ids of the text. They may differ around a cut only if no such place is found: in one
         endless word, or with a tokenizer that does not split text into words.
         """
-        start = 0
-        while len(text) - start > PIECE_CHARACTERS:
-            stop = self._find_cut(text, start + PIECE_CHARACTERS)
-            yield text[start:stop]
-            start = stop
-        yield text[start:]
+        rest = ""
+        for part in parts_of(text):
+            rest += part
+            while len(rest) >= PIECE_CHARACTERS + CUT_CONTEXT:
+                stop = self._find_cut(rest)
+                yield rest[:stop]
+                rest = rest[stop:]
+        while len(rest) > PIECE_CHARACTERS:
+            stop = self._find_cut(rest)
+            yield rest[:stop]
+            rest = rest[stop:]
+        yield rest
 
-    def _find_cut(self, text: str, latest: int) -> int:
-        """Return the last good place for a cut up to `latest`, or `latest` if there is none."""
+    def _find_cut(self, text: str) -> int:
+        """Return the last good place for a cut up to `PIECE_CHARACTERS`, or that if there is none.
+
+        The text is longer than that.
+        """
+        latest = PIECE_CHARACTERS
         places = [match.end() for match in CUT.finditer(text, latest - CUT_SEARCHED, latest)]
         for place in places[: -CUT_TRIES - 1 : -1]:
-            left, right = text[place - CUT_CONTEXT : place], text[place : place + CUT_CONTEXT]
+            left = text[max(0, place - CUT_CONTEXT) : place]
+            right = text[place : place + CUT_CONTEXT]
             if self.encode(left + right) == self.encode(left) + self.encode(right):
                 return place
         return latest

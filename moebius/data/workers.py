@@ -1,10 +1,12 @@
-"""Tokenize on all cores, with processes that read texts and write ids, and keep the order.
+"""Tokenize on all cores, with processes that read chunks and write tokens, and keep the order.
 
 These are processes and not threads, because the word cache is written in Python. They communicate
 through plain pipes, with lengths before the data, and without pickle, which could run code. If the
 owner of a worker dies, the worker reads the end of its pipe and exits.
 """
 
+import fcntl
+import json
 import os
 import queue
 import signal
@@ -12,62 +14,75 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TypeVar
-
-import numpy as np
+from typing import IO, NamedTuple, TypeVar
 
 from moebius.data.child import python_command
+from moebius.data.chunk import Chunk
+from moebius.data.packing import Packed, Packer, Piece, Rules
 from moebius.data.tokenizer import Tokenizer
-from moebius.errors import StorageError
+from moebius.errors import DataError, StorageError
 
 BATCHES_PER_WORKER = 2
 """Number of unfinished batches per worker: one is being tokenized, and one waits."""
 
-Texts = list[str]
-Ids = list[np.ndarray]
+PIPE_BYTES = 2**20
+"""Size of a pipe. The default, 64 KiB, takes three times as much of the owner's time."""
+
 Context = TypeVar("Context")
 
 
-def encode_batches(
-    batches: Iterator[tuple[Texts, Context]],
+class Batch(NamedTuple):
+    """Pieces that are packed together."""
+
+    pieces: list[Piece]
+    is_known: bool
+    """Whether their tokens are in the shards already, so that only their hashes are needed."""
+
+
+def pack_batches(
+    batches: Iterator[tuple[Batch, Context]],
     tokenizer: Tokenizer,
+    rules: Rules,
     tokenizer_json: Path,
     num_workers: int,
-) -> Iterator[tuple[Ids, Context]]:
-    """Yield the ids (uint32) of each batch's texts, with the context that came with the texts.
+) -> Iterator[tuple[Packed, Context]]:
+    """Yield what becomes of each batch, with the context that came with it.
 
     The order is that of the batches, for any number of workers. `tokenizer_json` is the file from
     which the workers load the tokenizer. Raises StorageError, with what it printed, if a worker
-    ends.
+    ends, and DataError like `Packer.pack`.
     """
     head = list(islice(batches, 2))
     batches = chain(head, batches)
     if num_workers == 1 or len(head) < 2:  # starting a process takes as long as a batch
-        yield from ((tokenizer.encode_batch(texts), context) for texts, context in batches)
+        packer = Packer(tokenizer, rules)
+        yield from ((packer.pack(*batch), context) for batch, context in batches)
         return
-    workers = [_Worker(tokenizer_json) for _ in range(num_workers)]
+    workers = [_Worker(tokenizer_json, rules) for _ in range(num_workers)]
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for worker in workers:
         idle.put(worker)
 
-    def encode(texts: Texts) -> Ids:
+    def pack(batch: Batch) -> Packed:
         worker = idle.get()
         try:
-            return worker.encode(texts)
+            return worker.pack(batch)
         finally:
             idle.put(worker)
 
-    pending: deque[tuple[Future[Ids], Context]] = deque()
+    pending: deque[tuple[Future[Packed], Context]] = deque()
     try:
         with ThreadPoolExecutor(num_workers) as threads:
             try:
-                for texts, context in batches:
-                    pending.append((threads.submit(encode, texts), context))
+                for batch, context in batches:
+                    pending.append((threads.submit(pack, batch), context))
                     if len(pending) == BATCHES_PER_WORKER * num_workers:
                         future, oldest_context = pending.popleft()
                         yield future.result(), oldest_context
@@ -86,17 +101,17 @@ def encode_batches(
 class _Worker:
     """A process that tokenizes, started when it gets its first batch."""
 
-    def __init__(self, tokenizer_json: Path):
-        self._tokenizer_json = tokenizer_json
+    def __init__(self, tokenizer_json: Path, rules: Rules):
+        self._arguments = str(tokenizer_json), json.dumps(asdict(rules))
         self._errors = TemporaryFile()  # noqa: SIM115  (closed by `end`)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def encode(self, texts: Texts) -> Ids:
+    def pack(self, batch: Batch) -> Packed:
         self._process = self._process or self._start()
         assert self._process.stdin and self._process.stdout
         try:
-            _send(self._process.stdin, [text.encode() for text in texts])
-            return [np.frombuffer(ids, dtype=np.uint32) for ids in _receive(self._process.stdout)]
+            _send(self._process.stdin, _to_wire(batch))
+            return Packed.from_wire(_receive(self._process.stdout))
         except (EOFError, OSError):
             raise StorageError(self._death(self._process)) from None
 
@@ -117,14 +132,18 @@ class _Worker:
             "OPENBLAS_NUM_THREADS": "1",
         }
         code = "from moebius.data.workers import serve; serve()"
-        return subprocess.Popen(
-            python_command(code, str(self._tokenizer_json)),
+        process = subprocess.Popen(
+            python_command(code, *self._arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=environment,
             process_group=0,  # signals from the terminal reach the owner alone, which decides
         )
+        for pipe in (process.stdin, process.stdout):
+            with suppress(AttributeError, OSError):  # not Linux, or too many large pipes
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)  # type: ignore
+        return process
 
     def _death(self, process: "subprocess.Popen[bytes]") -> str:
         """Return in one line how the process ended, with the last line that it printed."""
@@ -139,22 +158,43 @@ class _Worker:
 
 
 def serve() -> None:
-    """Run a worker: read texts from stdin and write their ids to stdout until stdin ends."""
+    """Run a worker: read batches from stdin and write their tokens to stdout until stdin ends."""
     # Schedulers send SIGTERM to all processes, but only the owner decides what it does.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    ids_of_texts = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # so that what libraries print is not taken for ids
-    tokenizer = Tokenizer.load(Path(sys.argv[1]))
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # so that what libraries print is not taken for tokens
+    packer = Packer(Tokenizer.load(Path(sys.argv[1])), Rules(**json.loads(sys.argv[2])))
     while True:
         try:
-            texts = [text.decode() for text in _receive(sys.stdin.buffer)]
+            batch = _from_wire(_receive(sys.stdin.buffer))
         except EOFError:
             return
-        _send(ids_of_texts, [ids.tobytes() for ids in tokenizer.encode_batch(texts)])
+        try:
+            packed = packer.pack(*batch).to_wire()
+        except DataError as error:
+            packed = [json.dumps(str(error)).encode()]
+        _send(results, packed)
 
 
-def _send(pipe: IO[bytes], parts: list[bytes]) -> None:
+def _to_wire(batch: Batch) -> list[bytes | bytearray]:
+    head = [
+        (chunk.syntax, chunk.origin, chunk.offset, chunk.line, hash_, num_bytes)
+        for chunk, hash_, num_bytes in batch.pieces
+    ]
+    return [json.dumps([batch.is_known, head]).encode(), *(p.chunk.raw for p in batch.pieces)]
+
+
+def _from_wire(parts: list[bytes]) -> Batch:
+    is_known, head = json.loads(parts[0])
+    pieces = [
+        Piece(Chunk(syntax, data, *place), hash_, num_bytes)
+        for (syntax, *place, hash_, num_bytes), data in zip(head, parts[1:], strict=True)
+    ]
+    return Batch(pieces, is_known)
+
+
+def _send(pipe: IO[bytes], parts: Sequence[bytes | bytearray]) -> None:
     """Write the number of parts, the length of each part in bytes, and the parts."""
     pipe.write(struct.pack(f"<Q{len(parts)}Q", len(parts), *map(len, parts)))
     for part in parts:

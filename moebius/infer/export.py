@@ -91,10 +91,11 @@ def export(
     model = _without_mtp(config.model, options)
     if reason := holder(model).reason:
         raise ConfigError(f"{run.root}: cannot be exported to {target}: {reason}")
-    tokenizer = own_tokenizer(config, run, run.record(complain))
+    record = run.record(complain)
+    tokenizer = own_tokenizer(config, run, record)
     text = TextSettings(tokenizer.size, tokenizer.end_of_text, config.train.seq_len)
     with new_folder(place) as folder:
-        weights = trained(run, config, options.step, options.average, complain)
+        weights = trained(run, config, record, options.step, options.average, complain)
         own = {name: t for name, t in weights.tensors.items() if not name.startswith("mtp.")}
         shape = _shape(run, model, own)
         report(f"architecture   {shape.architecture.name}, from {_source(weights)}")

@@ -163,9 +163,10 @@ def load_run(
 ) -> LanguageModel:
     """Return the language model of a run on the device. See `load`."""
     config = run.config()
-    tokenizer = own_tokenizer(config, run, run.record(report))
+    record = run.record(report)
+    tokenizer = own_tokenizer(config, run, record)
     model = new_model(config, device)
-    weights = trained(run, config, step, report=report)
+    weights = trained(run, config, record, step, report=report)
     load_model(model, weights.tensors)
     dtype = matmul_dtype(config.train, device)
     convert_products(model, dtype)

@@ -13,6 +13,7 @@ from moebius.model.transformer import Transformer
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.resumption import checkpoint_at
 from moebius.train.run_directory import RunDirectory
+from moebius.train.run_record import RunRecord
 from moebius.train.state import check_model
 from moebius.train.trained_settings import check_belongs
 
@@ -32,6 +33,7 @@ class Trained(NamedTuple):
 def trained(
     run: RunDirectory,
     config: Config,
+    record: RunRecord | None,
     step: int | None = None,
     average: int = 1,
     report: Callable[[str], None] = print,
@@ -39,13 +41,13 @@ def trained(
     """Return the weights of the newest intact checkpoint, or of that of a step.
 
     config: the run's configuration.
+    record: the run's record, with which the checkpoint's text is compared.
     average: number of checkpoints whose mean is taken; that one is the newest of them.
 
     `report` gets a line for each damaged checkpoint that is passed over. Where particular
     checkpoints are asked for, a damaged one is an error. Raises CheckpointError, also for a
     checkpoint of another run.
     """
-    record = run.record(report)
     identity = record.identity if record else ""
     with torch.device("meta"):
         expected = Transformer(config.model)

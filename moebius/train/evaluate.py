@@ -86,7 +86,8 @@ def _evaluation(
 ) -> Evaluation:
     """Return the evaluation from each source's nats, predicted tokens and bytes."""
     weights = [part.weight for part in corpus.val.parts]
-    shares = [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    shares = [weight / total for weight in weights]
     losses = [total / count for total, count in zip(nats, tokens, strict=True)]
     bytes_per_token = [size / count for size, count in zip(num_bytes, tokens, strict=True)]
     is_lossy = bool(corpus.lossy)

@@ -97,19 +97,17 @@ class Resumed:
 def corpus_of(
     config: Config, run: RunDirectory, record: RunRecord | None, say: Say, progress: bool
 ) -> Corpus:
-    """Return the text of a run that is resumed.
+    """Return the text of a run that is resumed, as it was prepared for the run.
 
-    If its sources cannot be read any more, the run goes on with what was prepared from them.
-    Raises ConfigError, DataError or CheckpointError if the text or the tokenizer is not the run's.
+    Its sources, which may be millions of files, are only looked at if the prepared text is no
+    longer there, or if the run is given another text. Raises ConfigError, DataError or
+    CheckpointError if the text or the tokenizer is not the run's.
     """
     tokenizer = own_tokenizer(config, run, record)
-    try:
-        corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
-    except MoebiusError as error:
-        corpus = _reopened(config, record, tokenizer)
-        if corpus is None:
-            raise
-        say(f"{error}; the run goes on with its text as it was prepared ({corpus.folder})")
+    if corpus := _reopened(config, record, tokenizer):
+        say(f"the run goes on with its text as it was prepared ({corpus.folder})")
+        return corpus
+    corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
     if corpus.tokenizer.to_json() != tokenizer.to_json():
         cause = "its text" if config.data.tokenizer == "bpe" else "the tokenizer"
         raise ConfigError(

@@ -46,7 +46,7 @@ def test_a_signal_while_text_is_tokenized(moebius, tmp_path, monkeypatch, number
 
     command = ("data", "tiny", *micro(tmp_path))
     with monkeypatch.context() as patched:
-        patched.setattr(prepared_module(), "_ingest", interrupted)
+        patched.setattr(prepared_module(), "ingest", interrupted)
         code, line = SIGNALS[number]
         result = moebius(*command)
     refused(result, code, line)

@@ -1,5 +1,6 @@
 """Any change of contents is noticed, whatever size and time stamp say, and none is imagined."""
 
+import io
 import os
 import shutil
 import threading
@@ -10,10 +11,17 @@ import pytest
 
 from moebius.config import DataConfig
 from moebius.data import file_hashes, prepare
-from moebius.data.file_hashes import content_hashes
+from moebius.data.file_hashes import Remembered
+from moebius.data.formats import TEXT, Format, SourceFile, state_of
 from moebius.data.prepare import is_prepared
+from moebius.data.shards import ShardWriter, Split
 from moebius.errors import DataError
 from tests.data.corpora import configure, texts
+
+
+def content_hashes(files: list[Path], cache: Path, source: str) -> list[str]:
+    listed = [SourceFile(str(f), f.name, Format(TEXT), state_of(f)) for f in files]
+    return Remembered(cache, source).content_hashes(listed)
 
 
 @pytest.fixture
@@ -115,17 +123,54 @@ def test_the_same_text_in_another_place_or_with_another_time_stamp_is_found_agai
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(source, monkeypatch):
-    import moebius.data.ingest as module
+    original = ShardWriter.finish
 
-    original = module.document_hash
+    def change(self: ShardWriter) -> Split:
+        source.write_text(source.read_text() + '{"text": "late"}\n')
+        return original(self)
 
-    def change(data: bytes) -> float:
-        if b"document 150" in data:
-            source.write_text(source.read_text() + '{"text": "late"}\n')
-        return original(data)
-
-    monkeypatch.setattr(module, "document_hash", change)
+    monkeypatch.setattr(ShardWriter, "finish", change)
     with pytest.raises(DataError, match="its files changed while they were read"):
         prepare(configure(source), 257)
     monkeypatch.undo()
     assert prepare(configure(source), 257).train.num_documents > 150
+
+
+def test_a_prepared_folder_is_found_again_with_one_look_at_each_file(source, monkeypatch):
+    monkeypatch.setattr(file_hashes, "RECENT_NS", -1)
+    files = [source.parent / "inner" / name for name in ("a.txt", "b.txt", "picture.png")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_bytes(b"\x89PNG" if file.suffix == ".png" else file.name.encode())
+    config = configure(source, source=str(source.parent), tokenizer="bpe")
+    prepare(config, 300)
+    looked: list[str] = []
+    opened: list[str] = []
+
+    def noted(name: str, log: list[str]) -> None:
+        function = getattr(os if name == "stat" else io, name)
+
+        def call(path, *arguments, **named):
+            log.append(str(path))
+            return function(path, *arguments, **named)
+
+        monkeypatch.setattr(os if name == "stat" else io, name, call)
+
+    noted("stat", looked)
+    noted("open", opened)
+    assert is_prepared(config, 300)
+    for file in (source, *files):
+        assert looked.count(str(file)) == 1
+        assert str(file) not in opened
+    files[1].write_text("other")
+    assert not is_prepared(config, 300)
+    assert str(files[1]) in opened
+    assert str(files[0]) not in opened
+
+
+def test_what_a_file_is_is_asked_again_if_rows_are_to_be_read_as_text(source, monkeypatch):
+    monkeypatch.setattr(file_hashes, "RECENT_NS", -1)
+    config = configure(source)
+    rows = prepare(config, 257).train.num_documents
+    assert prepare(configure(source, format="text"), 257).train.num_documents < rows
+    assert prepare(config, 257).train.num_documents == rows

@@ -13,7 +13,8 @@ import pytest
 from moebius.config import DataConfig
 from moebius.data.formats import TEXT, identify
 from moebius.data.row_syntax import JSON, JSON_LINES
-from moebius.data.sources import documents, weighted_sources
+from moebius.data.source_names import weighted_sources
+from moebius.data.sources import documents
 from moebius.data.tally import Tally
 from moebius.errors import DataError
 from tests.data.files import COMPRESSIONS, CONTENTS, TEXTS

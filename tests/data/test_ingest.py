@@ -4,15 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tokenizers
 
 from moebius.config import DataConfig
-from moebius.data.ingest import Ingested, ingest
+from moebius.data.chunk import DOCUMENT, Chunk
+from moebius.data.ingest import BATCH_BYTES, PIECE_BYTES, Ingested, _in_batches, ingest
+from moebius.data.long_text import LongText, parts_of
+from moebius.data.packing import Piece, Rules
 from moebius.data.record import RECORD_FILE
-from moebius.data.sources import Document
+from moebius.data.sources import Document, Reading
+from moebius.data.tally import Amount, Tally
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
 from tests.data.corpora import names_in
 
@@ -32,7 +38,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def small_batches(monkeypatch):
     """Make batches and record intervals so small that a small source has many of them."""
-    monkeypatch.setattr("moebius.data.ingest.BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr("moebius.data.ingest.BATCH_BYTES", 3000)
     monkeypatch.setattr("moebius.data.ingest.RECORD_INTERVAL_BYTES", 3000)
 
 
@@ -41,7 +47,17 @@ def fill(
 ) -> Ingested:
     folder.mkdir(exist_ok=True)
     tokenizer.save(folder / "tokenizer.json")
-    return ingest(folder, lambda: iter(documents), tokenizer, 0.2, num_workers, **settings)
+    return ingest(
+        folder, lambda: chunks_of(documents), tokenizer, Rules(0.2), num_workers, **settings
+    )
+
+
+def chunks_of(documents: Iterable[Document]) -> Iterator[tuple[Chunk, Reading]]:
+    """Yield the documents as if they were rows of a file. Long ones are long texts."""
+    reading = Reading(DataConfig(), Tally(), "", Amount())
+    for text, origin in documents:
+        data = text.encode() if len(text) < 2000 else LongText(partial(parts_of, text))
+        yield Chunk(DOCUMENT, data, origin), reading
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -72,7 +88,7 @@ def test_what_a_killed_process_recorded_is_not_tokenized_again(
     (tmp_path / "killed").mkdir()
     tokenizer.save(tmp_path / "killed" / "tokenizer.json")
     with pytest.raises(SystemExit):
-        ingest(tmp_path / "killed", killed, tokenizer, 0.2, 1)
+        ingest(tmp_path / "killed", lambda: chunks_of(killed()), tokenizer, Rules(0.2), 1)
     record = tmp_path / "killed" / RECORD_FILE
     recorded = json.loads(record.read_text())["documents"] if record.exists() else 0
     assert (recorded > 0) == (stop_at > 1)
@@ -116,7 +132,8 @@ def test_a_record_that_does_not_fit_is_not_continued(tmp_path, tokenizer, small_
     folder.mkdir()
     tokenizer.save(folder / "tokenizer.json")
     with pytest.raises(SystemExit):
-        ingest(folder, killed, tokenizer, 0.3 if change == "another fraction" else 0.2, 1)
+        fraction = 0.3 if change == "another fraction" else 0.2
+        ingest(folder, lambda: chunks_of(killed()), tokenizer, Rules(fraction), 1)
     if change == "another document":
         documents[3] = Document("another", "row 3")
     elif change == "fewer documents":
@@ -158,7 +175,8 @@ from pathlib import Path
 from moebius.config import DataConfig
 from moebius.data import prepare
 module = sys.modules["moebius.data.ingest"]
-module.BATCH_CHARACTERS, module.RECORD_INTERVAL_BYTES = 20_000, 100_000
+module.BATCH_BYTES, module.RECORD_INTERVAL_BYTES = 20_000, 100_000
+sys.modules["moebius.data.rows"].CHUNK_BYTES = 5_000
 print(prepare(DataConfig(**eval(sys.argv[1])), 300).folder)
 """
 
@@ -223,8 +241,16 @@ def test_lost_text_that_a_killed_process_found_is_not_forgotten(
     folder.mkdir()
     lossy.save(folder / "tokenizer.json")
     with pytest.raises(SystemExit):
-        ingest(folder, killed, lossy, 0.2, 1)
+        ingest(folder, lambda: chunks_of(killed()), lossy, Rules(0.2), 1)
     assert (folder / RECORD_FILE).exists()
     assert fill(folder, lossy, documents).lossy == "'Upper' becomes 'upper'"
     assert fill(tmp_path / "whole", lossy, documents, 2).lossy == "'Upper' becomes 'upper'"
     assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_a_batch_has_a_bounded_number_of_pieces_however_short_they_are():
+    documents = (Document("x", str(n)) for n in range(20_000))
+    pieces = ((Piece(chunk), reading) for chunk, reading in chunks_of(documents))
+    sizes = [len(batch.pieces) for batch, _ in _in_batches(pieces, 0)]
+    assert sum(sizes) == 20_000
+    assert max(sizes) <= BATCH_BYTES // PIECE_BYTES

@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from moebius.data.listing import BROKEN, NO_FILE, fixed_part, folder_files, glob_files
+from moebius.data import listing
+from moebius.data.listing import BROKEN, NO_FILE, fixed_part
 from moebius.data.tally import HIDDEN, NOT_ENTERED, READ_ELSEWHERE, UNREADABLE, Tally
 from moebius.errors import StorageError
+
+
+def folder_files(root: Path, tally: Tally) -> list[Path]:
+    return [Path(file) for file in listing.folder_files(root, tally)]
+
+
+def glob_files(pattern: str, tally: Tally) -> list[Path]:
+    return [Path(file) for file in listing.glob_files(pattern, tally)]
 
 
 @pytest.fixture

@@ -31,6 +31,30 @@ def test_each_source_has_its_share_to_within_one_sequence_at_any_time(weights):
         assert (numbers[sources == source] == np.arange(taken[-1])).all()
 
 
+def by_looking_at_every_source(turns: list[int]) -> list[int]:
+    """Return the source of each sequence of a period: the readable reference of `Mixture`."""
+    period, taken, order = sum(turns), [0] * len(turns), []
+    for position in range(period):
+        ready = [
+            source
+            for source, count in enumerate(turns)
+            if count and taken[source] * period // count <= position
+        ]
+        order.append(min(ready, key=lambda n: -(-(taken[n] + 1) * period // turns[n])))
+        taken[order[-1]] += 1
+    return order
+
+
+def test_a_mixture_is_the_same_as_by_looking_at_every_source():
+    generator = np.random.default_rng(0)
+    for size in (1, 2, 3, 7, 30):
+        for _ in range(10):
+            turns = generator.integers(0, 12, size).tolist()
+            turns[0] = 1  # nothing divides all of them
+            sources, _ = Mixture(turns).locate(np.arange(sum(turns)))
+            assert sources.tolist() == by_looking_at_every_source(turns)
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_sequences_can_be_located_in_any_order(weights):
     mixture = Mixture(weights)

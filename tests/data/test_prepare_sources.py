@@ -1,11 +1,14 @@
 """Several sources: commas between them and in their names, and text that is in two of them."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from moebius.config import DataConfig
 from moebius.data import prepare
+from moebius.data.source_names import weighted_sources
 from moebius.errors import ConfigError, DataError
 from tests.data.corpora import configure
 
@@ -80,3 +83,16 @@ def test_files_that_two_sources_have_in_common_are_said(source):
             f"WARNING: {folder} and {folder}/m* have 1 file in common, such as "
             f"{folder}/more.jsonl, whose text counts in both"
         ) in reported
+
+
+def test_the_names_of_many_sources_are_looked_at_a_few_times_each(monkeypatch, tmp_path):
+    looked: list[str] = []
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: (looked.append(path), exists(path))[1])
+    names = [f"{tmp_path}/part-{n:04d}/*.jsonl" for n in range(1000)]
+    assert len(weighted_sources(DataConfig(source=",".join(names)))) == 1000
+    assert len(looked) <= 2 * len(names) + 1
+    looked.clear()
+    short = [f"n{n}" for n in range(1000)]  # without a slash, as one name with commas might be
+    assert len(weighted_sources(DataConfig(source=",".join(short)))) == 1000
+    assert len(looked) < 130 * len(short)

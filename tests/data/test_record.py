@@ -17,7 +17,7 @@ from moebius.data.shards import Shard, ShardWriter, Split
 def some_record() -> Record:
     record = Record(0.25)
     for document_hash in (0.1, 0.7, 0.3):
-        record.add(document_hash)
+        record.add(1, str(document_hash))
     shards = [Shard("train-00000.bin", 90, "f" * 64), Shard("train-00001.bin", 9, "0" * 64)]
     record.splits["train"] = Split(tokens=99, documents=2, bytes=300, shards=shards)
     record.splits["val"] = Split(tokens=11, documents=1, bytes=40)
@@ -34,7 +34,7 @@ def test_a_record_read_back_goes_on_like_the_one_written(tmp_path):
     some_record().write(tmp_path)
     read, written = Record.read(tmp_path, 0.25), some_record()
     for record in (read, written):
-        record.add(0.9)
+        record.add(1, "0.9")
     assert read == written and read.documents == 4
 
 
@@ -119,9 +119,9 @@ def test_a_damaged_record_is_an_empty_one(tmp_path, what):
 @pytest.fixture
 def counted(tmp_path) -> tuple[Record, Path]:
     """A record of one complete shard and part of another, and the folder with their files."""
-    record, ids = Record(0.25), np.arange(7)
-    with ShardWriter(tmp_path, "train", 300, 0, shard_tokens=5) as writer:
-        writer.append(ids[1:], 12)
+    record, ids = Record(0.25), np.arange(7, dtype="<u2")
+    with ShardWriter(tmp_path, "train", 300, shard_tokens=5) as writer:
+        writer.append(ids.tobytes(), 1, 12)
         writer.sync()
         record.splits["train"] = Split.from_json(asdict(writer.split))
         record.documents = 1
@@ -153,7 +153,7 @@ def test_a_file_that_is_gone_or_too_short_is_noticed(counted, name, length):
 def test_a_failed_write_leaves_the_record_before_it(tmp_path, monkeypatch):
     some_record().write(tmp_path)
     later = some_record()
-    later.add(0.5)
+    later.add(1, "0.5")
 
     def fail(self: Path, target: Path) -> None:
         raise OSError
@@ -174,6 +174,6 @@ def test_a_failed_write_leaves_the_record_before_it(tmp_path, monkeypatch):
 def test_the_chain_stands_for_the_documents_in_their_order(others):
     record = Record(0.25)
     for document_hash in others:
-        record.add(document_hash)
+        record.add(1, str(document_hash))
     assert record.documents == len(others)
     assert record.chain != some_record().chain

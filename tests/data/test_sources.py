@@ -1,5 +1,6 @@
 """What is read from a source, in what order, and the one-line error for each bad input."""
 
+import errno
 import gzip
 import os
 import sysconfig
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from moebius.config import DataConfig
-from moebius.data.sources import Document, documents, inventory, weighted_sources
+from moebius.data.source_names import weighted_sources
+from moebius.data.sources import Document, documents, inventory
 from moebius.data.tally import Tally
 from moebius.errors import DataError, MoebiusError, StorageError
 
@@ -180,11 +182,15 @@ def test_a_file_without_permission_to_read_is_an_error(tmp_path, monkeypatch):
 def test_a_folder_without_permission_to_list_is_counted_and_named(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
 
-    def walk(root, onerror):
-        onerror(PermissionError(13, "Permission denied", f"{root}/secret"))
-        yield str(root), [], ["a.txt"]
+    (tmp_path / "secret").mkdir()
+    scandir = os.scandir
 
-    monkeypatch.setattr("os.walk", walk)
+    def refusing(path: str):
+        if Path(path) == tmp_path / "secret":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
     tally = Tally()
     assert [document.text for document in read(tmp_path, tally)] == ["a"]
     line = f"WARNING: passed over: folder that cannot be read: 1 folder, {tmp_path}/secret"
@@ -272,3 +278,30 @@ def test_a_zero_byte_is_no_text_wherever_it_is(tmp_path, name, contents, place):
     assert tally.count == 1 and place in tally.first
     assert not any("\0" in document.text for document in kept)
     assert kept[-1].text == "text"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_opened_is_like_a_document_that_cannot_be_read(
+    tmp_path, monkeypatch, number
+):
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text(name)
+    original = Path.open
+
+    def refusing(self: Path, *arguments, **named):
+        if self.name == "b.txt":
+            raise OSError(number, os.strerror(number), str(self))
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    message = rf"b\.txt: {os.strerror(number)}; .*leave out such files with --data\.errors skip"
+    with pytest.raises(StorageError, match=message) as caught:
+        read(tmp_path)
+    assert caught.value.exit_code == 6
+    tally = Tally()
+    assert [document.text for document in read(tmp_path, tally, errors="skip")] == [
+        "a.txt",
+        "c.txt",
+    ]
+    assert tally.count == 1
+    assert tally.first == f"{tmp_path}/b.txt: {os.strerror(number)}"

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moebius.data.stream import MappedShard, Part, TokenStream, open_split, verify
+from moebius.data.stream import (
+    MappedShard,
+    Part,
+    TokenStream,
+    check_at_start,
+    open_split,
+    verify,
+)
 from moebius.errors import DataError
 from tests.data.test_shards import END, some_documents, write
 
@@ -55,7 +62,7 @@ def test_a_file_of_the_wrong_length_is_named(tmp_path):
 
 @pytest.mark.parametrize("at_once", [0, 2**30])
 def test_a_flipped_byte_is_named_before_its_block_is_used(tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr("moebius.data.stream.CHECKED_AT_ONCE", at_once)
+    monkeypatch.setattr("moebius.data.stream.CHECKED_AT_START", at_once)
     write(tmp_path, [list(range(1, 1000))] * 100, shard_tokens=80_000)
     shard = tmp_path / "train-00000.bin"
     data = bytearray(shard.read_bytes())
@@ -67,9 +74,10 @@ def test_a_flipped_byte_is_named_before_its_block_is_used(tmp_path, monkeypatch,
     )
     if at_once:
         with pytest.raises(DataError, match=message):
-            open_split(tmp_path, "train")
+            check_at_start([open_split(tmp_path, "train")])
     else:
         stream = open_split(tmp_path, "train")
+        check_at_start([stream])
         assert stream.read(0, 32_768)[1] == 1
         assert stream.read(80_000, 90_000).size == 10_000
         for _ in range(2):
@@ -149,11 +157,12 @@ def test_what_is_read_may_be_changed_without_changing_the_shards():
 
 
 def test_a_large_split_is_read_only_where_it_is_used(tmp_path, monkeypatch):
-    monkeypatch.setattr("moebius.data.stream.CHECKED_AT_ONCE", 10)
+    monkeypatch.setattr("moebius.data.stream.CHECKED_AT_START", 10)
     write(tmp_path, some_documents())  # 35 tokens of 2 bytes in 5 shards
     for name, data in (("train-00000.bin", bytes(14)), ("train-00004.bin", bytes(14))):
         (tmp_path / name).write_bytes(data)
     stream = open_split(tmp_path, "train")
+    check_at_start([stream])
     stream.read(7, 28)
     for start, stop, damaged in ((6, 8, "train-00000"), (27, 29, "train-00004")):
         with pytest.raises(DataError, match=rf"{damaged}\.bin: damaged between bytes 0 and 65536"):
@@ -179,3 +188,15 @@ def test_a_block_is_checked_once(monkeypatch):
     shard.read(0, 100_000)
     shard.check()
     assert checked == [32_768] * 3 + [100_000 - 3 * 32_768]
+
+
+def test_the_smallest_streams_are_checked_as_far_as_one_budget_for_all_of_them_goes(monkeypatch):
+    checked: list[str] = []
+    monkeypatch.setattr(MappedShard, "check", lambda shard: checked.append(shard.file.name))
+    streams = [stream_of(first, first, shard_tokens=100) for first in (50, 10, 30, 20, 40)]
+    for budget, expected in ((119, ["10", "20"]), (120, ["10", "20", "30"]), (300, None)):
+        monkeypatch.setattr("moebius.data.stream.CHECKED_AT_START", budget)
+        checked.clear()
+        check_at_start(streams)
+        names = expected or ["10", "20", "30", "40", "50"]
+        assert checked == [f"from-{name}" for name in names]

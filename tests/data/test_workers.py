@@ -14,12 +14,15 @@ import pytest
 from moebius.config import DataConfig
 from moebius.data import workers
 from moebius.data.child import python_command
+from moebius.data.chunk import DOCUMENT, Chunk
+from moebius.data.packing import Piece, Rules
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
-from moebius.data.workers import BATCHES_PER_WORKER, encode_batches
+from moebius.data.workers import BATCHES_PER_WORKER, Batch, pack_batches
 from moebius.errors import StorageError
 from moebius.hardware.processor import cores
 
-Batch = tuple[list[str], int]
+Texts = tuple[list[str], int]
+RULES = Rules(0.0)  # nothing is held out
 
 
 class Saved(NamedTuple):
@@ -28,8 +31,11 @@ class Saved(NamedTuple):
     tokenizer: Tokenizer
     file: Path
 
-    def encoded(self, batches: Iterator[Batch], num_workers: int) -> Iterator[Any]:
-        return encode_batches(batches, self.tokenizer, self.file, num_workers)
+    def encoded(self, batches: Iterator[Texts], num_workers: int) -> Iterator[Any]:
+        """Yield the number of ids of each batch's texts, and the batch's number."""
+        pieces = ((batch_of(texts), number) for texts, number in batches)
+        packed = pack_batches(pieces, self.tokenizer, RULES, self.file, num_workers)
+        return ((np.frombuffer(found.tokens["train"], "<u2"), number) for found, number in packed)
 
 
 @pytest.fixture
@@ -53,7 +59,17 @@ def started(monkeypatch) -> list["subprocess.Popen[bytes]"]:
     return processes
 
 
-def some_batches(number: int) -> list[Batch]:
+def batch_of(texts: list[str]) -> Batch:
+    return Batch([Piece(Chunk(DOCUMENT, text.encode(), "")) for text in texts], False)
+
+
+def tokens_of(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+    """Return what `Packer` makes of the texts: a separator before each that is not empty."""
+    ids = ([tokenizer.end_of_text, *tokenizer.encode(text)] for text in texts if text)
+    return [number for numbers in ids for number in numbers]
+
+
+def some_batches(number: int) -> list[Texts]:
     """Return batches of very different lengths, one of them empty, with their numbers."""
     return [
         (["", f"batch {n} é\n" * (1 + 500 * (n % 3)), "\0"][: (n + 1) % 4], n)
@@ -66,9 +82,8 @@ def test_ids_and_contexts_come_in_the_order_of_the_batches(saved, started, num_w
     batches = some_batches(14)
     encoded = list(saved.encoded(iter(batches), num_workers))
     assert [context for _, context in encoded] == [context for _, context in batches]
-    for (ids_of_texts, _), (texts, _) in zip(encoded, batches, strict=True):
-        assert [ids.tolist() for ids in ids_of_texts] == [saved.tokenizer.encode(t) for t in texts]
-        assert all(ids.dtype == np.uint32 for ids in ids_of_texts)
+    for (tokens, _), (texts, _) in zip(encoded, batches, strict=True):
+        assert tokens.tolist() == tokens_of(saved.tokenizer, texts)
     assert len(started) <= (0 if num_workers == 1 else num_workers)
     assert all(process.returncode is not None for process in started)
 
@@ -83,7 +98,7 @@ def test_only_a_few_batches_are_read_ahead_and_no_process_is_left(saved, started
     """A source may be larger than the memory."""
     read: list[int] = []
 
-    def endless() -> Iterator[Batch]:
+    def endless() -> Iterator[Texts]:
         for number in count():
             read.append(number)
             yield ["text"], number
@@ -97,7 +112,7 @@ def test_only_a_few_batches_are_read_ahead_and_no_process_is_left(saved, started
 
 
 def test_no_process_is_left_when_the_source_fails(saved, started):
-    def failing() -> Iterator[Batch]:
+    def failing() -> Iterator[Texts]:
         yield from some_batches(6)
         raise KeyError
 
@@ -109,7 +124,7 @@ def test_no_process_is_left_when_the_source_fails(saved, started):
 def test_a_process_that_is_killed_is_one_line(saved, started):
     """It is killed while others work, and none of them is left."""
 
-    def killing() -> Iterator[Batch]:
+    def killing() -> Iterator[Texts]:
         for number, batch in enumerate(some_batches(40)):
             if number == 8:
                 started[0].kill()
@@ -136,8 +151,8 @@ def test_files_in_the_working_directory_are_not_imported(saved, tmp_path, monkey
         (tmp_path / f"{name}.py").write_text("raise ImportError")
     monkeypatch.chdir(tmp_path)
     batches = some_batches(6)
-    encoded = [ids for ids, _ in saved.encoded(iter(batches), 2)]
-    assert [len(ids) for ids in encoded] == [len(texts) for texts, _ in batches]
+    encoded = [tokens.tolist() for tokens, _ in saved.encoded(iter(batches), 2)]
+    assert encoded == [tokens_of(saved.tokenizer, texts) for texts, _ in batches]
 
 
 def test_what_a_library_prints_is_not_taken_for_ids(saved, monkeypatch):
@@ -149,16 +164,16 @@ def test_what_a_library_prints_is_not_taken_for_ids(saved, monkeypatch):
         workers, "python_command", lambda code, *words: python_command(noisy + code, *words)
     )
     batches = some_batches(6)
-    encoded = [ids for ids, _ in saved.encoded(iter(batches), 2)]
-    assert [len(ids) for ids in encoded] == [len(texts) for texts, _ in batches]
+    encoded = [tokens.tolist() for tokens, _ in saved.encoded(iter(batches), 2)]
+    assert encoded == [tokens_of(saved.tokenizer, texts) for texts, _ in batches]
 
 
 def test_a_worker_ignores_an_interrupt_and_ends_with_its_owner(saved, started):
-    worker = workers._Worker(saved.file)
-    assert worker.encode(["a"])[0].tolist() == saved.tokenizer.encode("a")
+    worker = workers._Worker(saved.file, RULES)
+    first = worker.pack(batch_of(["a"]))
     (process,) = started
     process.send_signal(signal.SIGINT)
-    assert worker.encode(["b"])[0].tolist() == saved.tokenizer.encode("b")
+    assert worker.pack(batch_of(["a"])) == first
     assert process.stdin
     process.stdin.close()  # as when the owner has been killed
     assert process.wait(timeout=10) == 0

@@ -1,5 +1,6 @@
 """A session, new or resumed, has everything that training needs."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,20 @@ def test_a_run_does_not_go_on_with_another_text(small):
     session = start(small, "small", silent)
     save(session, step=9)
     text.write_text(before.replace("square of 7", "square of 8"))
+    assert resume(small, session.run, silent).corpus.identity == session.corpus.identity
+    shutil.rmtree(session.corpus.folder)  # what was prepared is gone
     match = r"run: trained on another text than data\.source='.*squares\.txt' now gives"
     with pytest.raises(CheckpointError, match=match):
         resume(small, session.run, silent)
     text.write_text(before)
+    assert resume(small, session.run, silent).state.step == 9
+
+
+def test_the_sources_of_prepared_text_are_not_looked_at_when_a_run_is_resumed(small, monkeypatch):
+    session = start(small, "small", silent)
+    save(session, step=9)
+    monkeypatch.setattr("moebius.train.resumption.prepare", None)
+    monkeypatch.setattr("moebius.data.sources.inventory", None)
     assert resume(small, session.run, silent).state.step == 9
 
 
