@@ -57,9 +57,9 @@ def product_table(layer: Layer, only: list[str] | None) -> None:
                 runs[label] = lambda tile=tile, run=product.run: run(tile)
         for label, ms in interleaved(runs, 5).items():
             rate = 2e-9 * rows * case.dim * case.width * product.matrices / ms
-            print(f"{name:16}{label:32}{ms:8.3f} ms{rate:6.0f} TFLOP/s")
+            print(f"{name:22}{label:40}{ms:8.3f} ms{rate:6.0f} TFLOP/s")
     for label, ms in interleaved(other_kernels(layer), 5).items():
-        print(f"{label:48}{ms:8.3f} ms")
+        print(f"{label:62}{ms:8.3f} ms")
 
 
 def products_of(layer: Layer) -> dict[str, Product]:
@@ -68,39 +68,47 @@ def products_of(layer: Layer) -> dict[str, Product]:
     w_gate, w_up, w_down = (w.detach() for w in layer.weights[:3] if w is not None)
     order = sort_by_expert(layer.routing.expert_TK, num_experts)
     between = Between("swiglu", 0.0, order.start)
-    x_RD, grad_RD = gather(layer.x_TD.detach(), order), gather(layer.upstream_TD, order)
-    tile = tune.CANDIDATES["swiglu"][0]
-    pre, hidden = forward.up(x_RD, w_gate, w_up, order, between, tile)
-    backward_inputs = (grad_RD, w_down, pre, gate_TK, order, between)
-    tile = tune.CANDIDATES["swiglu_backward"][0]
-    pre_grad, gated, _ = backward.down_backward(*backward_inputs, tile)
+    x_TD, grad_TD = layer.x_TD.detach(), layer.upstream_TD
+    x_RD, grad_RD = gather(x_TD, order), gather(grad_TD, order)
+    pre, hidden = forward.up(x_RD, w_gate, w_up, order, between, tune.BY_HAND)
+    backward_inputs = (w_down, pre, gate_TK, order, between)
+    pre_grad, gated, _ = backward.down_backward(grad_RD, *backward_inputs, tune.BY_HAND)
+    of_slots = " of slots" if layer.case.k > 1 else ""
     wide, narrow = torch.cat([w_gate[0], w_up[0]], dim=1), w_down[0]
     flat = pre.view(len(x_RD), -1)
-    weight_inputs = (x_RD, pre_grad, gated, grad_RD, order, num_experts)
+
+    def weights(tile: Tile) -> object:
+        x, grad = (x_TD, grad_TD) if tile.gathers else (x_RD, grad_RD)
+        return weight_gradients(x, pre_grad, gated, grad, order, num_experts, tile)
+
     return {
-        "swiglu": Product(
+        f"swiglu{of_slots}": Product(
             2,
-            lambda tile: forward.up(x_RD, w_gate, w_up, order, between, tile),
+            lambda tile: forward.up(
+                x_TD if tile.gathers else x_RD, w_gate, w_up, order, between, tile
+            ),
             lambda: x_RD @ wide,
         ),
-        "down": Product(
+        f"down{of_slots}": Product(
             1,
             lambda tile: forward.down(hidden, w_down, gate_TK, order, tile),
             lambda: hidden @ narrow,
         ),
-        "swiglu_backward": Product(
+        f"swiglu_backward{of_slots}": Product(
             1,
-            lambda tile: backward.down_backward(*backward_inputs, tile),
+            lambda tile: backward.down_backward(
+                grad_TD if tile.gathers else grad_RD, *backward_inputs, tile
+            ),
             lambda: grad_RD @ narrow.T,
         ),
-        "up_backward": Product(
+        f"up_backward{of_slots}": Product(
             2,
             lambda tile: backward.up_backward(pre_grad, w_gate, w_up, order, tile),
             lambda: flat @ wide.T,
         ),
-        "weights": Product(
+        "swiglu_weights of slots" if of_slots else "weights": Product(
             3,
-            lambda tile: weight_gradients(*weight_inputs, tile),
+            weights,
             lambda: (x_RD.T @ flat, hidden.T @ grad_RD),
         ),
     }

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from moebius.kernels.activation import Between, activate_backward, keep_scale
 from moebius.kernels.activation_backward import activation_backward
-from moebius.kernels.hopper import down_backward as by_hand
+from moebius.kernels.hopper import down_backward as down_backward_by_hand
+from moebius.kernels.hopper import product as product_by_hand
 from moebius.kernels.launch import cdiv, launch
 from moebius.kernels.order import Order
 from moebius.kernels.rows import sum_gate_gradients
@@ -32,7 +33,7 @@ from moebius.kernels.tiles import (
 
 
 def down_backward(
-    grad_RD: Tensor,
+    grad: Tensor,
     w_down_EFD: Tensor,
     pre_PRF: Tensor,
     gate_TK: Tensor,
@@ -42,14 +43,17 @@ def down_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradient of pre_PRF, the gated hidden activations, and the gradient of gate_TK.
 
-    `grad_RD` holds for each row the gradient of its token's output. The second result, the hidden
-    activations times the router's gates, is what the gradient of w_down needs. `tile.epilogue`
-    says which kernels run.
+    `grad` is grad_TD, the gradient of the layer's output, if the tile gathers; otherwise it is
+    grad_RD, which holds for each row the gradient of its token's output. The second result, the
+    hidden activations times the router's gates, is what the gradient of w_down needs.
+    `tile.epilogue` says which kernels run.
     """
     if tile.epilogue == "by hand":
-        return by_hand.down_backward(grad_RD, w_down_EFD, pre_PRF, gate_TK, order)
+        return down_backward_by_hand.down_backward(
+            grad, w_down_EFD, pre_PRF, gate_TK, order, tile.gathers
+        )
     run = _down_backward_split if tile.epilogue == "split" else _down_backward_fused
-    return run(grad_RD, w_down_EFD, pre_PRF, gate_TK, order, between, tile)
+    return run(grad, w_down_EFD, pre_PRF, gate_TK, order, between, tile)
 
 
 def up_backward(
@@ -57,6 +61,8 @@ def up_backward(
 ) -> Tensor:
     """Return the gradient of x: x_grad_TD if tokens have one slot, else rows for `combine`."""
     matrices = (w_up_EDF,) if w_gate_EDF is None else (w_up_EDF, w_gate_EDF)
+    if tile.epilogue == "by hand":
+        return product_by_hand.product(tuple(pre_grad_PRF), matrices, True, None, order, tile)
     return _times_transposed(
         tuple(pre_grad_PRF), matrices, order, order.row_TK.shape[1] == 1, tile
     )

@@ -1,8 +1,10 @@
 """The whole expert layer as one differentiable function, made of Triton kernels.
 
-The forward pass saves x, the pre-activations and the order of the rows for the backward pass. It
-does not save the activations, which are cheaper to recompute than to keep, nor the outputs of the
-experts, which no gradient needs (see backward.py).
+If tokens have several slots, the rows of x and of the output's gradient are gathered where a
+kernel reads them, as far as the kernels can do that. The forward pass saves x, the pre-activations
+and the order of the rows for the backward pass. It does not save the activations, which are
+cheaper to recompute than to keep, nor the outputs of the experts, which no gradient needs (see
+backward.py).
 """
 
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from moebius.kernels import forward as forward_kernels
 from moebius.kernels.activation import Between
 from moebius.kernels.order import TILE_ROWS, Order, sort_by_expert
 from moebius.kernels.rows import combine, gather
+from moebius.kernels.tiles import Tile
 from moebius.kernels.tune import with_best_tile
 from moebius.kernels.weight_gradient import weight_gradients
 
@@ -108,30 +111,41 @@ def _forward(
 ) -> list[Tensor]:
     """Return out_TD, x_RD, pre_PRF and the four tensors of the order.
 
-    x_RD is empty if tokens have more than one slot, because the backward pass then gathers x
-    again.
+    x_RD is empty if tokens have more than one slot.
     """
     w_gate_EDF = None if w_gate_EDF is None else _aligned(w_gate_EDF)
-    w_up_EDF, w_down_EFD = _aligned(w_up_EDF), _aligned(w_down_EFD)
+    x_TD, w_up_EDF, w_down_EFD = _aligned(x_TD), _aligned(w_up_EDF), _aligned(w_down_EFD)
     gate_TK, shape = gate_TK.contiguous(), _shape(w_gate_EDF, w_up_EDF, gate_TK)
     one_slot = gate_TK.shape[1] == 1
     order = sort_by_expert(expert_TK, len(w_up_EDF))
-    x_RD = gather(x_TD.contiguous(), order)
+    x = gather(x_TD, order) if one_slot else x_TD
     between = Between(activation, dropout, seed)
+    of_slots = "" if one_slot else " of slots"
     pre_PRF, hidden_RF = with_best_tile(
-        "swiglu" if w_gate_EDF is not None and dropout == 0 else "up",
-        x_RD,
+        f"swiglu{of_slots}" if w_gate_EDF is not None and dropout == 0 else "up",
+        x_TD,
         shape,
-        lambda tile: forward_kernels.up(x_RD, w_gate_EDF, w_up_EDF, order, between, tile),
+        lambda tile: forward_kernels.up(
+            _rows_for(tile, x, order), w_gate_EDF, w_up_EDF, order, between, tile
+        ),
     )
     out = with_best_tile(
-        "down",
-        x_RD,
+        f"down{of_slots}",
+        x_TD,
         shape,
         lambda tile: forward_kernels.down(hidden_RF, w_down_EFD, gate_TK, order, tile),
     )
     out_TD = out if one_slot else combine(out, order, len(w_up_EDF))
-    return [out_TD, x_RD if one_slot else x_RD.new_empty(0), pre_PRF, *order]
+    return [out_TD, x if one_slot else x.new_empty(0), pre_PRF, *order]
+
+
+def _rows_for(tile: Tile, vectors: Tensor, order: Order) -> Tensor:
+    """Return what a kernel reads: the tokens' vectors if it gathers, or else the rows'.
+
+    `vectors` may have been gathered already: then there are as many of them as rows.
+    """
+    is_gathered = len(vectors) == len(order.assignment_R)
+    return vectors if tile.gathers or is_gathered else gather(vectors, order)
 
 
 # torch.library.custom_op would wrap every call in Python code that costs the host too much time.
@@ -151,7 +165,7 @@ _forward_operator = _operator("experts_forward", _forward)
 @torch.library.register_fake("moebius::experts_forward", lib=_library)
 def _(x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, seed, activation, dropout):
     """Return empty tensors with the shapes and dtypes that `_forward` returns."""
-    R, E, D, F = expert_TK.numel(), *w_up_EDF.shape
+    R, (E, D, F) = expert_TK.numel(), w_up_EDF.shape
     order_shapes = ((R,), expert_TK.shape, (E + 2,), (1 + -(-R // TILE_ROWS) + E, 4))
     order = Order(*(expert_TK.new_empty(shape, dtype=torch.int32) for shape in order_shapes))
     x_RD = x_TD.new_empty(R, D) if gate_TK.shape[1] == 1 else x_TD.new_empty(0)
@@ -183,31 +197,37 @@ def _backward(
     E, one_slot = len(w_up_EDF), row_TK.shape[1] == 1
     w_gate_EDF = None if w_gate_EDF is None else _aligned(w_gate_EDF)
     w_up_EDF, w_down_EFD = _aligned(w_up_EDF), _aligned(w_down_EFD)
+    x, grad_TD = _aligned(x_saved), _aligned(grad_TD)
+    # No kernel but those of SwiGLU gathers.
+    grad = gather(grad_TD, order) if one_slot or w_gate_EDF is None else grad_TD
     gate_TK, shape = gate_TK.contiguous(), _shape(w_gate_EDF, w_up_EDF, gate_TK)
-    grad_RD = gather(grad_TD.contiguous(), order)
     between = Between(activation, dropout, seed)
+    of_slots = "" if one_slot else " of slots"
+    is_plain_swiglu = w_gate_EDF is not None and dropout == 0
     pre_grad_PRF, hidden_RF, gate_grad_TK = with_best_tile(
-        "swiglu_backward" if w_gate_EDF is not None and dropout == 0 else "down_backward",
-        grad_RD,
+        f"swiglu_backward{of_slots}" if is_plain_swiglu else "down_backward",
+        grad_TD,
         shape,
         lambda tile: backward_kernels.down_backward(
-            grad_RD, w_down_EFD, pre_PRF, gate_TK, order, between, tile
+            _rows_for(tile, grad, order), w_down_EFD, pre_PRF, gate_TK, order, between, tile
         ),
     )
     x_grad = with_best_tile(
-        "up_backward",
-        grad_RD,
+        f"up_backward{of_slots}",
+        grad_TD,
         shape,
         lambda tile: backward_kernels.up_backward(pre_grad_PRF, w_gate_EDF, w_up_EDF, order, tile),
     )
     x_grad_TD = x_grad if one_slot else combine(x_grad, order, E)
-    x_RD = x_saved if one_slot else gather(x_saved.contiguous(), order)
     w_up_grad, w_gate_grad, w_down_grad = with_best_tile(
-        "weights",
-        grad_RD,
+        "weights" if w_gate_EDF is None or one_slot else "swiglu_weights of slots",
+        grad_TD,
         shape,
-        lambda tile: weight_gradients(x_RD, pre_grad_PRF, hidden_RF, grad_RD, order, E, tile),
-    )
+        lambda tile: weight_gradients(
+            _rows_for(tile, x, order), pre_grad_PRF, hidden_RF, _rows_for(tile, grad, order),
+            order, E, tile,
+        ),
+    )  # fmt: skip
     gradients = [x_grad_TD, gate_grad_TK.to(gate_TK.dtype), w_up_grad, w_down_grad]
     return gradients if w_gate_grad is None else [*gradients, w_gate_grad]
 
@@ -235,14 +255,14 @@ torch.library.register_autograd(
 
 def _shape(w_gate_EDF: Tensor | None, w_up_EDF: Tensor, gate_TK: Tensor) -> tuple[int, ...]:
     """Return what decides, apart from the number of rows, which tile is fastest or fits."""
-    return (*w_up_EDF.shape, w_gate_EDF is not None, gate_TK.shape[1] == 1)
+    return (*w_up_EDF.shape, w_gate_EDF is not None, gate_TK.shape[1])
 
 
-def _aligned(weight: Tensor) -> Tensor:
-    """Return the weight, copied if it is not contiguous or not aligned to 16 bytes.
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return the tensor, copied if it is not contiguous or not aligned to 16 bytes.
 
     Tensor descriptors require both; a view into a flat buffer may start anywhere.
     """
-    if weight.is_contiguous() and weight.data_ptr() % 16 == 0:
-        return weight
-    return weight.clone(memory_format=torch.contiguous_format)
+    if tensor.is_contiguous() and tensor.data_ptr() % 16 == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from moebius.kernels.activation import Between, activate, keep_scale
-from moebius.kernels.hopper import up as by_hand
+from moebius.kernels.hopper import product as product_by_hand
+from moebius.kernels.hopper import up as up_by_hand
 from moebius.kernels.launch import launch
 from moebius.kernels.order import Order
 from moebius.kernels.tiles import (
@@ -27,28 +28,31 @@ from moebius.kernels.tiles import (
 
 
 def up(
-    x_RD: Tensor,
+    x: Tensor,
     w_gate_EDF: Tensor | None,
     w_up_EDF: Tensor,
     order: Order,
     between: Between,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
-    """Return the pre-activations pre_PRF and the hidden activations hidden_RF."""
+    """Return the pre-activations pre_PRF and the hidden activations hidden_RF.
+
+    `x` is x_TD if the tile gathers, and x_RD otherwise.
+    """
     if tile.epilogue == "by hand":
         assert w_gate_EDF is not None
-        return by_hand.up(x_RD, w_gate_EDF, w_up_EDF, order)
+        return up_by_hand.up(x, w_gate_EDF, w_up_EDF, order, tile)
     E, D, F = w_up_EDF.shape
     has_gate = w_gate_EDF is not None
-    pre_PRF = x_RD.new_empty(2 if has_gate else 1, len(x_RD), F)
-    hidden_RF = x_RD.new_empty(len(x_RD), F)
+    pre_PRF = x.new_empty(2 if has_gate else 1, len(x), F)
+    hidden_RF = x.new_empty(len(x), F)
     weights = [
         block_descriptor(w, tile.k, tile.n)
         for w in (w_up_EDF, w_gate_EDF if has_gate else w_up_EDF)
     ]
     planes = [ragged_descriptor(pre_RF, tile.m, tile.n) for pre_RF in (pre_PRF[0], pre_PRF[-1])]
     launch(
-        _up, (num_programs(x_RD.device, tile),), block_descriptor(x_RD, tile.m, tile.k), *weights,
+        _up, (num_programs(x.device, tile),), block_descriptor(x, tile.m, tile.k), *weights,
         *planes, ragged_descriptor(hidden_RF, tile.m, tile.n), order.start, between.seed, D, F, E,
         scan_width(E), between.activation, between.dropout, tile.m, tile.n, tile.k,
         **tile.options(),
@@ -64,6 +68,8 @@ def down(
     If tokens have one slot, each row is stored at the index of its token, and the result is
     out_TD. Otherwise the result is y_RD, whose rows `combine` sums.
     """
+    if tile.epilogue == "by hand":
+        return product_by_hand.product((hidden_RF,), (w_down_EFD,), False, gate_TK, order, tile)
     E, F, D = w_down_EFD.shape
     out = hidden_RF.new_empty(len(hidden_RF), D)
     launch(

@@ -1,4 +1,4 @@
-"""Sort assignments by expert: a stable counting sort in two kernels.
+"""Sort assignments by expert: a stable counting sort in three kernels.
 
 It uses no atomics, so the order, and every sum that depends on it, is the same every time.
 """
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from moebius.kernels.launch import cdiv, launch, power_of_2
 
-BLOCK = 1024  # assignments that one program counts
+BLOCK = 256  # assignments that one program counts
 TILE_ROWS = 128
 # The largest number of entries in the one-hot matrix (assignments by experts) of one step.
 ONE_HOT = 8192
+# Ids and blocks in one step of the running sum over blocks.
+IDS, BLOCKS = 8, 512
 
 
 class Order(NamedTuple):
@@ -52,7 +54,8 @@ def sort_by_expert(expert_TK: Tensor, num_experts: int) -> Order:
     blocks = cdiv(R, BLOCK)
     width = power_of_2(num_experts + 2)
     step = min(BLOCK, max(16, ONE_HOT // width))
-    count = torch.empty(blocks, width, dtype=torch.int32, device=device)
+    # The last line is for the numbers of assignments of the ids in all blocks.
+    count = torch.empty(blocks + 1, width, dtype=torch.int32, device=device)
     assignment_R = torch.empty(R, dtype=torch.int32, device=device)
     row_TK = torch.empty(expert_TK.shape, dtype=torch.int32, device=device)
     start = torch.empty(num_experts + 2, dtype=torch.int32, device=device)
@@ -61,6 +64,7 @@ def sort_by_expert(expert_TK: Tensor, num_experts: int) -> Order:
     tiles_per_program = power_of_2(cdiv(num_tiles, blocks))
     flat = expert_TK.contiguous()
     launch(_count, (blocks,), flat, count, R, width, BLOCK, step)
+    launch(_accumulate, (cdiv(width, IDS),), count, blocks, width, IDS, BLOCKS)
     launch(
         _place, (blocks,), flat, count, assignment_R, row_TK, start, tiles,
         R, blocks, num_experts, num_tiles, width, BLOCK, step, tiles_per_program, TILE_ROWS,
@@ -73,12 +77,30 @@ def _count(expert_ptr, count_ptr, R, WIDTH: tl.constexpr, SIZE: tl.constexpr, ST
     """Count the assignments of each id within this program's block of SIZE assignments."""
     block = tl.program_id(0)
     ids = tl.arange(0, WIDTH)
-    count = tl.zeros((WIDTH,), tl.int32)
+    count = tl.zeros((STEP, WIDTH), tl.int32)
     for first in range(0, SIZE, STEP):
         assignment = block * SIZE + first + tl.arange(0, STEP)
         expert = tl.load(expert_ptr + assignment, mask=assignment < R, other=WIDTH)
-        count += tl.sum((expert[:, None] == ids[None, :]).to(tl.int32), axis=0)
-    tl.store(count_ptr + block * WIDTH + ids, count)
+        count += (expert[:, None] == ids[None, :]).to(tl.int32)
+    tl.store(count_ptr + block * WIDTH + ids, tl.sum(count, axis=0))
+
+
+@triton.jit
+def _accumulate(count_ptr, blocks, WIDTH: tl.constexpr, IDS: tl.constexpr, BLOCKS: tl.constexpr):
+    """Replace each block's counts by the sum of the counts of the blocks before it.
+
+    The line after the last block's gets the sum over all blocks.
+    """
+    ids = tl.program_id(0) * IDS + tl.arange(0, IDS)
+    total = tl.zeros((IDS,), tl.int32)
+    for first in range(0, blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)
+        place = count_ptr + block[:, None] * WIDTH + ids[None, :]
+        inside = (block < blocks)[:, None] & (ids < WIDTH)[None, :]
+        counts = tl.load(place, mask=inside, other=0)
+        tl.store(place, total[None, :] + tl.cumsum(counts, 0) - counts, mask=inside)
+        total += tl.sum(counts, axis=0)
+    tl.store(count_ptr + blocks * WIDTH + ids, total, mask=ids < WIDTH)
 
 
 @triton.jit
@@ -94,17 +116,7 @@ def _place(
     """
     block = tl.program_id(0)
     ids = tl.arange(0, WIDTH)
-    total = tl.zeros((WIDTH,), tl.int32)
-    earlier = tl.zeros((WIDTH,), tl.int32)
-    for first in range(0, blocks, STEP):
-        counted = first + tl.arange(0, STEP)
-        counts = tl.load(
-            count_ptr + counted[:, None] * WIDTH + ids[None, :],
-            mask=(counted < blocks)[:, None],
-            other=0,
-        )
-        total += tl.sum(counts, axis=0)
-        earlier += tl.sum(tl.where((counted < block)[:, None], counts, 0), axis=0)
+    total = tl.load(count_ptr + blocks * WIDTH + ids)
     start = tl.cumsum(total, 0) - total
     if block == 0:
         tl.store(start_ptr + ids, start, mask=ids < E + 2)
@@ -119,7 +131,7 @@ def _place(
         tl.where(ids < E, total, 0),
         TILE_ROWS,
     )
-    following = start + earlier
+    following = start + tl.load(count_ptr + block * WIDTH + ids)
     for first in range(0, SIZE, STEP):
         assignment = block * SIZE + first + tl.arange(0, STEP)
         expert = tl.load(expert_ptr + assignment, mask=assignment < R, other=WIDTH)

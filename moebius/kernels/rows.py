@@ -1,3 +1,5 @@
+# Triton's functions raise outside of a kernel, so pyright believes that they never return.
+# pyright: reportGeneralTypeIssues=false
 """Move rows between the order of the tokens and the order of the experts.
 
 Sums over a token's slots are computed in the order of the slots and without atomics, so their bits
@@ -13,6 +15,7 @@ from moebius.kernels.launch import cdiv, launch
 from moebius.kernels.order import Order
 
 COLUMNS, ROWS = 128, 32  # block of one program in `_gather` and `_combine`
+AT_ONCE = 8  # slots whose rows `_combine` loads at the same time
 ASSIGNMENTS = 256  # block of one program in `_sum_gate_gradients`
 
 
@@ -36,7 +39,7 @@ def combine(y_RD: Tensor, order: Order, num_experts: int) -> Tensor:
     grid = (cdiv(T, ROWS), cdiv(D, COLUMNS))
     launch(
         _combine, grid, y_RD, out_TD, order.row_TK, order.start,
-        num_experts, T, D, num_slots, ROWS, COLUMNS,
+        num_experts, T, D, num_slots, ROWS, COLUMNS, min(num_slots, AT_ONCE),
     )  # fmt: skip
     return out_TD
 
@@ -67,18 +70,22 @@ def _gather(x_ptr, out_ptr, assignment_ptr, R, D, num_slots, BR: tl.constexpr, B
 
 @triton.jit
 def _combine(
-    y_ptr, out_ptr, row_ptr, start_ptr, E, T, D, num_slots, BT: tl.constexpr, BD: tl.constexpr
-):
+    y_ptr, out_ptr, row_ptr, start_ptr, E, T, D, num_slots,
+    BT: tl.constexpr, BD: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
     token = tl.program_id(0) * BT + tl.arange(0, BT)
     column = tl.program_id(1) * BD + tl.arange(0, BD)
     taken = tl.load(start_ptr + E)
     total = tl.zeros((BT, BD), tl.float32)
-    for slot in range(num_slots):
-        row = tl.load(row_ptr + token * num_slots + slot, mask=token < T, other=taken)
-        wanted = (row < taken)[:, None] & (column < D)[None, :]
-        total += tl.load(
-            y_ptr + row[:, None].to(tl.int64) * D + column[None, :], mask=wanted, other=0.0
-        )
+    for first in range(0, num_slots, AT_ONCE):
+        for ahead in tl.static_range(AT_ONCE):
+            slot = first + ahead
+            exists = (token < T) & (slot < num_slots)
+            row = tl.load(row_ptr + token * num_slots + slot, mask=exists, other=taken)
+            wanted = (row < taken)[:, None] & (column < D)[None, :]
+            total += tl.load(
+                y_ptr + row[:, None].to(tl.int64) * D + column[None, :], mask=wanted, other=0.0
+            )
     place = out_ptr + token[:, None].to(tl.int64) * D + column[None, :]
     tl.store(
         place,

@@ -45,7 +45,13 @@ class Tile(NamedTuple):
     """Where the elementwise work after the product runs.
 
     "fused" runs it in the product's kernel, "split" in a second kernel, and "by hand" in a kernel
-    of moebius/kernels/hopper, which exists for SwiGLU in bfloat16 without dropout.
+    of moebius/kernels/hopper. Those of the products next to SwiGLU need bfloat16 and no dropout.
+    """
+
+    gathers: bool = False
+    """Whether the kernel itself gathers the vectors of the rows' tokens.
+
+    Other kernels read rows that `rows.gather` has written before.
     """
 
     def options(self) -> dict[str, int | None]:

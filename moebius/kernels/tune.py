@@ -22,37 +22,55 @@ from moebius.kernels.tiles import Tile
 Result = TypeVar("Result")
 
 BY_HAND = Tile(parts.BM, parts.BN, parts.BK, 16, parts.STAGES, epilogue="by hand")
+GATHERING = BY_HAND._replace(gathers=True)
+LONG_STEPS = {"k": 2 * parts.BK, "stages": parts.STAGES // 2}
 
 # For symmetric products, whose tiles are square. Larger, wider and smaller tiles are slower.
 SYMMETRIC = [Tile(128, 128, 64, 4, 3, 2), Tile(128, 128, 64, 8, 3)]
+SWIGLU = [BY_HAND, Tile(128, 128, 64, 8, 3)]
+SWIGLU_BACKWARD = [
+    BY_HAND,
+    Tile(256, 128, 64, 8, 3, epilogue="split"),
+    Tile(64, 128, 64, 4, 3, 2),
+]
+TO_ROWS = [
+    BY_HAND,
+    BY_HAND._replace(**LONG_STEPS),
+    Tile(256, 128, 64, 8, 3),
+    Tile(128, 256, 64, 8, 3),
+]
+WEIGHTS = [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)]
 # The candidates for each kind of product. The first one of a list fits every shape, and is used if
-# nothing is measured.
+# nothing is measured. Kinds "of slots" are for tokens that have several slots: only there can it
+# pay to gather, because a separate gather writes out every token several times, and only there do
+# the results of the last products stay in the order of the rows.
 CANDIDATES = {
     "up": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
-    "swiglu": [BY_HAND, Tile(128, 128, 64, 8, 3)],
+    "swiglu": SWIGLU,
+    "swiglu of slots": [GATHERING, *SWIGLU],
     "down": [
         Tile(256, 128, 64, 8, 3),
         Tile(256, 128, 64, 8, 4),
         Tile(128, 256, 64, 8, 3),
         Tile(128, 128, 64, 4, 3, 2),
     ],
+    "down of slots": TO_ROWS,
     "down_backward": [
         Tile(64, 128, 64, 4, 3, 2),
         *(Tile(m, n, 64, 8, 3, epilogue="split") for m, n in ((256, 128), (128, 256))),
     ],
-    "swiglu_backward": [
-        BY_HAND,
-        Tile(256, 128, 64, 8, 3, epilogue="split"),
-        Tile(64, 128, 64, 4, 3, 2),
-    ],
+    "swiglu_backward": SWIGLU_BACKWARD,
+    "swiglu_backward of slots": [GATHERING, *SWIGLU_BACKWARD],
     "up_backward": [
         Tile(256, 128, 64, 8, 3),
         Tile(256, 128, 64, 8, 4),
         Tile(128, 128, 64, 4, 3, 2),
     ],
+    "up_backward of slots": TO_ROWS,
     "gram": SYMMETRIC,
     "polynomial": SYMMETRIC,
-    "weights": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)],
+    "weights": WEIGHTS,
+    "swiglu_weights of slots": [GATHERING._replace(**LONG_STEPS), *WEIGHTS],
 }
 # For float32, whose products use full precision and thus no tensor cores, so that a large tile has
 # no advantage.

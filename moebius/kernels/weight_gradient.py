@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moebius.kernels.hopper import weight_gradient as by_hand
 from moebius.kernels.launch import launch
 from moebius.kernels.order import Order
 from moebius.kernels.tiles import (
@@ -24,10 +25,10 @@ from moebius.kernels.tiles import (
 
 
 def weight_gradients(
-    x_RD: Tensor,
+    x: Tensor,
     pre_grad_PRF: Tensor,
     hidden_RF: Tensor,
-    grad_RD: Tensor,
+    grad: Tensor,
     order: Order,
     num_experts: int,
     tile: Tile,
@@ -36,16 +37,19 @@ def weight_gradients(
 
     The first two are x.T @ pre_grad; that of w_gate is None unless `pre_grad_PRF` has two planes.
     The third is hidden.T @ grad, where `hidden_RF` is already multiplied by the router's gates.
+    `x` and `grad` are x_TD and grad_TD if the tile gathers, and x_RD and grad_RD otherwise.
 
     A tile covers m of the D dimensions and 2 * n of the columns of F. For w_up and w_gate together
     these are the same n columns of both; for one matrix alone they are 2 * n adjacent columns.
     """
-    E, D, (P, _, F) = num_experts, x_RD.shape[1], pre_grad_PRF.shape
-    w_up_grad = x_RD.new_empty(E, D, F)
-    w_gate_grad = x_RD.new_empty(E, D, F) if P == 2 else None
-    w_down_grad = x_RD.new_empty(E, F, D)
-    next_tile = torch.zeros(1, dtype=torch.int32, device=x_RD.device)
-    narrow = [ragged_descriptor(rows_RD, tile.k, tile.m) for rows_RD in (x_RD, grad_RD)]
+    if tile.epilogue == "by hand":
+        return by_hand.weight_gradients(x, pre_grad_PRF, hidden_RF, grad, order, num_experts, tile)
+    E, D, (P, _, F) = num_experts, x.shape[1], pre_grad_PRF.shape
+    w_up_grad = x.new_empty(E, D, F)
+    w_gate_grad = x.new_empty(E, D, F) if P == 2 else None
+    w_down_grad = x.new_empty(E, F, D)
+    next_tile = torch.zeros(1, dtype=torch.int32, device=x.device)
+    narrow = [ragged_descriptor(rows_RD, tile.k, tile.m) for rows_RD in (x, grad)]
     wide = [
         ragged_descriptor(rows_RF, tile.k, tile.n)
         for rows_RF in (pre_grad_PRF[0], pre_grad_PRF[-1], hidden_RF)
@@ -56,7 +60,7 @@ def weight_gradients(
         stack_descriptor(w_down_grad, tile.n, tile.m),
     ]
     launch(
-        _weight_gradients, (num_programs(x_RD.device, tile),), *narrow, *wide, *outputs,
+        _weight_gradients, (num_programs(x.device, tile),), *narrow, *wide, *outputs,
         order.start, next_tile, D, F, E, P == 2, tile.m, tile.n, tile.k, **tile.options(),
     )  # fmt: skip
     return w_up_grad, w_gate_grad, w_down_grad

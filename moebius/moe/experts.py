@@ -102,7 +102,8 @@ def grouped(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
 def triton(x_TD: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
     """Return out_TD, computed by the kernels of moebius/kernels.
 
-    They gather the rows once, and apply activation and gates inside the kernels of the products.
+    They gather the rows inside the kernels of the products or in a pass before, and apply
+    activation and gates inside those kernels, too.
     """
     from moebius.kernels.experts import run_experts
 

@@ -29,7 +29,11 @@ from tests.moe.test_experts import (
 
 from tests.model.tiny import waiting_is_an_error  # isort: skip
 
-WITHOUT_SWIGLU = ("up", "down_backward")  # kinds of product for which SwiGLU has its own
+WITHOUT_SWIGLU = (
+    "up",
+    "down_backward",
+    "weights",
+)  # kinds of product for which SwiGLU has its own
 HARD_CASES = [
     "top-2 of 33",
     "one token",

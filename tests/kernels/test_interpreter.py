@@ -22,6 +22,14 @@ FILES = [
 ]
 
 
+PLAIN_KERNELS = {
+    *("_count", "_accumulate", "_place", "_gather", "_combine", "_up", "_down", "_down_backward"),
+    *("_activation_backward", "_product", "_sum_gate_gradients", "_weight_gradients"),
+    *("_symmetric", "_advance", "_subtract"),
+}
+BY_HAND = {"_hopper_up", "_hopper_down_backward", "_hopper_product", "_hopper_weights"}
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_in_the_interpreter(file):
     arguments = ["-p", "no:cacheprovider", "-m", "not gpu", str(FOLDER / file)]
@@ -32,15 +40,23 @@ def test_in_the_interpreter(file):
 
 def test_every_kernel_fits_a_hopper_gpu():
     """A tile that needs too much shared memory fails here, and not on the first training step."""
-    done = run_module("tests.kernels.compile_for_hopper")
+    used = compile_for(90)
+    assert used.keys() == PLAIN_KERNELS | BY_HAND
+    assert all(shared <= 227 * 1024 for shared in used.values())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("capability", [80, 89, 100])
+def test_the_kernels_not_written_by_hand_compile_for_other_gpus(capability):
+    assert compile_for(capability).keys() == PLAIN_KERNELS
+
+
+def compile_for(capability: int) -> dict[str, int]:
+    """Return the most shared memory in bytes that each kernel uses on a GPU."""
+    done = run_module("tests.kernels.compile_for_gpus", str(capability))
     assert done.returncode == 0, done.stderr[-4000:]
-    used = dict(line.split() for line in done.stdout.splitlines())
-    assert used.keys() == {
-        "_count", "_place", "_gather", "_combine", "_up", "_down", "_down_backward",
-        "_activation_backward", "_product", "_sum_gate_gradients", "_weight_gradients",
-        "_hopper_up", "_hopper_down_backward", "_symmetric", "_advance", "_subtract",
-    }  # fmt: skip
-    assert all(int(shared) <= 227 * 1024 for shared in used.values())
+    pairs = (line.split() for line in done.stdout.splitlines())
+    return {name: int(shared) for name, shared in pairs}
 
 
 def run_module(

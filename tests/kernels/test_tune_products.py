@@ -1,4 +1,4 @@
-"""The products around SwiGLU on a GPU: compare every candidate tile with a small plain tile."""
+"""Products of SwiGLU experts on a GPU: every candidate tile, compared with a small plain tile."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from moebius.kernels.activation import Between
 from moebius.kernels.order import Order, sort_by_expert
 from moebius.kernels.rows import gather
 from moebius.kernels.tiles import Tile
+from moebius.kernels.weight_gradient import weight_gradients
 
 SIZES = [
     (33, 1, 5, 24, 40, 0.0),
@@ -24,6 +25,8 @@ SIZES = [
     # Every program computes several tiles, and begins the next before the last epilogue is done.
     (4000, 1, 8, 896, 3136, 0.1),
     (4000, 8, 64, 2048, 1024, 0.0),
+    (4000, 4, 32, 896, 192, 0.1),
+    (3000, 2, 5, 520, 384, 0.0),
 ]
 PLAIN = Tile(64, 64, 32, 4, 2)
 # The input and the results of an epilogue are both rounded to bfloat16.
@@ -56,14 +59,16 @@ def a_hopper_gpu_whose_memory_is_not_a_number() -> Iterator[None]:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("T", "K", "E", "D", "F", "share_without_expert"), SIZES)
-@pytest.mark.parametrize("tile", tune.CANDIDATES["swiglu"])
+@pytest.mark.parametrize("tile", tune.CANDIDATES["swiglu of slots"])
 def test_up(tile, T, K, E, D, F, share_without_expert):
     case = make_case(T, K, E, share_without_expert)
-    x_RD = gather(torch.randn(T, D, device="cuda").bfloat16(), case.order)
+    x_TD = torch.randn(T, D, device="cuda").bfloat16()
+    x_RD = gather(x_TD, case.order)
     w_gate_EDF, w_up_EDF = (torch.randn(2, E, D, F, device="cuda") / D**0.5).bfloat16()
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
-        return forward.up(x_RD, w_gate_EDF, w_up_EDF, case.order, case.between, tile)
+        x = x_TD if tile.gathers else x_RD
+        return forward.up(x, w_gate_EDF, w_up_EDF, case.order, case.between, tile)
 
     expected_pre, expected_hidden = run(PLAIN)
     for _ in range(3):
@@ -74,16 +79,18 @@ def test_up(tile, T, K, E, D, F, share_without_expert):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("T", "K", "E", "D", "F", "share_without_expert"), SIZES)
-@pytest.mark.parametrize("tile", tune.CANDIDATES["swiglu_backward"])
+@pytest.mark.parametrize("tile", tune.CANDIDATES["swiglu_backward of slots"])
 def test_down_backward(tile, T, K, E, D, F, share_without_expert):
     case = make_case(T, K, E, share_without_expert)
-    grad_RD = gather(torch.randn(T, D, device="cuda").bfloat16(), case.order)
+    grad_TD = torch.randn(T, D, device="cuda").bfloat16()
+    grad_RD = gather(grad_TD, case.order)
     w_down_EFD = (torch.randn(E, F, D, device="cuda") / F**0.5).bfloat16()
     pre_PRF = torch.randn(2, T * K, F, device="cuda").bfloat16()
 
     def run(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        grad = grad_TD if tile.gathers else grad_RD
         return backward.down_backward(
-            grad_RD, w_down_EFD, pre_PRF, case.gate_TK, case.order, case.between, tile
+            grad, w_down_EFD, pre_PRF, case.gate_TK, case.order, case.between, tile
         )
 
     expected_pre_grad, expected_hidden, expected_gate_grad = run(PLAIN)
@@ -92,6 +99,51 @@ def test_down_backward(tile, T, K, E, D, F, share_without_expert):
         compare(pre_grad[:, : case.rows], expected_pre_grad[:, : case.rows], ROUNDED)
         compare(hidden[: case.rows], expected_hidden[: case.rows], 1e-4)
         compare(gate_grad, expected_gate_grad, ROUNDED)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("T", "K", "E", "D", "F", "share_without_expert"), SIZES)
+@pytest.mark.parametrize("tile", tune.CANDIDATES["down of slots"])
+def test_down_and_up_backward_of_slots(tile, T, K, E, D, F, share_without_expert):
+    if K == 1:
+        pytest.skip("tokens with one slot need no sum over rows")
+    case = make_case(T, K, E, share_without_expert)
+    w_gate_EDF, w_up_EDF = (torch.randn(2, E, D, F, device="cuda") / F**0.5).bfloat16()
+    w_down_EFD = (torch.randn(E, F, D, device="cuda") / F**0.5).bfloat16()
+    rows_PRF = torch.randn(2, T * K, F, device="cuda").bfloat16()
+
+    def run(tile: Tile) -> list[Tensor]:
+        return [
+            forward.down(rows_PRF[0], w_down_EFD, case.gate_TK, case.order, tile),
+            backward.up_backward(rows_PRF, w_gate_EDF, w_up_EDF, case.order, tile),
+            backward.up_backward(rows_PRF[:1], None, w_up_EDF, case.order, tile),
+        ]
+
+    expected = run(PLAIN)
+    for _ in range(3):
+        for actual_RD, expected_RD in zip(run(tile), expected, strict=True):
+            compare(actual_RD[: case.rows], expected_RD[: case.rows], ROUNDED)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("T", "K", "E", "D", "F", "share_without_expert"), SIZES)
+@pytest.mark.parametrize("tile", tune.CANDIDATES["swiglu_weights of slots"])
+def test_weight_gradients(tile, T, K, E, D, F, share_without_expert):
+    case = make_case(T, K, E, share_without_expert)
+    x_TD, grad_TD = torch.randn(2, T, D, device="cuda").bfloat16()
+    x_RD, grad_RD = gather(x_TD, case.order), gather(grad_TD, case.order)
+    pre_grad_PRF = torch.randn(2, T * K, F, device="cuda").bfloat16()
+    hidden_RF = torch.randn(T * K, F, device="cuda").bfloat16()
+
+    def run(tile: Tile) -> tuple[Tensor | None, ...]:
+        x, grad = (x_TD, grad_TD) if tile.gathers else (x_RD, grad_RD)
+        return weight_gradients(x, pre_grad_PRF, hidden_RF, grad, case.order, E, tile)
+
+    expected = run(PLAIN)
+    for _ in range(3):
+        for actual_EDF, expected_EDF in zip(run(tile), expected, strict=True):
+            assert actual_EDF is not None and expected_EDF is not None
+            compare(actual_EDF, expected_EDF, ROUNDED)
 
 
 def make_case(T: int, K: int, E: int, share_without_expert: float) -> Case:

@@ -15,6 +15,8 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -32,7 +34,9 @@ from moebius.kernels.hopper.parts import (
     barriers,
     blocks,
     find,
+    gather_rows,
     hand_over,
+    load_tokens,
     sigmoid,
 )
 from moebius.kernels.launch import cdiv, launch
@@ -48,27 +52,35 @@ PAIRS: gl.constexpr = gl.constexpr(32)
 
 
 def down_backward(
-    grad_RD: Tensor, w_down_EFD: Tensor, pre_PRF: Tensor, gate_TK: Tensor, order: Order
+    grad: Tensor,
+    w_down_EFD: Tensor,
+    pre_PRF: Tensor,
+    gate_TK: Tensor,
+    order: Order,
+    gathers: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `backward.down_backward` returns, for SwiGLU without dropout."""
-    E, F, D = w_down_EFD.shape
+    """Return what `backward.down_backward` returns, for SwiGLU without dropout.
+
+    `grad` is grad_TD if the kernel `gathers` the rows, and grad_RD otherwise.
+    """
+    (E, F, D), R = w_down_EFD.shape, len(order.assignment_R)
     pre_grad_PRF, hidden_RF = torch.empty_like(pre_PRF), torch.empty_like(pre_PRF[0])
-    partial_NR = torch.empty(
-        cdiv(F, WIDTH.value), len(grad_RD), dtype=torch.float32, device=grad_RD.device
-    )
+    partial_NR = torch.empty(cdiv(F, WIDTH.value), R, dtype=torch.float32, device=grad.device)
     launch(
-        _hopper_down_backward, (multiprocessors(grad_RD.device),), blocks(grad_RD, BM, BK),
+        _hopper_down_backward, (multiprocessors(grad.device),), blocks(grad, BM, BK), grad,
         blocks(w_down_EFD, BN, BK), pre_PRF[0], pre_PRF[1], pre_grad_PRF[0], pre_grad_PRF[1],
-        hidden_RF, gate_TK, partial_NR, order.assignment_R, order.tiles, len(grad_RD), D, F,
-        BM, BN, BK, STAGES, EPILOGUE_REGISTERS, num_warps=8, maxnreg=REGISTERS,
+        hidden_RF, gate_TK, partial_NR, order.assignment_R, order.tiles, R, D, F, gathers,
+        order.row_TK.shape[1], BM, BN, BK, STAGES, EPILOGUE_REGISTERS,
+        num_warps=8, maxnreg=REGISTERS,
     )  # fmt: skip
     return pre_grad_PRF, hidden_RF, sum_gate_gradients(partial_NR, order, E)
 
 
 @gluon.jit
 def _hopper_down_backward(
-    grad, w_down, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, hidden_ptr, gate_ptr,
-    partial_ptr, assignment_ptr, table_ptr, R, D, F,
+    grad, grad_ptr, w_down, up_ptr, pre_gate_ptr, up_grad_ptr, pre_gate_grad_ptr, hidden_ptr,
+    gate_ptr, partial_ptr, assignment_ptr, table_ptr, R, D, F,
+    GATHERS: gl.constexpr, SLOTS: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
     EPILOGUE: gl.constexpr,
 ):  # fmt: skip
@@ -82,7 +94,9 @@ def _hopper_down_backward(
     sums = gl.allocate_shared_memory(
         gl.bfloat16, [4 * BM // CHUNK_ROWS, CHUNK_ROWS, WIDTH], gl.NVMMASharedLayout(128, 16, 2)
     )
-    full, written, taken = barriers(STAGES), barriers(1), barriers(1)
+    # Each of the 256 threads that gather reports that its copies have arrived.
+    full = barriers(STAGES, 257 if GATHERS else 1)
+    written, taken = barriers(1), barriers(1)
     columns = gl.cdiv(F, BN)
     pre = (_in_pairs(up_ptr), _in_pairs(pre_gate_ptr))
     results = (
@@ -95,7 +109,10 @@ def _hopper_down_backward(
         [
             (
                 _multiply,
-                (grad, w_down, a, b, sums, full, written, taken, table_ptr, columns, D, F),
+                (
+                    grad, grad_ptr, w_down, a, b, sums, full, written, taken, assignment_ptr,
+                    table_ptr, columns, D, F, GATHERS, SLOTS,
+                ),
             ),
             (
                 _differentiate,
@@ -117,7 +134,10 @@ def _in_pairs(ptr):
 
 
 @gluon.jit
-def _multiply(grad, w_down, a, b, sums, full, written, taken, table_ptr, columns, D, F):
+def _multiply(
+    grad, grad_ptr, w_down, a, b, sums, full, written, taken, assignment_ptr, table_ptr,
+    columns, D, F, GATHERS: gl.constexpr, SLOTS: gl.constexpr,
+):  # fmt: skip
     """Multiply each tile, fetching STAGES - 1 steps ahead, and hand over its sums.
 
     Near the end of a tile, the fetched steps are already the first steps of the program's next
@@ -128,19 +148,27 @@ def _multiply(grad, w_down, a, b, sums, full, written, taken, table_ptr, columns
     BK: gl.constexpr = a.shape[2]
     BN: gl.constexpr = b.shape[1]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, BN // 2, 16])
+    source = (grad, grad_ptr, w_down)
     tiles, programs = gl.load(table_ptr) * columns, gl.num_programs(0)
     steps = gl.maximum(gl.cdiv(D, BK), STAGES - 1)  # columns from D on read as zero
     first, turn = 0, 0
-    expert, row, _ = find(table_ptr, gl.program_id(0), tiles, columns)
+    expert, row, end = find(table_ptr, gl.program_id(0), tiles, columns)
+    tokens = _tokens(assignment_ptr, row, end, GATHERS, SLOTS, BM, BK)
     w_row = expert * F + gl.program_id(0) % columns * BN
     for ahead in gl.static_range(STAGES - 1):
-        _fetch(grad, w_down, a, b, full, ahead, row, w_row, ahead * BK, gl.program_id(0) < tiles)
+        _fetch(
+            source, a, b, full, ahead, row, tokens, w_row, ahead * BK, D,
+            gl.program_id(0) < tiles, GATHERS,
+        )  # fmt: skip
     for tile in range(gl.program_id(0), tiles, programs):
-        expert, next_row, _ = find(table_ptr, tile + programs, tiles, columns)
+        expert, next_row, end = find(table_ptr, tile + programs, tiles, columns)
+        next_tokens = _tokens(assignment_ptr, next_row, end, GATHERS, SLOTS, BM, BK)
         next_w_row = expert * F + (tile + programs) % columns * BN
         block = gl.zeros([BM, BN], gl.float32, layout)
         for step in range(first, first + steps):
             mbarrier.wait(full.index(step % STAGES), step // STAGES & 1)
+            if GATHERS:
+                fence_async_shared()
             block = warpgroup_mma(
                 a.index(step % STAGES),
                 b.index(step % STAGES).permute((1, 0)),
@@ -153,24 +181,57 @@ def _multiply(grad, w_down, a, b, sums, full, written, taken, table_ptr, columns
             is_next = free >= first + steps
             k = gl.where(is_next, free - first - steps, free - first) * BK
             _fetch(
-                grad, w_down, a, b, full, free, gl.where(is_next, next_row, row),
-                gl.where(is_next, next_w_row, w_row), k,
-                (free < first + steps) | (tile + programs < tiles),
+                source, a, b, full, free, gl.where(is_next, next_row, row),
+                gl.where(is_next, next_tokens, tokens), gl.where(is_next, next_w_row, w_row), k,
+                D, (free < first + steps) | (tile + programs < tiles), GATHERS,
             )  # fmt: skip
         block = warpgroup_mma_wait(0, deps=[block])
         first += steps
-        row, w_row = next_row, next_w_row
+        row, tokens, w_row = next_row, next_tokens, next_w_row
         hand_over(block, sums, written, taken, turn)
         turn += 1  # noqa: SIM113 (Gluon has no enumerate)
 
 
 @gluon.jit
-def _fetch(grad, w_down, a, b, full, step, row, w_row, k, wanted):
-    """Start copying the operands of a step into its stage; do nothing unless `wanted`."""
+def _tokens(
+    assignment_ptr, row, end,
+    GATHERS: gl.constexpr, SLOTS: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr,
+):  # fmt: skip
+    """Return the tokens of a tile's rows, or `row` if they are not needed."""
+    if GATHERS:
+        layout: gl.constexpr = _gather_layout(BK)
+        rows = gl.arange(0, BM, layout=gl.SliceLayout(1, layout))
+        tokens = load_tokens(assignment_ptr, row, end, rows, SLOTS)
+    else:
+        tokens = row
+    return tokens
+
+
+@gluon.constexpr_function
+def _gather_layout(BK):
+    """Return the layout in which eight warps copy blocks of BK columns, 16 bytes a thread."""
+    return gl.BlockedLayout([1, 8], [256 // BK, BK // 8], [8, 1], [1, 0])
+
+
+@gluon.jit
+def _fetch(source, a, b, full, step, row, tokens, w_row, k, D, wanted, GATHERS: gl.constexpr):
+    """Start copying the operands of a step into its stage; do nothing unless `wanted`.
+
+    `source` is the gradient as a descriptor and as a pointer, and the matrices.
+    """
     stage = step % a.shape[0]
     ready = full.index(stage)
-    mbarrier.expect(ready, grad.block_type.nbytes + w_down.block_type.nbytes, wanted)
-    tma.async_copy_global_to_shared(grad, [row, k], ready, a.index(stage), wanted)
+    grad, grad_ptr, w_down = source
+    if GATHERS:
+        mbarrier.expect(ready, w_down.block_type.nbytes, wanted)
+        if wanted:
+            layout: gl.constexpr = _gather_layout(a.shape[2])
+            lanes = gl.arange(0, a.shape[2], layout=gl.SliceLayout(0, layout))
+            gather_rows(grad_ptr, tokens, tokens >= 0, k, lanes, D, a.index(stage))
+            async_copy.mbarrier_arrive(ready, increment_count=False)
+    else:
+        mbarrier.expect(ready, grad.block_type.nbytes + w_down.block_type.nbytes, wanted)
+        tma.async_copy_global_to_shared(grad, [row, k], ready, a.index(stage), wanted)
     tma.async_copy_global_to_shared(w_down, [w_row, k], ready, b.index(stage), wanted)
 
 

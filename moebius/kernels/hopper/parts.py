@@ -19,11 +19,17 @@ from functools import cache
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    mbarrier,
+    tma,
+)
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from moebius.kernels import launch, tiles
 from moebius.kernels.order import TILE_ROWS
+from moebius.kernels.tiles import ROWS
 
 BM, BN = TILE_ROWS, 256
 # The six stages fill the shared memory that a tile's sums leave free. Three stages of 64 take the
@@ -54,6 +60,11 @@ def ragged(matrix_RN: Tensor, rows: int, columns: int) -> Descriptor:
     return _with_layout(tiles.ragged_descriptor(matrix_RN, rows, columns))
 
 
+def stack(stack_EMN: Tensor, rows: int, columns: int) -> Descriptor:
+    """Return the Gluon version of `tiles.stack_descriptor`."""
+    return _with_layout(tiles.stack_descriptor(stack_EMN, rows, columns))
+
+
 def _with_layout(plain: launch.Descriptor) -> Descriptor:
     return Descriptor(
         plain.base, plain.shape, plain.strides, plain.block_shape, _layout(*plain.block_shape)
@@ -66,11 +77,11 @@ def _layout(*block: int) -> gl.NVMMASharedLayout:
 
 
 @gluon.jit
-def barriers(COUNT: gl.constexpr):
-    """Allocate COUNT barriers in shared memory, each of which waits for one arrival."""
+def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr = 1):
+    """Allocate COUNT barriers in shared memory, each of which waits for ARRIVALS arrivals."""
     memory = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(COUNT):
-        mbarrier.init(memory.index(i), count=1)
+        mbarrier.init(memory.index(i), count=ARRIVALS)
     return memory
 
 
@@ -95,9 +106,9 @@ def hand_over(block, sums, written, taken, turn):
     """
     BM: gl.constexpr = block.shape[0]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, WIDTH, 16])
-    left, right = _halves(block.to(gl.bfloat16))
-    first, second = _halves(left)
-    third, fourth = _halves(right)
+    left, right = halves(block.to(gl.bfloat16))
+    first, second = halves(left)
+    third, fourth = halves(right)
     mbarrier.wait(taken.index(0), (turn & 1) ^ 1)
     pieces = sums._reinterpret(gl.bfloat16, [4, BM, WIDTH], sums.layout)
     pieces.index(0).store(gl.convert_layout(first, layout))
@@ -110,7 +121,61 @@ def hand_over(block, sums, written, taken, turn):
 
 
 @gluon.jit
-def _halves(block):
+def load_tokens(assignment_ptr, row, end, rows, SLOTS: gl.constexpr):
+    """Return the tokens of the rows `row` + `rows`; those of rows from `end` on are 0."""
+    wanted = row + rows < end
+    return gl.load(assignment_ptr + row + rows, mask=wanted, other=0) // SLOTS
+
+
+@gluon.jit
+def gather_rows(vectors_ptr, tokens, wanted, column, lanes, D, memory):
+    """Start copying some columns of the vectors of `tokens`, which have D numbers.
+
+    The columns are `column` + `lanes`, where `lanes` is a range and D is a multiple of 8. Vectors
+    that are not `wanted`, and columns from D on, are filled with zeros.
+    """
+    place = vectors_ptr + (tokens.to(gl.int64) * D + column)[:, None] + lanes[None, :]
+    # The compiler does not see through the arguments of a role that a place is aligned, and that
+    # eight columns are inside or outside of the vector together.
+    place = gl.max_contiguous(gl.multiple_of(place, (1, 16)), (1, 8))
+    inside = wanted[:, None] & (lanes // 8 * 8 < D - column)[None, :]
+    async_copy.async_copy_global_to_shared(memory, place, mask=inside)
+
+
+@gluon.jit
+def store_rows(ragged, end, row, column, memory):
+    """Start storing a block from shared memory at `row`, without the rows from `end` on."""
+    shape: gl.constexpr = [1, 1, memory.shape[0], memory.shape[1]]
+    block = memory._reinterpret(memory.dtype, shape, ragged.layout)
+    tma.async_copy_shared_to_global(ragged, [ROWS, end, ROWS - end + row, column], block)
+
+
+@gluon.jit
+def keep(block, sums, GROUP: gl.constexpr):
+    """Write a group's sums to shared memory in two or four pieces, for the copy engine.
+
+    This waits until the copy engine has read the group's previous sums.
+    """
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    left, right = halves(block.to(gl.bfloat16))
+    tma.store_wait(0)
+    barrier()
+    if block.shape[1] == 2 * WIDTH:
+        sums.index(4 * GROUP).store(gl.convert_layout(left, layout))
+        sums.index(4 * GROUP + 1).store(gl.convert_layout(right, layout))
+    else:
+        first, second = halves(left)
+        third, fourth = halves(right)
+        sums.index(4 * GROUP).store(gl.convert_layout(first, layout))
+        sums.index(4 * GROUP + 1).store(gl.convert_layout(second, layout))
+        sums.index(4 * GROUP + 2).store(gl.convert_layout(third, layout))
+        sums.index(4 * GROUP + 3).store(gl.convert_layout(fourth, layout))
+    fence_async_shared()
+    barrier()
+
+
+@gluon.jit
+def halves(block):
     """Return the left and the right half of the columns, without moving any registers."""
     return block.reshape([block.shape[0], 2, block.shape[1] // 2]).permute((0, 2, 1)).split()
 

@@ -1,8 +1,12 @@
-"""Compile every kernel for a Hopper GPU, on a machine without one.
+"""Compile every kernel for a GPU, on a machine without one.
+
+    python -m tests.kernels.compile_for_gpus 90     the compute capability, without its point
 
 It prints the name of each kernel, and the most shared memory in bytes that any version of it uses.
+For other GPUs than Hopper's, the kernels written by hand are left out.
 """
 
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +16,23 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from moebius.kernels import experts, momentum, symmetric, tune
-from moebius.kernels.hopper import down_backward, up
+from moebius.kernels.hopper import down_backward, product, up, weight_gradient
 
-HOPPER = GPUTarget("cuda", 90, 32)
+HOPPER = 90
 SHARED = 227 * 1024  # bytes of shared memory that one program can use
 # The kinds of product whose candidate tiles all fit.
-ALL_FIT = ("up", "down_backward", "swiglu", "swiglu_backward", "weights")
+ALL_FIT = (
+    *("up", "down_backward", "swiglu", "swiglu_backward", "weights", "swiglu of slots"),
+    *("swiglu_backward of slots", "swiglu_weights of slots"),
+)
 T, E, D, F = 33, 5, 136, 192
 
 
-def main() -> None:
+def main(capability: int) -> None:
     """Compile the layer with every candidate tile, with and without SwiGLU."""
+    if capability != HOPPER:
+        for kind, tiles in tune.CANDIDATES.items():
+            tune.CANDIDATES[kind] = [tile for tile in tiles if tile.epilogue != "by hand"][:1]
     largest: dict[str, int] = {}
 
     def record_shared_memory(source, metadata):
@@ -30,18 +40,18 @@ def main() -> None:
         largest[metadata.name] = max(largest.get(metadata.name, 0), metadata.shared)
         return lambda *args: None
 
-    pretend_there_is_a_gpu(record_shared_memory)
-    for candidate in range(max(len(tune.CANDIDATES[kind]) for kind in ALL_FIT)):
+    pretend_there_is_a_gpu(record_shared_memory, capability)
+    for candidate in range(max(2, *(len(tune.CANDIDATES[kind]) for kind in ALL_FIT))):
         for activation in ("swiglu", "relu2"):
             layer(k=1 + candidate % 2, activation=activation, candidate=candidate)
-    for candidate in range(len(tune.SYMMETRIC)):
+    for candidate in range(len(tune.CANDIDATES["gram"])):
         optimizer(candidate)
     for name, shared in largest.items():
         print(name, shared)
 
 
-def pretend_there_is_a_gpu(launcher: Callable[..., Any]) -> None:
-    """Give Triton a driver that compiles for Hopper, with `launcher` in place of the real one."""
+def pretend_there_is_a_gpu(launcher: Callable[..., Any], capability: int) -> None:
+    """Give Triton a driver that compiles for a GPU, with `launcher` in place of the real one."""
     utilities = SimpleNamespace(
         get_device_properties=lambda device: {"max_shared_mem": SHARED},
         load_binary=lambda *args: (0, 0, 0, 0, 1024),
@@ -52,10 +62,11 @@ def pretend_there_is_a_gpu(launcher: Callable[..., Any]) -> None:
             launcher_cls=launcher,
             get_current_device=lambda: 0,
             get_current_stream=lambda device: 0,
-            get_current_target=lambda: HOPPER,
+            get_current_target=lambda: GPUTarget("cuda", capability, 32),
         )
     )
     up.multiprocessors = down_backward.multiprocessors = lambda device: 132
+    product.multiprocessors = weight_gradient.multiprocessors = lambda device: 132
 
 
 def layer(k: int, activation: str, candidate: int) -> None:
@@ -101,4 +112,4 @@ def optimizer(candidate: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))
