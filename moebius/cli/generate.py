@@ -3,19 +3,16 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moebius.cli.command import RUN, Command
 from moebius.cli.continuations import print_texts
+from moebius.cli.devices import add_device, device_named
 from moebius.cli.prompts import read_prompts
-from moebius.config import TrainConfig
 from moebius.config.printable import complain
 from moebius.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
     from moebius.infer.generate import Request
 
 
@@ -33,7 +30,7 @@ def run(options: Namespace) -> None:
     from moebius.train.run_directory import RunDirectory
 
     directory = RunDirectory.open(options.run)
-    device = _device(directory.config().train, options.device)
+    device = device_named(options.device, directory.config().train)
     from moebius.infer.language_model import load_run
 
     model = load_run(directory, device, report=complain, step=options.step)
@@ -80,19 +77,6 @@ def _named_as_options() -> Iterator[None]:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} {rest}".replace(" True:", ":")) from None
         raise
-
-
-def _device(train: TrainConfig, name: str) -> "torch.device":
-    """Return the device of that name. Raises ConfigError, as for the setting train.device."""
-    from moebius.hardware.device import choose_device
-
-    try:
-        return choose_device(replace(train, device=name).device)
-    except ConfigError as error:
-        text = (
-            str(error).replace("--train.device", "--device").replace("train.device=", "--device ")
-        )
-        raise ConfigError(text) from None
 
 
 def _check_text(option: str, text: str) -> None:
@@ -200,9 +184,7 @@ def _add_ways(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print each text as a JSON object on one line"
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
-    )
+    add_device(parser)
 
 
 COMMAND = Command(

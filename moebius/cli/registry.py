@@ -12,6 +12,7 @@ MODULES = (  # in the order of `moebius --help`
     "moebius.cli.train",
     "moebius.cli.resume",
     "moebius.cli.generate",
+    "moebius.cli.evaluate",
     "moebius.cli.export",
     "moebius.cli.importing",
     "moebius.cli.report",

@@ -107,6 +107,8 @@ class EvaluationBatch(NamedTuple):
     """Number of the source among the parts of the stream."""
     tokens: np.ndarray
     """The windows, int64, of shape (batch_size, seq_len + lookahead)."""
+    starts: list[int]
+    """Where in the stream each window starts. A row of padding has none."""
 
 
 def evaluation_windows(
@@ -131,10 +133,11 @@ def evaluation_windows(
         starts = _evaluation_starts(part, seq_len, limit)
         for first in range(0, len(starts), batch_size):
             tokens = np.full((batch_size, seq_len + lookahead), PADDING, dtype=np.int64)
-            for row, start in zip(tokens, starts[first : first + batch_size], strict=False):
+            starts_of_batch = starts[first : first + batch_size]
+            for row, start in zip(tokens, starts_of_batch, strict=False):
                 stop = min(start + seq_len + lookahead, part.stop)
                 row[: stop - start] = stream.read(start, stop)
-            yield EvaluationBatch(source, tokens)
+            yield EvaluationBatch(source, tokens, starts_of_batch)
 
 
 def check_evaluable(stream: TokenStream, lookahead: int) -> None:

@@ -48,7 +48,7 @@ def import_stock(
     """
     stock = stock_model_of(folder)
     model = stock.shape.model
-    own = _weights(folder, stock)
+    own = stock_weights(folder, stock)
     _check_logits(folder, model, stock.seq_len, own, report)
     if upcycling:
         mixture = upcycled_config(model, upcycling)
@@ -72,7 +72,8 @@ def import_stock(
     return run
 
 
-def _weights(folder: Path, stock: StockModel) -> dict[str, Tensor]:
+def stock_weights(folder: Path, stock: StockModel) -> dict[str, Tensor]:
+    """Return our weights by name. Raises CheckpointError, which names the folder or a file."""
     try:
         tensors = StockTensors(folder)
         return own_tensors(tensors, stock.shape, stock.shape.model.vocab_size, stock.prepare)

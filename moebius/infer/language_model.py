@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moebius.config import Config, ModelConfig
 from moebius.config.printable import complain
@@ -165,12 +165,23 @@ def load_run(
     config = run.config()
     record = run.record(report)
     tokenizer = own_tokenizer(config, run, record)
-    model = new_model(config, device)
     weights = trained(run, config, record, step, report=report)
-    load_model(model, weights.tensors)
+    return language_model(config, weights.tensors, tokenizer, device, weights.steps[0])
+
+
+def language_model(
+    config: Config,
+    tensors: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    device: torch.device,
+    step: int = 0,
+) -> LanguageModel:
+    """Return the language model with these weights on the device."""
+    model = new_model(config, device)
+    load_model(model, tensors)
     dtype = matmul_dtype(config.train, device)
     convert_products(model, dtype)
-    return LanguageModel(model, tokenizer, config.train.seq_len, dtype, weights.steps[0])
+    return LanguageModel(model, tokenizer, config.train.seq_len, dtype, step)
 
 
 def new_model(config: Config, device: torch.device) -> Transformer:

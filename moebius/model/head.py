@@ -8,6 +8,8 @@ from torch import Tensor
 
 from moebius.model.loss import IGNORED, cross_entropy, wide
 
+MOST_LOGITS = 2**26
+"""Number of logits that are computed at once without a gradient: 256 MB in float32."""
 Part = Callable[..., tuple[Tensor, Tensor | None]]
 """A function with the signature of `part_of_loss`, compiled or not."""
 
@@ -81,6 +83,23 @@ def head_cross_entropy(
         chunks,
         part,
     )  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def head_token_losses(hidden_BSD: Tensor, weight_VD: Tensor, target_BS: Tensor) -> Tensor:
+    """Return nats_BS, the cross-entropy of each target; 0 for targets of IGNORED.
+
+    Only `MOST_LOGITS` of the logits hidden @ weight.T exist at a time.
+    """
+    size = max(1, MOST_LOGITS // len(weight_VD))
+    parts = zip(hidden_BSD.flatten(0, 1).split(size), target_BS.flatten().split(size), strict=True)
+    nats = [
+        F.cross_entropy(
+            wide(F.linear(part_TD, weight_VD)), part_T, ignore_index=IGNORED, reduction="none"
+        )
+        for part_TD, part_T in parts
+    ]
+    return torch.cat(nats).view(target_BS.shape)
 
 
 class _InChunks(torch.autograd.Function):

@@ -11,7 +11,7 @@ from moebius.config import ModelConfig
 from moebius.hardware.backends import Backends, choose_backends
 from moebius.model.attention import Attention, AttentionFunction, attention_backend
 from moebius.model.cache import LayerCache
-from moebius.model.head import head_cross_entropy, part_of_loss
+from moebius.model.head import head_cross_entropy, head_token_losses, part_of_loss
 from moebius.model.init import initialize
 from moebius.model.loss import (
     IGNORED,
@@ -98,11 +98,7 @@ class Transformer(nn.Module):
         targets = all_targets(tokens_BL, config, document_BL)
         divisors = divisors or Divisors.of(targets)
         times = divisors.sequences.double() / len(tokens_BL)
-        tokens_BS = tokens_BL[:, : targets[0].shape[1]]
-        document_BS = None if document_BL is None else document_BL[:, : tokens_BS.shape[1]]
-        hidden_BSD, stats = self.hidden(
-            tokens_BS.masked_fill(tokens_BS == IGNORED, 0), document_BS
-        )
+        hidden_BSD, stats = self._read(tokens_BL, document_BL, targets[0].shape[1])
         next_token = self.head_loss(hidden_BSD, targets[0], None, divisors.targets_O[0])
         if self.mtp is None:
             return total_loss(next_token, None, stats, config, balancing, times)
@@ -116,6 +112,26 @@ class Transformer(nn.Module):
         )
         stats += (mtp_stats,) if mtp_stats is not None else ()
         return total_loss(next_token, mtp_O, stats, config, balancing, times)
+
+    @torch.no_grad()
+    def token_losses(self, tokens_BL: Tensor, end_of_text: int | None = None) -> Tensor:
+        """Return nats_BS, the loss of the next token at each position.
+
+        The arguments are those of `loss`, whose `next_token` is the mean of these losses. Where
+        there is no target, the loss is 0.
+        """
+        document_BL = None if end_of_text is None else documents(tokens_BL, end_of_text)
+        target_BS = all_targets(tokens_BL, self.config, document_BL)[0]
+        hidden_BSD, _ = self._read(tokens_BL, document_BL, target_BS.shape[1])
+        return head_token_losses(self.norm(hidden_BSD), self.lm_head.weight, target_BS)
+
+    def _read(
+        self, tokens_BL: Tensor, document_BL: Tensor | None, seq_len: int
+    ) -> tuple[Tensor, tuple[LayerStats, ...]]:
+        """Return hidden_BSD and the statistics of the first seq_len tokens of each sequence."""
+        tokens_BS = tokens_BL[:, :seq_len]
+        document_BS = None if document_BL is None else document_BL[:, :seq_len]
+        return self.hidden(tokens_BS.masked_fill(tokens_BS == IGNORED, 0), document_BS)
 
     def hidden(
         self, tokens_BS: Tensor, document_BS: Tensor | None = None

@@ -25,11 +25,11 @@ from moebius.report.happenings import Happenings, read_happenings
 from moebius.report.shares import Shares
 from moebius.train import checkpoint_store
 from moebius.train.environment import ENVIRONMENT
-from moebius.train.run_directory import RunDirectory
+from moebius.train.run_directory import EVALUATIONS, RunDirectory
 from moebius.train.run_record import RunRecord
 from moebius.train.samples import SAMPLES
 
-PROFILE, ABLATION, EVALUATION = "profile.json", "ablate.json", "evaluation.json"
+PROFILE, ABLATION = "profile.json", "ablate.json"
 """Files that other commands' `--json` may have been written to, in the run's directory."""
 MOST_CELLS, MOST_VALUES = 300_000, 30_000
 """Cells of the heat maps, and figures of layers, for all runs of a report together. Those of a
@@ -63,6 +63,7 @@ class Run:
     profile: dict[str, Any] | None = None
     ablation: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
+    """The evaluation of the latest checkpoint that was evaluated, on the run's own text."""
     problems: list[str] = field(default_factory=list)
     """Lines about what could not be read."""
 
@@ -118,11 +119,15 @@ def _config(run: Run) -> Config | None:
 
 def _read_optional(run: Run) -> None:
     """Read the files that a run may also have, and the record of its text in data.cache."""
-    for name in (PROFILE, ABLATION, EVALUATION):
+    for name in (PROFILE, ABLATION):
         path = run.root / name
         if path.exists():
             with _reading(run, name):
                 setattr(run, path.stem.replace("ablate", "ablation"), _json_object(path))
+    evaluated = sorted((run.root / EVALUATIONS).glob("step-" + "[0-9]" * 8 + ".json"))
+    for path in evaluated[-1:]:
+        with _reading(run, f"{EVALUATIONS}/{path.name}"):
+            run.evaluation = _json_object(path)
     if (run.root / SAMPLES).exists():
         with _reading(run, SAMPLES):
             lines = (line for line in each_line(run.root / SAMPLES) if line)

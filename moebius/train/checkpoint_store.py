@@ -14,6 +14,11 @@ DELETED = ".deleted"  # suffix of a folder that is being deleted
 _NAME = re.compile(r"step-(\d+)")
 
 
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """Return the folder that the checkpoint of a step has; `step_of` is the inverse."""
+    return checkpoints / f"step-{step:08d}"
+
+
 def load_newest(
     checkpoints: Path,
     load: Callable[[Path], object],

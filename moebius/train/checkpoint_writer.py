@@ -105,7 +105,7 @@ class CheckpointWriter:
         self._saved = (state.step, state.sequences)
         tensors, values = state.captured()
         self._copies = checkpoint.snapshot(tensors, into=self._copies)
-        folder = self.checkpoints / f"step-{state.step:08d}"
+        folder = checkpoint_store.folder_of(self.checkpoints, state.step)
         self._pending = self._pool.submit(self._write, folder, self._copies, values)
 
     def _write(self, folder: Path, tensors: checkpoint.Groups, values: dict[str, Any]) -> None:

@@ -6,13 +6,17 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from moebius.config import Config
 from moebius.data import Corpus, evaluation_windows, on_device
-from moebius.data.batches import PADDING
+from moebius.data.batches import PADDING, EvaluationBatch
 from moebius.hardware.precision import autocast
 from moebius.model.transformer import Transformer, lookahead
 from moebius.observe.metrics import SourceMetrics
+
+Observer = Callable[[EvaluationBatch, Tensor], None]
+"""Function that gets each batch of an evaluation and its nats_BS, the loss of each next token."""
 
 
 class Evaluation(NamedTuple):
@@ -51,11 +55,13 @@ def evaluate(
     config: Config,
     device: torch.device,
     stopped: Callable[[], bool] = lambda: False,
+    observe: Observer = lambda batch, nats_BS: None,
 ) -> Evaluation | None:
     """Return the loss on a sample of at most about `train.eval_tokens` tokens of held-out text.
 
     The sample is spread over all of the text, and is the same whatever the micro-batch.
-    `stopped` is called before each batch; None is returned once it returns true.
+    `stopped` is called before each batch; None is returned once it returns true. `observe` is
+    called after each batch.
     """
     was_training = model.training
     model.eval()
@@ -65,16 +71,17 @@ def evaluate(
     num_sources = len(corpus.val.parts)
     nats = torch.zeros(num_sources, device=device, dtype=torch.float64)
     tokens, num_bytes = [0] * num_sources, [0] * num_sources
-    for source, window in batches:
+    for batch in batches:
         if stopped():
             break
+        source, window, _ = batch
         with autocast(config.train, device):
-            loss = model.loss(on_device(window, device), corpus.separator).next_token
-        num_predicted = int((window[:, 1 : S + 1] != PADDING).sum())
-        nats[source] += loss.double() * num_predicted
-        tokens[source] += num_predicted
+            nats_BS = model.token_losses(on_device(window, device), corpus.separator)
+        nats[source] += nats_BS.sum(dtype=torch.float64)
+        tokens[source] += int((window[:, 1 : S + 1] != PADDING).sum())
         for row in window[:, : S + 1]:
             num_bytes[source] += corpus.text_bytes.count(row[row != PADDING])
+        observe(batch, nats_BS)
     model.train(was_training)
     if stopped():
         return None

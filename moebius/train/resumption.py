@@ -19,7 +19,7 @@ from moebius.observe.expert_counts import copy_later_counts
 from moebius.observe.line_file import copy_later, read_lines
 from moebius.observe.sink import RESUMED
 from moebius.train import checkpoint_store
-from moebius.train.run_directory import RunDirectory
+from moebius.train.run_directory import EVALUATIONS, RunDirectory
 from moebius.train.run_record import RunRecord
 from moebius.train.schedule import learning_rate
 from moebius.train.state import TrainState
@@ -188,8 +188,8 @@ def check_steps(before: Config, after: Config, step: int) -> None:
 def set_aside(run: RunDirectory, step: int) -> str:
     """Move what the run wrote after a step to a new folder, and return the folder's name.
 
-    These are the checkpoints; metrics and events are copied, because the sinks drop them. Returns
-    "" if there is nothing to move. Raises StorageError.
+    These are the checkpoints and their evaluations; metrics and events are copied, because the
+    sinks drop them. Returns "" if there is nothing to move. Raises StorageError.
     """
     try:
         folders = checkpoint_store.complete(run.checkpoints)
@@ -197,9 +197,13 @@ def set_aside(run: RunDirectory, step: int) -> str:
         place = _new_folder(run.root)
         logs = [copy_later(path, step, place / path.name) for path in run.logs]
         logs.append(copy_later_counts(run.root, step, place))
-        if not later and not any(logs):
+        evaluations = run.evaluations_after(step)
+        if not later and not evaluations and not any(logs):
             place.rmdir()
             return ""
+        for file in evaluations:
+            (place / EVALUATIONS).mkdir(exist_ok=True)
+            file.rename(place / EVALUATIONS / file.name)
         for folder in later:  # newest first, so that those that remain have no gap
             folder.rename(place / folder.name)
     except OSError as error:

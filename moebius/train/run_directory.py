@@ -24,6 +24,7 @@ from moebius.train.run_record import RunRecord, setting_names, write_atomically
 
 LONGEST_NAME = 64  # characters of a run's name
 LONGEST_STEM = 48  # characters of a name before its date and time
+EVALUATIONS = "evaluations"  # folder of the results of `moebius evaluate`
 STARTING = ".starting"  # suffix of a folder that becomes a run
 ABANDONED_SECONDS = 3600  # age at which what a killed process left of a new run is removed
 
@@ -145,6 +146,12 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of the run's checkpoints."""
         return self.root / "checkpoints"
+
+    def evaluations_after(self, step: int) -> list[Path]:
+        """Return the files of evaluations of checkpoints after a step."""
+        files = sorted((self.root / EVALUATIONS).glob("step-*.json"))
+        numbers = (re.match(r"step-(\d+)", file.name) for file in files)
+        return [file for file, n in zip(files, numbers, strict=True) if n and int(n[1]) > step]
 
     def config(self) -> Config:
         """Return the run's configuration.

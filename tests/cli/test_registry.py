@@ -10,8 +10,8 @@ from moebius.cli.command import RUN, Command
 from tests.cli.command_line import Result
 
 SHARED = {
-    "__init__", "command", "continuations", "help", "main", "output", "parse", "prompts",
-    "registry", "sample", "stopping", "training",
+    "__init__", "command", "continuations", "devices", "help", "main", "output", "parse",
+    "prompts", "registry", "sample", "stopping", "training",
 }  # fmt: skip
 
 

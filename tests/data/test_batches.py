@@ -187,7 +187,9 @@ def predicted(
     """
     targets: list[list[int]] = [[] for _ in stream.parts]
     shapes = set()
-    for source, window in evaluation_windows(stream, seq_len, lookahead, limit_tokens, batch_size):
+    for source, window, _ in evaluation_windows(
+        stream, seq_len, lookahead, limit_tokens, batch_size
+    ):
         shapes.add(window.shape)
         for row in window.tolist():
             kept = [token for token in row if token != PADDING]

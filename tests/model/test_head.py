@@ -7,7 +7,8 @@ import torch
 
 from moebius.config import ParallelConfig
 from moebius.hardware.backends import choose_backends
-from moebius.model.head import head_cross_entropy, part_of_loss
+from moebius.model import head
+from moebius.model.head import head_cross_entropy, head_token_losses, part_of_loss
 from moebius.model.loss import IGNORED
 from moebius.model.transformer import Transformer, seeded
 from tests.model.tiny import B, D, S, V, random_tokens, tiny
@@ -158,3 +159,19 @@ def test_more_parts_than_tokens_are_as_many_as_there_are(chunks):
     whole = head_cross_entropy(hidden_BSD, weight_VD, targets(), bias_V)
     in_parts = head_cross_entropy(hidden_BSD, weight_VD, targets(), bias_V, chunks=chunks)
     torch.testing.assert_close(in_parts, whole)
+
+
+@pytest.mark.parametrize("most_logits", [1, 50, 10**6])
+def test_the_loss_of_each_token(most_logits, monkeypatch):
+    monkeypatch.setattr(head, "MOST_LOGITS", most_logits)
+    torch.manual_seed(0)
+    hidden_BSD, weight_VD = torch.randn(2, 5, 3), torch.randn(7, 3)
+    target_BS = torch.randint(7, (2, 5))
+    target_BS[1, 2:] = IGNORED
+    nats_BS = head_token_losses(hidden_BSD, weight_VD, target_BS)
+    log_probs_BSV = (hidden_BSD @ weight_VD.T).log_softmax(dim=-1)
+    for place, target in enumerate(target_BS.flatten().tolist()):
+        expected = 0.0 if target == IGNORED else -log_probs_BSV.flatten(0, 1)[place, target]
+        assert nats_BS.flatten()[place] == pytest.approx(float(expected), rel=1e-5)
+    mean = head_cross_entropy(hidden_BSD, weight_VD, target_BS)
+    assert nats_BS.sum() / 7 == pytest.approx(mean.item(), rel=1e-5)

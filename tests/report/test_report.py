@@ -71,13 +71,17 @@ def test_any_damage_leaves_a_report(tmp_path, seed):
     extras = {
         "profile.json": {"device": "CPU", "components": [{"component": "a"}], "findings": []},
         "ablate.json": ablation,
-        "evaluation.json": {"experts": [{"layer": 0, "tokens": [["a", 1]]}]},
+        "evaluations/step-00000005.json": {
+            "experts": [{"layer": 0, "top_tokens": [[{"text": "a"}]]}]
+        },
         "samples.jsonl": {"step": 1, "text": "a text"},
         "environment.jsonl": {"step": 0, "device": "CPU"},
     }
     for name, values in extras.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(values))
-    for number, path in enumerate(sorted(folder.iterdir())):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for number, path in enumerate(sorted(files)):
         path.write_bytes(damaged(path.read_bytes(), 100 * seed + number))
     assert write_report([folder])[0].stat().st_size > 1_000_000
 

@@ -70,10 +70,13 @@ def full_run(folder: Path, name: str = "run") -> Path:
         "profile.json": {"device": "CPU", "components": [component], "findings": [finding]},
         "ablate.json": {"variants": [twin]},
         "samples.jsonl": {"step": 5, "text": "word " * 40 + "x" * 300},
-        "evaluation.json": {"experts": [{"layer": 0, "expert": 1, "tokens": [["a" * 90, 3]]}]},
+        "evaluations/step-00000005.json": {
+            "experts": [{"layer": 0, "top_tokens": [[{"text": "a" * 90}]]}]
+        },
         "environment.jsonl": {"step": 0, "device": "a device with a long name " * 4},
     }
     for file, values in files.items():
+        (run / file).parent.mkdir(exist_ok=True)
         (run / file).write_text(json.dumps(values))
     return run
 

@@ -53,11 +53,12 @@ def test_a_missing_file_is_named_and_the_others_are_shown(folder, name):
         ("profile.json", b"[]"),
         ("profile.json", b"{"),
         ("ablate.json", b"7"),
-        ("evaluation.json", b"\xff"),
+        ("evaluations/step-00000005.json", b"\xff"),
     ],
 )
 def test_a_damaged_file_is_named(folder, name, damage):
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(damage + (path.read_bytes() if path.suffix == ".jsonl" else b""))
     run = read_run(folder)
     assert len(run.problems) == 1 and name in run.problems[0]
