@@ -9,6 +9,7 @@ import pytest
 from moebius.config.files import override
 from moebius.config.presets import PRESETS, preset
 from moebius.cost.counts import active_parameters, parameters
+from moebius.train.schedule import learning_rate
 
 ROOT = Path(__file__).parent.parent
 README, TRAIN = ROOT / "README.md", ROOT / "docs" / "train.md"
@@ -32,10 +33,19 @@ def test_the_python_example_runs(capsys):
 
 
 def test_the_toml_example_is_a_configuration():
-    (example,) = blocks(TRAIN, "toml")
+    example, _ = blocks(TRAIN, "toml")
     values = tomllib.loads(example)
     config = override(preset(values.pop("base")), values)
     assert (config.model.num_experts, config.train.steps) == (6, 50_000)
+
+
+def test_the_toml_example_of_phases_is_a_warm_up_a_stable_part_and_a_decay():
+    _, example = blocks(TRAIN, "toml")
+    values = tomllib.loads(example)
+    train = override(preset(values.pop("base")), values).train
+    tokens = (0, 5 * 10**8, 10**9, 17 * 10**9, 19 * 10**9, 20 * 10**9 - 1)
+    rates = [learning_rate(0, train, at) / train.lr for at in tokens]
+    assert rates == pytest.approx([0, 0.5, 1, 1, 0.55, 0.1], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", PRESETS)

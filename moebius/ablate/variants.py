@@ -83,6 +83,8 @@ def variants(
     A combination that breaks a rule of the configuration becomes a variant with a problem. Raises
     ConfigError for a field that does not exist or may not vary, and for a value of the wrong type.
     """
+    if config.train.phases:
+        raise ConfigError("train.phases: ablations compare runs without phases; leave them out")
     if not over and not twin:
         raise ConfigError("nothing to compare: give --over section.key=V1,V2, or --twin")
     fields = [_flags(config, text) for text in over]

@@ -11,6 +11,7 @@ from moebius.errors import ConfigError
 MODULES = (  # in the order of `moebius --help`
     "moebius.cli.train",
     "moebius.cli.resume",
+    "moebius.cli.branch",
     "moebius.cli.generate",
     "moebius.cli.evaluate",
     "moebius.cli.export",

@@ -38,7 +38,8 @@ def finished(
     folders = checkpoint_store.complete(directory.checkpoints)
     folder = checkpoint_at(directory, step) if step is not None else next(iter(folders), None)
     at = checkpoint_store.step_of(folder) if folder else 0
-    if folder is None or at < config.train.steps or folder != folders[0]:
+    is_phased = bool(config.train.phases)
+    if folder is None or folder != folders[0] or (at < config.train.steps and not is_phased):
         return None
     try:
         values = checkpoint.verify(folder)
@@ -49,13 +50,21 @@ def finished(
     trained = settings_of(values)
     if trained is None:
         return None  # an earlier version wrote it; resuming compares its weights with the model
+    tokens = int(values["tokens"])
+    if not config.train.is_over(at, tokens):
+        return None
     check_steps(record.config, config, at)
-    if unevaluated_step(directory, at, config.train, trained.train):
+    if unevaluated_step(directory, at, tokens, config.train, trained.train):
         return None
     changed = changes(record.config, config)
+    last = config.train.last_step(at, tokens)
+    way = (
+        "a further phase in its config.toml"
+        if is_phased
+        else "`--train.steps` with a larger number"
+    )
     return (
-        f"{directory.root} is finished: it is at step {at:,} of {config.train.steps:,}; "
-        "`--train.steps` with a larger number trains it further"
+        f"{directory.root} is finished: it is at step {at:,} of {last:,}; {way} trains it further"
         + (f"; not recorded: {', '.join(changed)}" if changed else "")
     )
 
@@ -63,7 +72,9 @@ def finished(
 def train_to_end(session: "Session") -> None:
     """Train to the last step; then print the validation loss, a sample and the run directory."""
     config, directory = session.config, session.run
-    terminal = Terminal(config.train.steps, config.observe.progress, session.process)
+    state = session.state
+    last = config.train.last_step(state.step, state.tokens)
+    terminal = Terminal(last, config.observe.progress, session.process)
     evaluation = train(session, terminal)
     if not session.process.writes:
         return

@@ -138,6 +138,15 @@ def shown(value: Any) -> str:
         return "(an integer of thousands of digits)"
 
 
+def plain(value: Any) -> Any:
+    """Return a setting's value as JSON has it: a tuple as a list, and a table as an object."""
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    return value
+
+
 def _convert(value: Any, annotation: Any) -> Any:
     """Return `value` converted to the first type of `annotation` that holds it without loss.
 
@@ -149,8 +158,10 @@ def _convert(value: Any, annotation: Any) -> Any:
             if isinstance(value, str) and value in typing.get_args(member):
                 return value
         elif origin is tuple:
-            if isinstance(value, list | tuple) and value:
-                return tuple(_convert(item, typing.get_args(member)[0]) for item in value)
+            kind = typing.get_args(member)[0]
+            may_be_empty = dataclasses.is_dataclass(kind)
+            if isinstance(value, list | tuple) and (value or may_be_empty):
+                return tuple(_convert(item, kind) for item in value)
         elif member is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return _finite(value)
@@ -212,7 +223,8 @@ def _description(annotation: Any) -> str:
         if choices := _choices(member):
             descriptions.append("one of " + ", ".join(choices))
         elif typing.get_origin(member) is tuple:
-            descriptions.append(f"a list of {_PLURALS[typing.get_args(member)[0]]}")
+            kind = typing.get_args(member)[0]
+            descriptions.append(f"a list of {_PLURALS.get(kind, 'tables')}")
         else:
             descriptions.append(_NAMES.get(member, f"of type {member.__name__}"))
     return " or ".join(descriptions)

@@ -13,6 +13,7 @@ from moebius.config.data import DataConfig
 from moebius.config.fields import annotations, settings, shown
 from moebius.config.flags import Values, parse_flags
 from moebius.config.paths import expanded
+from moebius.config.phases import REPLACED
 from moebius.config.presets import PRESETS, preset
 from moebius.config.printable import CONTROL_CHARACTERS, print_note
 from moebius.config.removed import explanation, without_removed
@@ -20,6 +21,8 @@ from moebius.config.suggestions import nearest, suggestion
 from moebius.config.tree import Config
 from moebius.errors import ConfigError
 
+FOLLOWING = tuple(f"train.{name}" for name in REPLACED)
+"""Settings that are left out of a file with phases, from which they follow."""
 LONGEST_CHAIN = 100  # of files, each the base of the one before
 
 Report = Callable[[str], None]
@@ -49,7 +52,9 @@ def override(config: Config, values: Values, origin: str = "") -> Config:
         for section, inner in values.items():
             if section not in sections:
                 raise ConfigError(_unknown_section(section, inner, sections))
-        return _replaced(config, values, path="")
+        result = _replaced(config, values, path="")
+        _check_replaced(result, values)
+        return result
 
 
 def to_toml(config: Config) -> str:
@@ -159,6 +164,18 @@ def _replaced(section: Any, values: Values, path: str) -> Any:
     return replace(section, **changed)
 
 
+def _check_replaced(config: Config, values: Values) -> None:
+    """Raise ConfigError if `values` have a setting that the phases replace by another value."""
+    given = values.get("train", {})
+    for name in REPLACED if config.train.phases else ():
+        own = getattr(config.train, name)
+        if name in given and given[name] != own:
+            raise ConfigError(
+                f"train.{name}={shown(given[name])}: follows from train.phases, which give "
+                f"{name}={shown(own)}; leave it out, or change the phases"
+            )
+
+
 def _unknown_setting(name: str, value: Any) -> str:
     """Return the error for an unknown setting, which may be a table of settings."""
     if removed := explanation(name):
@@ -190,16 +207,27 @@ def _written(setting: str, value: str) -> str:
 def _tables(section: Any, path: str) -> list[str]:
     """Return a TOML table for a section, and one for each section inside it."""
     values = {field.name: getattr(section, field.name) for field in fields(section)}
+    arrays = {name: value for name, value in values.items() if _is_array_of_tables(value)}
     plain = [
         f"{name} = {_toml_value(value)}"
         for name, value in values.items()
         if not is_dataclass(value)
+        and name not in arrays
+        and not (arrays and f"{path}.{name}" in FOLLOWING)
     ]
     tables = ["\n".join([f"[{path}]", *plain])] if path else []
     for name, value in values.items():
         if is_dataclass(value):
             tables += _tables(value, f"{path}.{name}" if path else name)
+    for name, items in arrays.items():
+        for item in items:
+            (table,) = _tables(item, f"{path}.{name}")
+            tables.append(table.replace(f"[{path}.{name}]", f"[[{path}.{name}]]", 1))
     return tables
+
+
+def _is_array_of_tables(value: Any) -> bool:
+    return isinstance(value, tuple) and any(map(is_dataclass, value))
 
 
 def _toml_value(value: Any) -> str:

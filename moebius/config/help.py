@@ -67,6 +67,10 @@ def _section(name: str, section: Any, keys: list[str]) -> list[str]:
         annotation, value = annotations(type(section))[key], getattr(section, key)
         if isinstance(value, Rule):
             alarms[key] = value
+        elif table := _table_of(annotation):
+            lines += _wrapped(f"[[{name}.{key}]] in a TOML file", "  ", INDENT)
+            lines += _wrapped(meanings[key], INDENT, INDENT)
+            lines += _table_fields(table)
         else:
             lines += _setting(f"{name}.{key}", annotation, meanings[key], _typed(value))
     return lines + (_alarms(name, alarms, meanings) if alarms else [])
@@ -78,6 +82,22 @@ def _setting(name: str, annotation: Any, meaning: str, value: str = "") -> list[
     heading += f" ({limits})" if limits else ""
     heading += f": {value}" if value else ""
     return [*_wrapped(heading, "  ", INDENT), *_wrapped(meaning, INDENT, INDENT)]
+
+
+def _table_of(annotation: Any) -> type | None:
+    """Return the class of the tables in a list of tables; None for another setting."""
+    kinds = [typing.get_args(member)[:1] for member in members(annotation)]
+    tables = [kind for (kind,) in filter(None, kinds) if dataclasses.is_dataclass(kind)]
+    return typing.cast(type, tables[0]) if tables else None
+
+
+def _table_fields(table: type) -> list[str]:
+    """Return a paragraph for each setting in a table."""
+    lines: list[str] = []
+    for key, meaning in field_docs(table).items():
+        kind = _metavar(annotations(table)[key]).lower()
+        lines += _wrapped(f"{key} = {kind}: {meaning}", INDENT, INDENT + "  ")
+    return lines
 
 
 def _alarms(section: str, alarms: dict[str, Rule], meanings: dict[str, str]) -> list[str]:

@@ -33,6 +33,7 @@ CHANGEABLE = (
     "train.warmup_steps",
     "train.decay_fraction",
     "train.min_lr_fraction",
+    "train.phases",
     "train.eval_every",
     "train.eval_tokens",
     "train.checkpoint_every",
@@ -100,6 +101,11 @@ def resumed_config(before: Config, after: Config) -> Config:
                 f"{name}={shown(new)}: a resumed run keeps {name}={shown(old)}, because {reason}; "
                 "start a new run to change it"
             )
+    return keeping_common_start(before, after)
+
+
+def keeping_common_start(before: Config, after: Config) -> Config:
+    """Return `after`, with a common start of the experts that ends at the same step as before."""
     share = _same_common_start(before.train.common_start, before.train.steps, after.train.steps)
     return replace(after, train=replace(after.train, common_start=share))
 

@@ -1,7 +1,7 @@
 """The `train` section: the settings of the training itself."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from moebius.config.fields import (
@@ -14,6 +14,7 @@ from moebius.config.fields import (
     check_fields,
     divisors,
 )
+from moebius.config.phases import REPLACED, Phase, check_phases, phases_of
 from moebius.config.suggestions import nearest, value_suggestion
 from moebius.errors import ConfigError
 
@@ -62,6 +63,10 @@ class TrainConfig:
     """Last part of the run in which the wsd schedule decays, as a share of the steps."""
     min_lr_fraction: Fraction = 0.1
     """Learning rate at the end of the run, as a share of lr."""
+    phases: tuple[Phase, ...] = ()
+    """Parts of the run, by tokens, each with its own learning-rate schedule, batch size, sequence
+    length and mixture. Only a TOML file can name them. They replace steps, schedule, warmup_steps,
+    decay_fraction and min_lr_fraction."""
     common_start: Fraction = 0.0
     """First part of the run in which all experts of a layer are equal and share their gradients,
     as a share of the steps. It helps top-1 experts without a base MLP and cannot help more
@@ -102,7 +107,14 @@ class TrainConfig:
     gradients in bfloat16, native on a Hopper GPU and emulated elsewhere."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "phases", phases_of(self.phases))
         check_fields("train", self)
+        if self.phases:
+            check_phases(self.phases, self.batch_size)
+            for field in fields(self):
+                if field.name in REPLACED:
+                    object.__setattr__(self, field.name, field.default)
+            object.__setattr__(self, "steps", self.last_step(0, 0))
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ConfigError(
                 f"train.micro_batch_size={self.micro_batch_size}: must divide batch_size "
@@ -119,6 +131,39 @@ class TrainConfig:
             raise ConfigError(
                 f"train.device={self.device!r}: must be auto, cpu, cuda or cuda:N{hint}"
             )
+
+    def phase_at(self, tokens: int) -> int:
+        """Return the number, from 0, of the phase of a step that begins after that many tokens.
+
+        It is 0 in a run without phases, and that of the last phase after its end.
+        """
+        ends = (number for number, phase in enumerate(self.phases) if phase.until > tokens)
+        return next(ends, max(0, len(self.phases) - 1))
+
+    def tokens_per_step(self, number: int) -> int:
+        """Return the tokens of a step in a phase, counted from 0; of any step without phases."""
+        phase = self.phases[number] if self.phases else None
+        batch_size = (phase and phase.batch_size) or self.batch_size
+        return batch_size * ((phase and phase.seq_len) or self.seq_len)
+
+    def is_over(self, step: int, tokens: int) -> bool:
+        """Return whether a run that is at this step, after that many tokens, is at its end."""
+        return tokens >= self.phases[-1].until if self.phases else step >= self.steps
+
+    def last_step(self, step: int, tokens: int) -> int:
+        """Return the last step of a run that is at this step, after that many tokens."""
+        if not self.phases:
+            return self.steps
+        for number, phase in enumerate(self.phases):
+            per_step = self.tokens_per_step(number)
+            num_steps = max(0, -(-(phase.until - tokens) // per_step))
+            step, tokens = step + num_steps, tokens + num_steps * per_step
+        return step
+
+    def longest_seq_len(self, tokens: int) -> int:
+        """Return the tokens in the longest sequences of the first `tokens` tokens of the run."""
+        begun = self.phases[: self.phase_at(max(0, tokens - 1)) + 1]
+        return max((phase.seq_len or self.seq_len for phase in begun), default=self.seq_len)
 
     @property
     def accumulation_steps(self) -> int:

@@ -7,6 +7,7 @@ from moebius.config.fields import check_fields
 from moebius.config.model import ModelConfig
 from moebius.config.observe import ObserveConfig
 from moebius.config.parallel import ParallelConfig
+from moebius.config.phases import check_weights
 from moebius.config.train import TrainConfig
 from moebius.errors import ConfigError
 
@@ -31,6 +32,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields("config", self)
+        check_weights(self.train.phases, self.data)
         has_float8 = self.train.expert_dtype == "float8" and any(self.model.experts_per_layer)
         if has_float8 and self.model.dim % FLOAT8_MULTIPLE:
             raise ConfigError(

@@ -6,6 +6,7 @@ sequences, also with another batch size.
 """
 
 from collections.abc import Iterator
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,20 @@ PADDING = -100
 """Stands in for a token that is not there: `moebius.model.loss.IGNORED`, without torch."""
 
 
+class Stretch(NamedTuple):
+    """A part of a run in which the text is cut and mixed in one way."""
+
+    seq_len: int
+    """Tokens per sequence."""
+    weights: tuple[float, ...]
+    """The weight of each source."""
+    first: int = 0
+    """Number of its first sequence, counted from the start of the run."""
+    taken: tuple[int, ...] = ()
+    """Number of windows of this length that each source has given before, over all epochs. Empty
+    if none has given any."""
+
+
 class Batches:
     """Shuffled training batches of windows that are cut from a token stream.
 
@@ -26,32 +41,47 @@ class Batches:
     (a part of the stream) gets a share of the sequences in proportion to its weight. Each source
     has its own epochs, which visit every window of the source once, each in a different order.
 
+    A run that changes the length or the mixture begins a new `Stretch`, in which each source goes
+    on where it was: `following` returns it.
+
     `stream` has the tokens, `batch_size` is the number of sequences in a global batch (over all
-    processes), and `seed` determines the order. Raises DataError if the stream has too few tokens
-    for one batch or a source has too few for one window.
+    processes), and `seed` determines the order. `stretch` has the weights and where the sources
+    go on; by default, they begin with the weights of the stream's parts. Raises DataError if the
+    stream has too few tokens for one batch or a source has too few for one window.
     """
 
     def __init__(
-        self, stream: TokenStream, seq_len: int, batch_size: int, seed: int, lookahead: int = 1
+        self,
+        stream: TokenStream,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        lookahead: int = 1,
+        stretch: Stretch | None = None,
     ):
         self.stream = stream
         self.seq_len = seq_len
         self.batch_size = batch_size
         self.seed = seed
         self.lookahead = lookahead
-        self._mixture = Mixture([part.weight for part in stream.parts])
-        self._windows_per_source = [
-            _num_windows(part.stop - part.start, seq_len, lookahead) for part in stream.parts
-        ]
-        self.num_windows = sum(self._windows_per_source)
+        self.stretch = stretch or Stretch(seq_len, tuple(part.weight for part in stream.parts))
+        self._mixture = Mixture(self.stretch.weights)
+        self._taken = np.array(self.stretch.taken or [0] * len(stream.parts), dtype=np.int64)
+        self._windows_per_source = self._num_windows(seq_len)
+        is_used = [weight > 0 for weight in self.stretch.weights]
+        self.num_windows = sum(compress(self._windows_per_source, is_used))
         if self.num_windows < batch_size:
             raise DataError(
                 f"the corpus has {len(stream):,} training tokens, too few for one batch of "
                 f"{batch_size} x {seq_len}, which needs {batch_size * seq_len + lookahead:,}; "
                 "lower --train.batch_size or --train.seq_len, or add text"
             )
-        if not all(self._windows_per_source):
-            source = self._windows_per_source.index(0)
+        if not all(compress(self._windows_per_source, is_used)):
+            source = next(
+                source
+                for source, count in enumerate(self._windows_per_source)
+                if is_used[source] and not count
+            )
             part = stream.parts[source]
             raise DataError(
                 f"source {source + 1} of data.source has {part.stop - part.start:,} training "
@@ -82,13 +112,31 @@ class Batches:
             [self.stream.read(start, start + self.seq_len + self.lookahead) for start in starts]
         )
 
+    def following(self, first: int, seq_len: int, weights: tuple[float, ...]) -> Stretch:
+        """Return the stretch that follows before sequence `first`, cut and mixed as given.
+
+        Each source goes on with its next window, so that no window is read twice in an epoch. With
+        another `seq_len`, which cuts the source anew, it goes on with its next epoch.
+        """
+        taken = self._taken + self._mixture.turns_before(first - self.stretch.first)
+        if seq_len != self.seq_len:
+            epochs = -(-taken // np.maximum(self._windows_per_source, 1))
+            taken = epochs * self._num_windows(seq_len)
+        return Stretch(seq_len, weights, first, tuple(taken.tolist()))
+
+    def _num_windows(self, seq_len: int) -> list[int]:
+        """Return the number of windows of that length in each source."""
+        sizes = [part.stop - part.start for part in self.stream.parts]
+        return [_num_windows(size, seq_len, self.lookahead) for size in sizes]
+
     def _starts(self, sequences: np.ndarray) -> np.ndarray:
         """Return the position in the stream at which the window of each sequence (n,) starts.
 
         Sequences are numbered from 0 over the whole run.
         """
         starts = np.empty_like(sequences)
-        sources, numbers = self._mixture.locate(sequences)
+        sources, numbers = self._mixture.locate(sequences - self.stretch.first)
+        numbers += self._taken[sources]
         for source in np.unique(sources):
             num_windows = self._windows_per_source[source]
             epochs, positions = np.divmod(numbers, num_windows)

@@ -1,13 +1,19 @@
 """A prepared corpus: all that training and evaluation need to know about the text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from moebius.cost.units import counted
+from moebius.data.cache import digest
 from moebius.data.stream import TokenStream
 from moebius.data.text_bytes import TextBytes
 from moebius.data.tokenizer import Tokenizer
+
+IDENTITY_VERSION = 3
+"""Version in the hash that identifies a corpus. It does not change with the format of the shards,
+because checkpoints contain the hash."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Corpus:
     """Number of documents that were left out because they could not be read."""
     identity: str
     """Hash of the tokens and the sources' weights. It does not depend on the folders' names."""
+    checksums: tuple[str, ...] = ()
+    """SHA-256 of each shard, in order. Equal tokens have equal ones."""
     lossy: str = ""
     """The first text that the tokenizer does not give back and what it becomes, for a message.
     Bits per byte mean nothing unless this is empty: the lost text costs nothing to predict."""
@@ -67,3 +75,8 @@ class Corpus:
             f"{counted(self.tokenizer.size, 'token id')}, {self.bytes_per_token:.2f} bytes per "
             f"token{sources}{left_out}"
         )
+
+
+def identity_of(checksums: Sequence[str], weights: Sequence[float]) -> str:
+    """Return `Corpus.identity` of tokens with these checksums, mixed with these weights."""
+    return digest([list(checksums), list(weights)], IDENTITY_VERSION)

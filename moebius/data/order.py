@@ -62,6 +62,12 @@ class Mixture:
         sources = self._source[positions]
         return sources, periods * self._turns_per_source[sources] + self._turn[positions]
 
+    def turns_before(self, sequence: int) -> np.ndarray:
+        """Return how many of the sequences before this one each source has; int64, (sources,)."""
+        periods, position = divmod(sequence, self.period)
+        rest = np.bincount(self._source[:position], minlength=len(self._turns_per_source))
+        return periods * self._turns_per_source + rest
+
 
 def shuffled(positions: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
     """Return the images of some positions under the permutation of range(size) that `key` selects.

@@ -16,14 +16,13 @@ from moebius.config.printable import printable_line
 from moebius.cost.units import counted
 from moebius.data.cache import (
     cache_folder,
-    digest,
     remove_abandoned,
     source_key,
     sync,
     tokenizer_key,
 )
 from moebius.data.chunk import Chunk
-from moebius.data.corpus import Corpus
+from moebius.data.corpus import Corpus, identity_of
 from moebius.data.held_out import TooFew, held_out_below
 from moebius.data.ingest import ingest
 from moebius.data.lock import exclusive_lock
@@ -56,9 +55,6 @@ _Listed = Mapping[DataConfig, Inventory]
 FEW_HELD_OUT_TOKENS = 10_000
 """Held-out tokens below which the user is warned. Losses of single tokens vary by about 3 nats, so
 the mean over 10,000 of them is uncertain by at least 0.03."""
-IDENTITY_VERSION = 3
-"""Version in the hash that identifies a corpus. It does not change with the format of the shards,
-because checkpoints contain the hash."""
 
 
 def prepare(
@@ -212,7 +208,8 @@ def _open(
         val=val,
         separator=tokenizer.end_of_text if config.document_masking else None,
         skipped=sum(meta.tally.count for meta in metas),
-        identity=digest([checksums, weights], IDENTITY_VERSION),
+        identity=identity_of(checksums, weights),
+        checksums=tuple(checksums),
         names=tuple(weight_of),
         lossy=lossy,
         notes=_notes(list(weight_of), metas, val, lossy),

@@ -56,6 +56,8 @@ class Evaluable:
     """The weights."""
     tokenizer: Tokenizer
     tokenizer_file: Path
+    context: int
+    """Most tokens that it reads at once to write text."""
 
     def model(self, device: torch.device) -> Transformer:
         """Return the model as it is evaluated in training, on the device."""
@@ -67,7 +69,9 @@ class Evaluable:
 
     def language_model(self, device: torch.device) -> LanguageModel:
         """Return the model as it writes text, on the device."""
-        return language_model(self.config, self.tensors, self.tokenizer, device, self.step or 0)
+        return language_model(
+            self.config, self.tensors, self.tokenizer, device, self.context, self.step or 0
+        )
 
     def settings(self, num_tokens: int) -> Config:
         """Return the configuration of an evaluation of about `num_tokens` tokens.
@@ -163,6 +167,7 @@ def evaluable(path: str, step: int | None, report: Report) -> Evaluable:
         tensors=weights.tensors,
         tokenizer=tokenizer,
         tokenizer_file=run.tokenizer_path,
+        context=config.train.longest_seq_len(weights.tokens),
     )
 
 
@@ -180,7 +185,7 @@ def _exported(folder: Path) -> Evaluable:
         check_model(Transformer(model), tensors, folder)
     train = replace(TrainConfig(), seq_len=min(stock.seq_len, LONGEST))
     config = Config(model=model, data=DataConfig(), train=train)
-    return Evaluable(folder, None, None, "", config, tensors, tokenizer, file)
+    return Evaluable(folder, None, None, "", config, tensors, tokenizer, file, train.seq_len)
 
 
 def _joined(corpus: Corpus, own: set[str]) -> TokenStream:

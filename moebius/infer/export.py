@@ -93,9 +93,10 @@ def export(
         raise ConfigError(f"{run.root}: cannot be exported to {target}: {reason}")
     record = run.record(complain)
     tokenizer = own_tokenizer(config, run, record)
-    text = TextSettings(tokenizer.size, tokenizer.end_of_text, config.train.seq_len)
     with new_folder(place) as folder:
         weights = trained(run, config, record, options.step, options.average, complain)
+        context = config.train.longest_seq_len(weights.tokens)
+        text = TextSettings(tokenizer.size, tokenizer.end_of_text, context)
         own = {name: t for name, t in weights.tensors.items() if not name.startswith("mtp.")}
         shape = _shape(run, model, own)
         report(f"architecture   {shape.architecture.name}, from {_source(weights)}")
@@ -113,6 +114,7 @@ def export(
             config,
             weights.steps,
             read_metrics(run.metrics_path, weights.steps[0]),
+            context,
         )
         readme = card(origin, shape, verified, options.dtype, options.license)
         (folder / CARD).write_text(readme, "utf-8")

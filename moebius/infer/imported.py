@@ -1,6 +1,5 @@
 """Make a run of the model in a stock checkpoint or in an export, to go on training with it."""
 
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +21,7 @@ from moebius.infer.stock_tokenizer import FILE
 from moebius.infer.upcycle import Upcycling, upcycled, upcycled_config
 from moebius.model.transformer import Transformer
 from moebius.train import checkpoint
+from moebius.train.origin import Begun, Origin
 from moebius.train.run_directory import RunDirectory
 from moebius.train.run_record import RunRecord
 from moebius.train.session import build
@@ -61,15 +61,16 @@ def import_stock(
     state = build(config, corpus, device, report)
     check_model(state.model, own, folder)
     load_model(state.model, own)
-    owner = run.create(RunRecord.of(config, corpus), corpus.tokenizer, report)
-    run = RunDirectory(owner.folder)
-    try:
-        checkpoint.save(run.checkpoints / FIRST, *state.captured())
-    except BaseException:
-        # Resumed without it, the run would begin with new weights.
-        shutil.rmtree(run.root, ignore_errors=True)
-        raise
-    return run
+    how = ",".join(f"{name}={n}" for name, n in upcycling._asdict().items()) if upcycling else ""
+    origin = Origin("imported", str(folder.resolve()), upcycled=how)
+
+    def fill(aside: RunDirectory) -> None:
+        # A run without this checkpoint would begin with new weights.
+        checkpoint.save(aside.checkpoints / FIRST, *state.captured())
+        aside.write_first_event(Begun(origin))
+
+    record = RunRecord.of(config, corpus, origin=origin)
+    return RunDirectory(run.create(record, corpus.tokenizer, report, fill).folder)
 
 
 def stock_weights(folder: Path, stock: StockModel) -> dict[str, Tensor]:

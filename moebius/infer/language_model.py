@@ -166,7 +166,8 @@ def load_run(
     record = run.record(report)
     tokenizer = own_tokenizer(config, run, record)
     weights = trained(run, config, record, step, report=report)
-    return language_model(config, weights.tensors, tokenizer, device, weights.steps[0])
+    context = config.train.longest_seq_len(weights.tokens)
+    return language_model(config, weights.tensors, tokenizer, device, context, weights.steps[0])
 
 
 def language_model(
@@ -174,14 +175,18 @@ def language_model(
     tensors: dict[str, Tensor],
     tokenizer: Tokenizer,
     device: torch.device,
+    context: int,
     step: int = 0,
 ) -> LanguageModel:
-    """Return the language model with these weights on the device."""
+    """Return the language model with these weights on the device.
+
+    context: largest number of tokens that it reads at once.
+    """
     model = new_model(config, device)
     load_model(model, tensors)
     dtype = matmul_dtype(config.train, device)
     convert_products(model, dtype)
-    return LanguageModel(model, tokenizer, config.train.seq_len, dtype, step)
+    return LanguageModel(model, tokenizer, context, dtype, step)
 
 
 def new_model(config: Config, device: torch.device) -> Transformer:

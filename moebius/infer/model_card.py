@@ -41,6 +41,8 @@ class Origin(NamedTuple):
     """Steps of the checkpoints of which the weights are the mean."""
     metrics: list[dict[str, Any]]
     """The lines of metrics.jsonl up to the newest of these steps."""
+    context: int
+    """Tokens in the longest sequences that the run had trained on."""
 
 
 class Verified(NamedTuple):
@@ -91,7 +93,7 @@ def read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _figures(origin: Origin, shape: StockShape, dtype: str) -> list[tuple[str, str]]:
-    model, train = shape.model, origin.config.train
+    model = shape.model
     metrics, last = origin.metrics, next(reversed(origin.metrics), {})
     evaluated = next((line for line in reversed(metrics) if line.get("val_loss")), {})
     newest, num_steps = max(origin.steps), len(origin.steps)
@@ -102,7 +104,7 @@ def _figures(origin: Origin, shape: StockShape, dtype: str) -> list[tuple[str, s
         ("architecture", shape.architecture.name),
         ("weights", dtype),
         ("experts", _experts(shape)),
-        ("context", f"{train.seq_len:,} tokens"),
+        ("context", f"{origin.context:,} tokens"),
         ("step", f"{newest:,}{mean}"),
     ]
     if tokens := last.get("tokens"):
@@ -128,7 +130,7 @@ def _remarks(origin: Origin, shape: StockShape, dtype: str) -> str:
         "- In training, every text began with the end-of-text token. The tokenizer adds it; tools "
         "that do not call the tokenizer as above have to be told (lm-evaluation-harness: "
         "`add_bos_token=True`).",
-        f"- The model has seen no positions beyond {origin.config.train.seq_len:,}.",
+        f"- The model has seen no positions beyond {origin.context:,}.",
         "- Batches are padded on the left.",
     ]
     if origin.config.model.use_mtp:

@@ -28,6 +28,8 @@ class Trained(NamedTuple):
     """Every parameter, and every router's bias, by its name in the model."""
     steps: tuple[int, ...]
     """Steps of the checkpoints, newest first; the weights are their mean."""
+    tokens: int
+    """Number of tokens that the run had trained on at the newest of them."""
 
 
 def trained(
@@ -52,12 +54,14 @@ def trained(
     with torch.device("meta"):
         expected = Transformer(config.model)
     loaded: dict[str, Tensor] = {}
+    tokens: dict[Path, int] = {}
 
     def weights_in(folder: Path) -> dict[str, Tensor]:
         tensors, values = checkpoint.load(folder, only=WEIGHTS)
         weights = tensors.get(WEIGHTS, {})
         check_model(expected, weights, folder)
         check_belongs(folder, values, config, identity)
+        tokens[folder] = int(values.get("tokens", 0))
         return weights
 
     def load(folder: Path) -> None:
@@ -66,15 +70,15 @@ def trained(
     if average > 1:
         folders = _last(run, step, average)
         steps = tuple(checkpoint_store.step_of(folder) for folder in folders)
-        return Trained(_mean(weights_in, folders), steps)
+        return Trained(_mean(weights_in, folders), steps, tokens[folders[0]])
     if step is not None:
         folder = checkpoint_at(run, step)
         load(folder)
-        return Trained(loaded, (step,))
+        return Trained(loaded, (step,), tokens[folder])
     newest = checkpoint_store.load_newest(run.checkpoints, load, report)
     if newest is None:
         raise CheckpointError(f"{run.checkpoints}: no checkpoint yet; train the run first")
-    return Trained(loaded, (checkpoint_store.step_of(newest),))
+    return Trained(loaded, (checkpoint_store.step_of(newest),), tokens[newest])
 
 
 def _last(run: RunDirectory, step: int | None, count: int) -> list[Path]:

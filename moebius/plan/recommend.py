@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from moebius.config import Config, ModelConfig
+from moebius.config.in_phases import largest_phase
 from moebius.cost.device import Device
 from moebius.cost.layouts import FILLED, Layout, Planned, fits, layouts, needed_memory, planned
 from moebius.cost.units import byte_size
@@ -41,13 +42,15 @@ class Plan:
 def plan(config: Config, device: Device, gpus: int, imbalance: float = 1.0) -> Plan:
     """Return the plan of a run on that many devices.
 
-    A batch that the devices cannot share evenly is enlarged. imbalance is the load of the busiest
+    With phases, it is that of the largest one. A batch that the devices cannot share evenly is
+    enlarged. imbalance is the load of the busiest
     expert, divided by an even load. Raises ConfigError, which says what would help, if no layout
     fits.
     """
     if not 1 <= gpus <= LARGEST_CLUSTER:
         raise ConfigError(f"--gpus {gpus}: must be from 1 to {LARGEST_CLUSTER}")
     _check_imbalance(config.model, imbalance)
+    config = largest_phase(config)
     asked_batch_size = config.train.batch_size
     config = replace(config, train=replace(config.train, micro_batch_size=0))  # layouts choose it
     config = _with_batch_size(config, -(-asked_batch_size // gpus) * gpus)

@@ -3,6 +3,7 @@
 import torch
 
 from moebius.config import Config
+from moebius.config.in_phases import largest_phase
 from moebius.cost.floor import components
 from moebius.hardware.ceilings import ceilings
 from moebius.hardware.device import describe
@@ -15,8 +16,10 @@ from moebius.profile.steps import Steps
 def profile(config: Config, device: torch.device, seconds: float = 15.0) -> tuple[Profile, Steps]:
     """Measure a configuration's step, and return its profile and the model that ran it.
 
-    seconds: approximate duration of the measurement. Compilation takes additional time.
+    Of a run with phases, it is a step of the largest one. seconds: approximate duration of the
+    measurement. Compilation takes additional time.
     """
+    config = largest_phase(config)
     dtype = matmul_dtype(config.train, device)
     limits = ceilings(device, dtype)
     measured, steps = measure(config, device, seconds)

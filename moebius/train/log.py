@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from moebius.config import Config
 from moebius.errors import NumericError, StorageError
 from moebius.hardware.memory import PeakMemory
 from moebius.hardware.precision import matmul_dtype
@@ -92,21 +93,30 @@ class StepLog:
     def __exit__(self, *error: Any) -> None:
         self.sinks.__exit__(*error)
 
-    def note(self, result: StepResult) -> None:
-        """Remember, on the device, whether the step was skipped."""
-        self.skipped.note(result.is_skipped)
+    def note(self, result: StepResult, config: Config | None = None) -> None:
+        """Remember, on the device, whether the step was skipped.
 
-    def write(self, result: StepResult, evaluation: Evaluation | None = None) -> StepMetrics:
+        `config` has the step's batch size, if the run has phases.
+        """
+        self.skipped.note(result.is_skipped, config and config.train.batch_size)
+
+    def write(
+        self,
+        result: StepResult,
+        evaluation: Evaluation | None = None,
+        config: Config | None = None,
+    ) -> StepMetrics:
         """Write a step's metrics to every sink and return them. Waits for the device.
 
-        Raises NumericError as `settle` does.
+        `config` has the step's batch size and sequence length, if the run has phases. Raises
+        NumericError as `settle` does.
         """
         seconds = self.clock.lap()
         self.settle()
         speed = (self.state.tokens - self.tokens) / max(seconds, 1e-9)
         self.tokens = self.state.tokens
         metrics = step_metrics(
-            self.session.config,
+            config or self.session.config,
             self.state,
             result,
             speed,

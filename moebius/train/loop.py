@@ -1,6 +1,6 @@
 """The training loop: each step, and the logging, evaluation and saving that is due after it."""
 
-from moebius.config import TrainConfig
+from moebius.config import Config, TrainConfig
 from moebius.errors import Interrupted, NumericError, StorageError
 from moebius.observe.json_lines import last_metrics
 from moebius.observe.metrics import StepMetrics
@@ -11,9 +11,10 @@ from moebius.train.common_start import has_equal_experts
 from moebius.train.evaluate import Evaluation, evaluate
 from moebius.train.log import StepLog
 from moebius.train.run_directory import RunDirectory
+from moebius.train.schedule import learning_rate
 from moebius.train.session import Session
 from moebius.train.signals import StopSignals
-from moebius.train.step import train_step
+from moebius.train.step import StepResult, train_step
 
 
 def train(session: Session, terminal: Terminal, listens: bool = True) -> Evaluation:
@@ -26,7 +27,7 @@ def train(session: Session, terminal: Terminal, listens: bool = True) -> Evaluat
     state saved, on a signal or when the terminal cannot be written to any more; StorageError when
     a checkpoint cannot be written.
     """
-    config, state, feed = session.config.train, session.state, session.feed
+    config, state = session.config.train, session.state
     trained = (state.model, session.corpus, session.config, session.device)
     evaluation: Evaluation | None = None
     with (
@@ -36,23 +37,24 @@ def train(session: Session, terminal: Terminal, listens: bool = True) -> Evaluat
     ):
         terminal.when_lost(stop.output_lost)
         session.begin(log.sinks.event)
-        if unevaluated := unevaluated_step(session.run, state.step, config, session.trained):
+        at = state.step, state.tokens
+        if unevaluated := unevaluated_step(session.run, *at, config, session.trained):
             evaluation = evaluate(*trained, lambda: stop.requested is not None)
             if evaluation:
                 log.complete(unevaluated, evaluation)
-        while state.step < config.steps and not stop.requested:
+        while not config.is_over(state.step, state.tokens) and not stop.requested:
             log.clock.go_on()
-            result = train_step(state, feed.at(state.sequences), feed.separator, config)
-            log.note(result)
+            result, current = take_step(session)
+            log.note(result, current)
 
             latest: Evaluation | None = None
-            evaluates = is_evaluated(state.step, config)
+            evaluates = is_evaluated(state.step, state.tokens, config)
             if evaluates:
                 log.clock.pause()
                 latest = evaluate(*trained, lambda: stop.requested is not None)
                 evaluation = latest or evaluation
             if is_due(state.step, config.log_every) or evaluates:
-                metrics = log.write(result, latest)
+                metrics = log.write(result, latest, current)
                 alarms = state.alarms.look(metrics, has_equal_experts(state.step - 1, config))
                 answer(alarms, state, writer, log, config.max_rollbacks)
             if is_due(state.step, config.checkpoint_every):
@@ -77,6 +79,15 @@ def train(session: Session, terminal: Terminal, listens: bool = True) -> Evaluat
     return last
 
 
+def take_step(session: Session) -> tuple[StepResult, Config]:
+    """Train one step. Return its result, and the plain configuration of its phase."""
+    state, config = session.state, session.config.train
+    current, feed = session.course.next_step(state)
+    lr = learning_rate(state.step, config, state.tokens)
+    tokens_BL = feed.at(state.sequences)
+    return train_step(state, tokens_BL, feed.separator, current.train, lr), current
+
+
 def writer_for(session: Session) -> CheckpointWriter:
     """Return the writer of a run's checkpoints."""
     config = session.config.train
@@ -93,7 +104,7 @@ def writer_for(session: Session) -> CheckpointWriter:
 
 
 def unevaluated_step(
-    run: RunDirectory, step: int, config: TrainConfig, trained: TrainConfig
+    run: RunDirectory, step: int, tokens: int, config: TrainConfig, trained: TrainConfig
 ) -> StepMetrics | None:
     """Return the metrics of a run's latest step if a signal prevented its evaluation, else None.
 
@@ -101,8 +112,8 @@ def unevaluated_step(
     with. With `config`, those that the run goes on with, it may have become the last step, which
     is always evaluated. Raises StorageError.
     """
-    is_last = step == config.steps
-    if not (is_evaluated(step, trained) or is_last) or not run.metrics_path.exists():
+    is_last = config.is_over(step, tokens)
+    if not (is_evaluated(step, tokens, trained) or is_last) or not run.metrics_path.exists():
         return None
     try:
         last = last_metrics(run.metrics_path)
@@ -113,9 +124,12 @@ def unevaluated_step(
     return last if last and last.step == step and last.val_loss is None else None
 
 
-def is_evaluated(step: int, config: TrainConfig) -> bool:
-    """Return whether a step is followed by an evaluation. The last step of a run always is."""
-    return step > 0 and (is_due(step, config.eval_every) or step == config.steps)
+def is_evaluated(step: int, tokens: int, config: TrainConfig) -> bool:
+    """Return whether a step is followed by an evaluation. The last step of a run always is.
+
+    `tokens` is the number of tokens that the run has trained on after the step.
+    """
+    return step > 0 and (is_due(step, config.eval_every) or config.is_over(step, tokens))
 
 
 def is_due(step: int, every: int) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from moebius.config import Config
+from moebius.config.in_phases import largest_phase, mixture_in_phase
 from moebius.config.routers import ROUTERS
 from moebius.data import Corpus
 from moebius.train.schedule import learning_rate
@@ -42,10 +43,11 @@ def _epochs(config: Config, corpus: Corpus) -> str:
 
     With several sources, this is the one that is read most often.
     """
-    train, parts = config.train, corpus.train.parts
-    tokens = train.steps * train.batch_size * train.seq_len
-    weights = sum(part.weight for part in parts)
-    epochs = [tokens * part.weight / weights / (part.stop - part.start) for part in parts]
+    parts = corpus.train.parts
+    epochs = [
+        tokens / (part.stop - part.start)
+        for tokens, part in zip(_tokens_per_source(config, corpus), parts, strict=True)
+    ]
     most = max(epochs)
     if most <= 1:
         return ""
@@ -54,9 +56,24 @@ def _epochs(config: Config, corpus: Corpus) -> str:
     return f"the run reads {which} {most:.1f} times{more}"
 
 
+def _tokens_per_source(config: Config, corpus: Corpus) -> list[float]:
+    """Return how many tokens the run reads of each source, over all phases."""
+    train, base = config.train, [part.weight for part in corpus.train.parts]
+    begin, totals = 0, [0.0] * len(base)
+    for number in range(max(1, len(train.phases))):
+        end = train.phases[number].until if train.phases else 0
+        whole = train.steps * train.batch_size * train.seq_len
+        mixture = mixture_in_phase(config, number) if train.phases else base
+        tokens = end - begin if train.phases else whole
+        for source, weight in enumerate(mixture[: len(base)]):
+            totals[source] += tokens * weight / sum(mixture)
+        begin = end
+    return totals
+
+
 def _warm_up(config: Config) -> str:
     train = config.train
-    if train.steps > train.warmup_steps:
+    if train.phases or train.steps > train.warmup_steps:
         return ""
     highest = learning_rate(train.steps - 1, train)
     return (
@@ -70,7 +87,7 @@ def _micro_batches(config: Config) -> str:
 
     Nothing else in the loss or its gradient does.
     """
-    model, parts = config.model, config.train.accumulation_steps
+    model, parts = config.model, largest_phase(config).train.accumulation_steps
     if parts == 1 or not any(model.experts_per_layer):
         return ""
     exceptions = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moebius.config import Config
-from moebius.config.fields import shown
+from moebius.config.fields import plain, shown
 from moebius.config.resuming import TEXT, changes, value_of
 from moebius.data import Corpus, Tokenizer, prepare, reopen
 from moebius.data.cache import cache_folder
@@ -41,15 +41,23 @@ class Resumed:
 
     @classmethod
     def of(
-        cls, step: int, before: Config, after: Config, aside: str = "", is_new: bool = False
+        cls,
+        step: int,
+        tokens: int,
+        before: Config,
+        after: Config,
+        aside: str = "",
+        is_new: bool = False,
     ) -> "Resumed | None":
         """Return the event of a run that is resumed, or None if it goes on as it was.
 
-        before is the configuration that the step was trained with. is_new: the run has just been
+        tokens is the number of tokens up to the step. before is the configuration that the step
+        was trained with. is_new: the run has just been
         given other settings than it had last, which may be those of the step again.
         """
         changed = changes(before, after)
-        rates = (learning_rate(step, before.train), learning_rate(step, after.train))
+        old, new = (learning_rate(step, each.train, tokens) for each in (before, after))
+        rates = (old, new)
         return cls(step, changed, rates, aside) if changed or aside or is_new else None
 
     def lines(self) -> list[str]:
@@ -70,7 +78,7 @@ class Resumed:
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as an object for events.jsonl."""
-        changed = {name: list(values) for name, values in self.changed.items()}
+        changed = {name: plain(values) for name, values in self.changed.items()}
         event = {"event": RESUMED, "step": self.step, "changed": changed, "lr": list(self.rates)}
         return event | ({"aside": self.aside} if self.aside else {})
 
@@ -99,9 +107,25 @@ def corpus_of(
 ) -> Corpus:
     """Return the text of a run that is resumed, as it was prepared for the run.
 
+    Raises as `text_with_own_tokenizer` does, and CheckpointError if the text is not the run's.
+    """
+    corpus = text_with_own_tokenizer(config, run, record, say, progress)
+    if record and record.identity != corpus.identity:
+        raise CheckpointError(
+            f"{run.root}: trained on another text than data.source={config.data.source!r} now "
+            "gives; its files have changed, or their order"
+        )
+    return corpus
+
+
+def text_with_own_tokenizer(
+    config: Config, run: RunDirectory, record: RunRecord | None, say: Say, progress: bool
+) -> Corpus:
+    """Return the text of a configuration, which a run's tokenizer has to tokenize.
+
     Its sources, which may be millions of files, are only looked at if the prepared text is no
-    longer there, or if the run is given another text. Raises ConfigError, DataError or
-    CheckpointError if the text or the tokenizer is not the run's.
+    longer there, or if this is another text than the run's. Raises ConfigError or DataError if
+    the tokenizer is not the run's.
     """
     tokenizer = own_tokenizer(config, run, record)
     if corpus := _reopened(config, record, tokenizer):
@@ -114,11 +138,6 @@ def corpus_of(
             f"{run.root}: data.source={config.data.source!r} with data.tokenizer="
             f"{config.data.tokenizer!r} gives another tokenizer than the run's: {cause} has "
             "changed"
-        )
-    if record and record.identity != corpus.identity:
-        raise CheckpointError(
-            f"{run.root}: trained on another text than data.source={config.data.source!r} now "
-            "gives; its files have changed, or their order"
         )
     return corpus
 
@@ -178,6 +197,8 @@ def check_steps(before: Config, after: Config, step: int) -> None:
 
     before is the configuration that the run had last.
     """
+    if after.train.phases:
+        return  # a run whose phases are over is finished
     if after.train.steps < step and after.train.steps != before.train.steps:
         raise ConfigError(
             f"train.steps={after.train.steps}: the run is at step {step} already; give more "

@@ -39,7 +39,7 @@ def roll_back(
         )
         done = "not rolled back again: train.max_rollbacks is reached"
         log.last_events([AnsweredAlarm(alarm, done)], error)
-    sequences, rollbacks = state.sequences, state.rollbacks
+    sequences, stretch, rollbacks = state.sequences, state.stretch, state.rollbacks
     lines: list[str] = []  # about the checkpoints that are passed over
     try:
         checkpoint_store.load_newest(
@@ -48,9 +48,10 @@ def roll_back(
     except CheckpointError as error:
         return log.event(alarm, f"not rolled back: {error}")
     before = settings_at(log.session.run, state.trained, state.config, state.step)
-    changed = Resumed.of(state.step, before, state.config)
+    changed = Resumed.of(state.step, state.tokens, before, state.config)
     num_skipped = sequences - state.sequences
-    state.sequences, state.rollbacks = sequences, rollbacks + 1
+    # The text goes on where it was, also if it was in a later phase than the checkpoint is.
+    state.sequences, state.stretch, state.rollbacks = sequences, stretch, rollbacks + 1
     checkpoint_store.discard_after(writer.checkpoints, state.step)
     log.rewind()
     done = f"rolled back to step {state.step}, leaving out {num_skipped:,} sequences"

@@ -1,6 +1,7 @@
 """A run's folder, OUT/NAME, which holds all files of the run."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -13,12 +14,13 @@ from itertools import count
 from pathlib import Path
 
 from moebius.config import Config
-from moebius.config.files import read_config, read_toml, to_toml
+from moebius.config.files import FOLLOWING, read_config, read_toml, to_toml
 from moebius.data import Tokenizer
 from moebius.data.shards import TOKENIZER, file_sha256
 from moebius.errors import CheckpointError, ConfigError, StorageError
 from moebius.observe.json_lines import EVENTS, METRICS
 from moebius.train.not_a_run import not_a_run
+from moebius.train.origin import Begun
 from moebius.train.ownership import Ownership
 from moebius.train.run_record import RunRecord, setting_names, write_atomically
 
@@ -69,13 +71,20 @@ class RunDirectory:
         except OSError as error:
             raise self._not_writable(error) from None
 
-    def create(self, record: RunRecord, tokenizer: Tokenizer, report: Report) -> Ownership:
+    def create(
+        self,
+        record: RunRecord,
+        tokenizer: Tokenizer,
+        report: Report,
+        fill: Callable[["RunDirectory"], None] = lambda run: None,
+    ) -> Ownership:
         """Create the folder in one step, with all that a run begins with, and own it.
 
-        A process that is killed in between leaves no partial run. An unnamed run takes the next
-        name if another process has just taken its own; the ownership has the folder. Raises
-        ConfigError if a named run already exists, and StorageError if the folder cannot be
-        created.
+        `fill` adds what this run begins with besides, such as a checkpoint, to the folder while
+        it still has a temporary name. A process that is killed in between leaves no partial run.
+        An unnamed run takes the next name if another process has just taken its own; the
+        ownership has the folder. Raises ConfigError if a named run already exists, and
+        StorageError if the folder cannot be created.
         """
         try:
             self.root.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +100,7 @@ class RunDirectory:
             tokenizer.save(aside.tokenizer_path)
             checksum = file_sha256(aside.tokenizer_path)
             replace(record, tokenizer=checksum).write(aside.record_path)
+            fill(aside)
             is_named = bool(record.config.train.name)
             self._move(owner, [self.root] if is_named else self._names())
             return owner
@@ -170,7 +180,8 @@ class RunDirectory:
         sections = [field.name for field in fields(Config)]
         missing = [f"[{name}]" for name in sections if not values.get(name)]
         if record and not missing:
-            missing = sorted(record.settings - setting_names(values))
+            follows = set(FOLLOWING) if values["train"].get("phases") else set[str]()
+            missing = sorted(record.settings - setting_names(values) - follows)
         if missing:
             raise CheckpointError(
                 f"{self.config_path}: damaged, {', '.join(missing[:3])} "
@@ -199,6 +210,13 @@ class RunDirectory:
     def write_config(self, config: Config) -> None:
         """Write config.toml. A crash leaves either the old or the new one. Raises StorageError."""
         write_atomically(self.config_path, to_toml(config))
+
+    def write_first_event(self, begun: Begun) -> None:
+        """Write events.jsonl with the event that says where the run comes from.
+
+        Raises StorageError.
+        """
+        write_atomically(self.events_path, json.dumps(begun.to_json()) + "\n")
 
     def tokenizer(self) -> Tokenizer:
         """Return the run's tokenizer. Raises DataError if it cannot be read."""

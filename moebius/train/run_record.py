@@ -13,6 +13,7 @@ from moebius.config.files import from_values
 from moebius.data import Corpus
 from moebius.data.sealed import read_sealed, sealed_text
 from moebius.errors import StorageError
+from moebius.train.origin import Origin
 
 VERSION = 1
 
@@ -28,14 +29,18 @@ class RunRecord:
     """Names of the folders in data.cache that hold the prepared text, one for each source."""
     tokenizer: str = ""
     """SHA-256 of the run's tokenizer.json."""
+    origin: Origin | None = None
+    """Where the run's first checkpoint comes from; None if the run began with new weights."""
     settings: frozenset[str] = field(default=frozenset(), compare=False)
     """Dotted names of the settings that the file holds. A later version has more of them."""
 
     @classmethod
-    def of(cls, config: Config, corpus: Corpus, tokenizer: str = "") -> "RunRecord":
-        """Return the record of a configuration, its text and the checksum of its tokenizer."""
+    def of(
+        cls, config: Config, corpus: Corpus, tokenizer: str = "", origin: Origin | None = None
+    ) -> "RunRecord":
+        """Return the record of a configuration, its text, its tokenizer's checksum and origin."""
         folders = tuple(folder.name for folder in corpus.folders)
-        return cls(config, corpus.identity, folders, tokenizer)
+        return cls(config, corpus.identity, folders, tokenizer, origin)
 
     @classmethod
     def read(cls, path: Path) -> "RunRecord | None":
@@ -51,12 +56,15 @@ class RunRecord:
             raise ValueError(f"version {values['version']}")
         config = from_values(values["config"], report=lambda line: None)
         text, names = values["text"], frozenset(setting_names(values["config"]))
-        return cls(config, text["identity"], tuple(text["folders"]), text["tokenizer"], names)
+        origin = Origin(**values["origin"]) if "origin" in values else None
+        folders = tuple(text["folders"])
+        return cls(config, text["identity"], folders, text["tokenizer"], origin, names)
 
     def write(self, path: Path) -> None:
         """Write the record. Raises StorageError."""
         text = {"identity": self.identity, "folders": self.folders, "tokenizer": self.tokenizer}
         values = {"version": VERSION, "config": asdict(self.config), "text": text}
+        values |= {"origin": asdict(self.origin)} if self.origin else {}
         write_atomically(path, sealed_text(values) + "\n")
 
 

@@ -18,6 +18,7 @@ from moebius.parallel.layout import lay_out
 from moebius.parallel.process import Process
 from moebius.train.checkpoint_store import tidy
 from moebius.train.common_start import tie_experts
+from moebius.train.course import Course
 from moebius.train.ownership import Ownership
 from moebius.train.resumption import Resumed, check_steps, corpus_of, load_checkpoint, set_aside
 from moebius.train.run_directory import RunDirectory
@@ -36,8 +37,8 @@ class Session:
     config: Config
     run: RunDirectory
     corpus: Corpus
-    feed: Feed
-    """The training batches, on their way to the device."""
+    course: Course
+    """The settings and the batch of each step."""
     state: TrainState
     process: Process
     record: RunRecord
@@ -51,6 +52,11 @@ class Session:
     a new run."""
     is_saved: bool = False
     """Whether a checkpoint of the run holds the state that it begins with."""
+
+    @property
+    def feed(self) -> Feed:
+        """The training batches of the current phase, on their way to the device."""
+        return self.course.feed
 
     @property
     def device(self) -> torch.device:
@@ -98,14 +104,14 @@ def start(
     if process.writes:
         run.check_writable()
     corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
-    feed = feed_for(config, corpus, device, process)
+    course = Course(config, corpus, device, process)
     record, owner = RunRecord.of(config, corpus), None
     if process.writes:
         owner = run.create(record, corpus.tokenizer, say)
         run = RunDirectory(owner.folder)
         record = run.record(say) or record
     state = build(config, corpus, device, say)
-    return Session(config, run, corpus, feed, state, process, record, owner)
+    return Session(config, run, corpus, course, state, process, record, owner)
 
 
 def resume(
@@ -140,17 +146,19 @@ def resume(
     is_saved = load_checkpoint(run, state, say, step, owns=process.writes)
     check_steps(latest, config, state.step)
     before = settings_at(run, state.trained, latest, state.step) if is_saved else latest
-    feed = feed_for(config, corpus, device, process)
+    course = Course(config, corpus, device, process)
     aside = set_aside(run, state.step) if step is not None and process.writes else ""
-    resumed = Resumed.of(state.step, before, config, aside, is_new=latest != config)
-    say(f"resuming {run.root} at step {state.step:,} of {config.train.steps:,}")
+    at = (state.step, state.tokens)
+    resumed = Resumed.of(*at, before, config, aside, is_new=latest != config)
+    say(f"resuming {run.root} at step {state.step:,} of {config.train.last_step(*at):,}")
     for line in resumed.lines() if resumed else ():
         say(line)
     if process.writes and run.config() != config:
         run.write_config(config)
-    record = RunRecord.of(config, corpus, file_sha256(run.tokenizer_path))
+    origin = record.origin if record else None
+    record = RunRecord.of(config, corpus, file_sha256(run.tokenizer_path), origin)
     return Session(
-        config, run, corpus, feed, state, process, record, owner, resumed, before, is_saved
+        config, run, corpus, course, state, process, record, owner, resumed, before, is_saved
     )
 
 

@@ -44,11 +44,16 @@ class SkippedSteps:
 
     def __init__(self, config: TrainConfig, state: TrainState):
         self._config, self._state = config, state
-        self._steps: list[tuple[int, int, Tensor]] = []  # step, end, is_skipped
+        self._steps: list[tuple[int, range, Tensor]] = []  # step, its sequences, is_skipped
 
-    def note(self, is_skipped: Tensor) -> None:
-        """Remember whether the latest step was skipped, without waiting for the device."""
-        self._steps.append((self._state.step, self._state.sequences, is_skipped))
+    def note(self, is_skipped: Tensor, batch_size: int | None = None) -> None:
+        """Remember whether the latest step was skipped, without waiting for the device.
+
+        `batch_size` is the number of the step's sequences, by default that of the configuration.
+        """
+        end = self._state.sequences
+        sequences = range(end - (batch_size or self._config.batch_size), end)
+        self._steps.append((self._state.step, sequences, is_skipped))
 
     def settle(self, report: Callable[[SkippedStep], None]) -> None:
         """Report each skipped step since the last call. Waits for the device.
@@ -61,13 +66,13 @@ class SkippedSteps:
         if not steps:
             return
         flags = torch.stack([flag for _, _, flag in steps]).tolist()
-        size = self._config.batch_size
         failures: list[StorageError] = []
-        for (step, end, _), is_skipped in zip(steps, flags, strict=True):
+        for (step, sequences, _), is_skipped in zip(steps, flags, strict=True):
             self._state.skipped = self._state.skipped + 1 if is_skipped else 0
             if is_skipped:
                 try:
-                    report(SkippedStep(step, end - size, end - 1, self._state.skipped))
+                    first, last = sequences[0], sequences[-1]
+                    report(SkippedStep(step, first, last, self._state.skipped))
                 except StorageError as failure:
                     failures.append(failure)
         if self._state.skipped > self._config.max_skipped:

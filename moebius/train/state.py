@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from moebius.config import Config, TrainConfig
+from moebius.config.in_phases import mixture_in_phase
+from moebius.data.batches import Stretch
 from moebius.errors import CheckpointError, ForeignCheckpointError
 from moebius.model.transformer import Transformer, routed_layers
 from moebius.observe.alarms import Alarms
 from moebius.train import checkpoint
 from moebius.train.optimizer import build_optimizers
 from moebius.train.optimizer_state import check_named_state, load_named_state, named_state
-from moebius.train.state_values import check_values
+from moebius.train.state_values import STRETCH, check_values, stretch_of
 from moebius.train.trained_settings import CONFIG, check_belongs, settings_of, to_json
 
 _NUMBERS = ("step", "sequences", "tokens", "skipped", "rollbacks", "aux_levels")
@@ -46,6 +48,9 @@ class TrainState:
     """Number of times that the run was rolled back."""
     corpus: str = ""
     """`Corpus.identity` of the text whose sequences `sequences` counts."""
+    stretch: Stretch | None = None
+    """How the text has been cut and mixed since the latest change of that, and which sequences
+    the sources have given before. None if it has not changed since the run began."""
     config: Config = field(default_factory=Config)
     """The configuration that the next step is trained with."""
     loaded: tuple[int, Config | None] = (-1, None)
@@ -90,7 +95,8 @@ class TrainState:
         tensors, state = checkpoint.load(folder)
         state = _in_sequences(state, self.config.train)
         own = self._values()
-        own.pop(CONFIG)  # earlier versions did not write it
+        for name in (CONFIG, STRETCH):
+            own.pop(name)  # earlier versions did not write them
         check_values(folder, state, own)
         if missing := {"model", "optimizer", "random"} - tensors.keys():
             raise CheckpointError(
@@ -99,12 +105,14 @@ class TrainState:
         check_model(self.model, tensors["model"], folder)
         check_named_state(self.optimizers, self.model, tensors["optimizer"])
         check_belongs(folder, state, self.config, self.corpus)
+        stretch = stretch_of(folder, state, len(mixture_in_phase(self.config, 0)))
         checkpoint.set_random_state(tensors["random"])
         # All has been checked, so the state is replaced as a whole or not at all.
         load_model(self.model, tensors["model"])
         load_named_state(self.optimizers, self.model, tensors["optimizer"])
         for name in _NUMBERS:
             setattr(self, name, state[name])
+        self.stretch = stretch
         self.alarms.load(state["alarms"])
         self.loaded = self.step, settings_of(state)
 
@@ -112,6 +120,7 @@ class TrainState:
         """Return copies of the values that a checkpoint's JSON has."""
         values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")}
         values |= {"alarms": self.alarms.state(), CONFIG: to_json(self.trained)}
+        values |= {STRETCH: self.stretch and self.stretch._asdict()}
         return deepcopy(values)
 
 

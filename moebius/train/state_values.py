@@ -7,10 +7,13 @@ from a version with other values, or from a person.
 from pathlib import Path
 from typing import Any
 
+from moebius.data.batches import Stretch
 from moebius.errors import CheckpointError
 from moebius.train.checkpoint import STATE
 from moebius.train.checkpoint_file import ADVICE
 
+STRETCH = "stretch"
+"""Name of the value that says how the text is cut and mixed."""
 _ALARMS = ("seen", "fine_at", "beyond_at")
 
 
@@ -26,6 +29,28 @@ def check_values(folder: Path, values: dict[str, Any], own: dict[str, Any]) -> N
         value = values[name]
         if not (_is_alarms(value) if name == "alarms" else _is_like(value, example)):
             raise _refusal(folder, f"{name} cannot be {_shortened(value)}")
+
+
+def stretch_of(folder: Path, values: dict[str, Any], num_sources: int) -> Stretch | None:
+    """Return how the text was cut and mixed; None if that has not changed in the run.
+
+    Raises CheckpointError for a value that cannot be right.
+    """
+    value = values.get(STRETCH)
+    if value is None:
+        return None
+    match value:
+        case {"seq_len": int(seq_len), "weights": [*weights], "first": int(first)} if (
+            isinstance(taken := value.get("taken"), list)
+            and len(weights) == num_sources
+            and len(taken) in (0, num_sources)
+            and all(_is_like(count, 0) for count in (seq_len, first, *taken))
+            and all(_is_like(weight, 0.0) for weight in weights)
+            and seq_len
+            and any(weights)
+        ):
+            return Stretch(seq_len, tuple(weights), first, tuple(taken))
+    raise _refusal(folder, f"{STRETCH} cannot be {_shortened(value)}")
 
 
 def _is_like(value: Any, example: Any) -> bool:

@@ -48,16 +48,21 @@ class StepResult(NamedTuple):
 
 
 def train_step(
-    state: TrainState, tokens_BL: Tensor, separator: int | None, config: TrainConfig
+    state: TrainState,
+    tokens_BL: Tensor,
+    separator: int | None,
+    config: TrainConfig,
+    lr: float | None = None,
 ) -> StepResult:
     """Run forward, backward and the update on this process's part of a batch.
 
     separator is the token that each document begins with, for attention that stays inside a
-    document; None lets attention cross documents. The state advances by one step. If the loss or
-    gradient of any process is not finite, no process changes its weights, optimizers or biases.
+    document; None lets attention cross documents. lr is the learning rate; by default it is that
+    of `config` at this step. The state advances by one step. If the loss or gradient of any
+    process is not finite, no process changes its weights, optimizers or biases.
     """
     model, optimizers = state.model, state.optimizers
-    lr = learning_rate(state.step, config)
+    lr = learning_rate(state.step, config, state.tokens) if lr is None else lr
     set_learning_rate(optimizers, lr)
     is_global = model.config.aux_loss_scope == "global_batch"
     balancing = Balancing(aux_coefficients(state), CountsSoFar() if is_global else None)

@@ -5,11 +5,12 @@ from itertools import groupby
 import torch
 
 from moebius.config import Config, ModelConfig
+from moebius.config.in_phases import all_phases, largest_phase, mixture_in_phase
 from moebius.config.routers import ROUTERS
 from moebius.cost import counts as cost
 from moebius.cost.exports import export_line
 from moebius.cost.memory import memory
-from moebius.cost.units import itemized, short
+from moebius.cost.units import counted, itemized, short
 from moebius.data import Corpus
 from moebius.hardware.backends import Backends, is_compiled
 from moebius.hardware.device import crowding, describe
@@ -25,7 +26,8 @@ def summary(
 
     Each of the choices reads "name: what was chosen (why)".
     """
-    model, train = config.model, config.train
+    model, largest = config.model, largest_phase(config)
+    train = largest.train
     counts = cost.parameters(model)
     flops = cost.forward_flops_per_token(model, train.seq_len)
     forward = sum(flops.values())
@@ -33,7 +35,7 @@ def summary(
     dtype = matmul_dtype(train, device)
     compiled = is_compiled(config.parallel, device)
     needed = memory(
-        config,
+        largest,
         dtype.itemsize,
         compiled,
         experts=backends.experts,
@@ -45,13 +47,14 @@ def summary(
         ("parameters", f"{total} total, {_active(config)} active per token"),
         ("", by_component),
         ("FLOPs per token", f"{short(3 * forward)} forward and backward: {shares}"),
-        ("memory", f"about {itemized(needed.peak, needed.parts())}"),
+        ("memory", f"about {itemized(needed.peak, needed.parts())}{_of_largest(config)}"),
         ("experts", _experts(model)),
         ("balance", _balance(config)),
         ("rotary", _rotary(model)),
         ("data", corpus.summary()),
         *(("", note) for note in corpus.notes),
         ("schedule", _schedule(config)),
+        *(("" if number else "phases", line) for number, line in enumerate(_phases(config))),
         ("export", export_line(model, config.observe)),
         *remarks(config, corpus),
         ("device", f"{describe(device)}, {dtype_name(dtype)}"),
@@ -118,8 +121,46 @@ def _rotary(model: ModelConfig) -> str:
     )
 
 
+def _of_largest(config: Config) -> str:
+    return " (in the largest phase)" if config.train.phases else ""
+
+
+def _phases(config: Config) -> list[str]:
+    """Return a table of the phases, one line for each below the names of its columns."""
+    if not config.train.phases:
+        return []
+    train, begin, step, rate = config.train, 0, 0, 0.0
+    rows: list[tuple[str, ...]] = []
+    for number, (phase, plain) in enumerate(
+        zip(train.phases, all_phases(config), strict=True), start=1
+    ):
+        own, per_step = plain.train, train.tokens_per_step(number - 1)
+        num_steps = max(0, -(-(phase.until - begin) // per_step))
+        end, last = step + num_steps, begin + num_steps * per_step
+        target = train.lr * phase.lr_fraction
+        is_flat = phase.schedule == "constant"
+        lr = f"{target:.3g}" if is_flat else f"{rate:.3g} -> {target:.3g} {phase.schedule}"
+        micro = f" in {own.accumulation_steps}" if own.accumulation_steps > 1 else ""
+        mixture = ", ".join(f"{weight:g}" for weight in mixture_in_phase(config, number - 1))
+        batch = f"{own.batch_size} x {own.seq_len}{micro}"
+        steps = f"{step + 1:,}-{end:,}" if num_steps else "none"
+        rows.append((str(number), steps, f"{begin:,}-{last:,}", batch, lr, mixture))
+        step, begin, rate = end, last, target
+    rows.insert(0, ("", "steps", "tokens", "batch", "learning rate", "mixture"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def _schedule(config: Config) -> str:
     train = config.train
+    if train.phases:
+        return (
+            f"{counted(len(train.phases), 'phase')}, {train.steps:,} steps, "
+            f"{train.phases[-1].until:,} tokens, {train.optimizer} at {train.lr:g}"
+        )
     tokens, parts = train.batch_size * train.seq_len, train.accumulation_steps
     return (
         f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} = {tokens:,} tokens"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moebius.ablate.variants import SAME_COMPUTE, Variant, variants
+from moebius.config import Config, TrainConfig
 from moebius.config.files import read_config
 from moebius.config.presets import PRESETS, dense_twin, preset
 from moebius.cost.counts import active_parameters
@@ -163,3 +164,9 @@ def test_the_twin_comes_last_and_is_not_resized():
 def test_a_dense_configuration_has_no_twin():
     with pytest.raises(ConfigError, match="dense already"):
         variants(preset("dense"), [], twin=True)
+
+
+def test_runs_in_phases_are_not_compared():
+    config = Config(train=TrainConfig(phases=({"until": 10**6},)))  # pyright: ignore
+    with pytest.raises(ConfigError, match=r"train\.phases: ablations compare runs without"):
+        variants(config, ["train.lr=1e-3,2e-3"])

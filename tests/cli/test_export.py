@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from moebius.infer import export as module
 from moebius.infer.language_model import load_run
+from moebius.observe.line_file import read_lines
+from moebius.train.origin import Origin
 from moebius.train.run_directory import RunDirectory
 from tests.cli.command_line import Result, micro, refused
 
@@ -214,8 +216,12 @@ def test_an_import_is_a_run_with_the_same_logits(trained, exported, tmp_path, mo
     assert (expected - logits).abs().max() <= 1e-5 * expected.abs().max()
     config = RunDirectory(run).config()
     assert config.model == original.config and config.train.seq_len == 32
+    (event,) = read_lines(run / "events.jsonl")
+    assert event["event"] == "imported" and event["origin"] == {"path": str(exported), "step": 0}
     result = moebius("resume", run)
     assert result.code == 0 and "at step 0 of 10" in result.out
+    record = RunDirectory(run).record(pytest.fail)
+    assert record and record.origin == Origin("imported", str(exported))
     refused(imported(moebius, exported, tmp_path), 2, "exists")
 
 
@@ -225,6 +231,9 @@ def test_a_dense_model_becomes_a_mixture_that_computes_the_same(tmp_path, moebiu
     assert moebius("export", tmp_path / "runs" / "dense", tmp_path / "out").code == 0
     more = ("--upcycle", "num_experts=3,granularity=2", "--model.aux_loss_coeff", "0.5")
     assert imported(moebius, tmp_path / "out", tmp_path, *more).code == 0
+    record = RunDirectory(tmp_path / "runs" / "imported").record(pytest.fail)
+    assert record and record.origin is not None
+    assert record.origin.upcycled == "num_experts=3,granularity=2,top_k=0"
     language_model = load_run(RunDirectory(tmp_path / "runs" / "imported"), CPU, silent)
     ours, tokenizer = language_model.model, language_model.tokenizer
     original = load_run(RunDirectory(tmp_path / "runs" / "dense"), CPU, silent).model

@@ -62,7 +62,9 @@ def test_help_lists_every_setting_and_every_preset(name, moebius):
     shown = moebius(name, "--help").out
     for setting in settings(Config()):
         is_listed = bool({setting, setting.split(".")[0]} & set(COMMANDS[name].settings))
-        assert bool(re.search(rf"--{re.escape(setting)}(?![\w.])", shown)) == is_listed, setting
+        assert bool(re.search(rf"(--|\[\[){re.escape(setting)}(?![\w.])", shown)) == is_listed, (
+            setting
+        )
     if "[CONFIG]" in COMMANDS[name].usage:
         assert all(f"  {known} " in shown for known in PRESETS)
 

@@ -287,3 +287,54 @@ def test_places_that_cannot_be_written(tmp_path: Path, moebius):
         "--train.out",
     )
     assert (tmp_path / "file").read_bytes() == b"" and not (tmp_path / "runs").exists()
+
+
+PHASES = """
+[[train.phases]]
+until = 200
+schedule = "linear"
+[[train.phases]]
+until = 400
+batch_size = 4
+lr_fraction = 0.1
+schedule = "linear"
+"""
+
+
+def phased(folder: Path, phases: str, *more: str) -> list[str]:
+    """Return the words that train a small run in these phases."""
+    flags = micro(folder, train__name="phased")
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    left_out = ("--train.steps", "--train.warmup_steps")
+    own = [word for pair in pairs if pair[0] not in left_out for word in pair]
+    (folder / "phases.toml").write_text('base = "tiny"\n' + phases)
+    return ["train", str(folder / "phases.toml"), *own, *more]
+
+
+def test_a_run_in_phases_and_what_it_says_when_it_is_finished(tmp_path, moebius):
+    result = moebius(*phased(tmp_path, PHASES))
+    assert result.code == 0, result.err
+    assert "2 phases, 6 steps, 400 tokens" in result.out
+    run = tmp_path / "runs" / "phased"
+    assert [line["tokens"] for line in metrics(run)] == [128, 256, 384, 512]
+    result = moebius("resume", run)
+    assert result.code == 0 and "is finished: it is at step 6 of 6; a further phase" in result.out
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config + "[[train.phases]]\nuntil = 600\n")
+    assert moebius("resume", run).code == 0
+    assert [line["tokens"] for line in metrics(run)][-1] == 640
+
+
+@pytest.mark.parametrize(
+    ("phases", "more", "part"),
+    [
+        (PHASES.replace("400", "200"), (), "phases[2].until=200: ends before it begins"),
+        (PHASES, ("--train.steps", "9"), "train.steps=9: follows from train.phases"),
+        (PHASES.replace("until = 400", ""), (), "phases[2]: until is missing"),
+        (PHASES.replace("linear", "liner"), (), "schedule='liner': must be one of"),
+        (PHASES + "weights = [1, 2]\n", (), "must be one number for each of the 1 sources"),
+    ],
+)
+def test_phases_that_are_refused(tmp_path, moebius, phases, more, part):
+    refused(moebius(*phased(tmp_path, phases, *more)), 2, part)
+    assert not (tmp_path / "runs").exists()

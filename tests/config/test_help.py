@@ -12,7 +12,11 @@ from moebius.config.help import field_docs, settings_help
 from moebius.config.observe import ObserveConfig, Rule
 from moebius.config.presets import PRESETS, preset
 
-PLAIN = {name: hint for name, hint in settings(Config).items() if name.count(".") == 1}
+PLAIN = {
+    name: hint
+    for name, hint in settings(Config).items()
+    if name.count(".") == 1 and name != "train.phases"  # tests/config/test_phases.py has its help
+}
 ALARMS = list(ObserveConfig().rules())
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from moebius.config import DataConfig
 from moebius.data import prepare
-from moebius.data.batches import PADDING, Batches, evaluation_windows
+from moebius.data.batches import PADDING, Batches, Stretch, evaluation_windows
 from moebius.data.stream import MappedShard, TokenStream
 from moebius.errors import ConfigError, DataError
 from moebius.model.loss import IGNORED
@@ -62,6 +62,49 @@ def test_at_depends_on_nothing_but_seed_and_first_sequence():
     for step in (39, 0, 12, 13, 12, 25):
         assert (batches.at(5 * step) == expected[step]).all()
     assert (new_batches(2).at(0) != expected[0]).any()
+
+
+def test_a_stretch_goes_on_in_each_source_whatever_the_mixture_was():
+    """Each source visits its windows in the same order as in a run with one mixture."""
+
+    def in_source(rows: np.ndarray, source: int) -> list[int]:
+        return [start for start in rows[:, 0].tolist() if (start >= 81) == source]
+
+    def starts(batches: Batches, first: int, count: int) -> np.ndarray:
+        return np.concatenate([batches.at(first + n) for n in range(count)])
+
+    alone = Batches(mixed_stream(), seq_len=8, batch_size=1, seed=2)
+    order = [in_source(starts(alone, 0, 90), source) for source in (0, 1)]
+    first = Batches(mixed_stream(), seq_len=8, batch_size=1, seed=2)
+    rows = [starts(first, 0, 7)]
+    second = first.following(7, 8, (1.0, 3.0))
+    assert second == Stretch(8, (1.0, 3.0), 7, (5, 2))
+    third = Batches(mixed_stream(), 8, 1, 2, 1, second).following(20, 8, (0.0, 1.0))
+    rows.append(starts(Batches(mixed_stream(), 8, 1, 2, 1, second), 7, 13))
+    rows.append(starts(Batches(mixed_stream(), 8, 1, 2, 1, third), 20, 8))
+    read = np.concatenate(rows)
+    for source in (0, 1):
+        own = in_source(read, source)
+        assert own == order[source][: len(own)] and own
+
+
+def test_another_length_begins_the_next_epoch_of_the_sources_that_were_read():
+    first = Batches(mixed_stream(), 8, 1, 2, 1, Stretch(8, (1.0, 0.0)))
+    following = first.following(3, 16, (1.0, 1.0))
+    assert following == Stretch(16, (1.0, 1.0), 3, (5, 0))  # 5 windows of 16 are an epoch
+    rows = Batches(mixed_stream(), 16, 1, 2, 1, following)
+    starts = [int(rows.at(3 + n)[0, 0]) for n in range(10)]
+    assert sorted(start for start in starts if start < 81) == [0, 16, 32, 48, 64]
+    again = rows.following(13, 8, (1.0, 1.0))
+    assert again.taken == (20, 25)  # two epochs of 10, one of 25
+
+
+def test_a_source_that_a_stretch_does_not_read_may_be_too_short():
+    short = TokenStream.joined([stream(81), stream(5)], (1, 1))
+    with pytest.raises(DataError, match="source 2"):
+        Batches(short, 8, 1, 0)
+    rows = Batches(short, 8, 1, 0, 1, Stretch(8, (1.0, 0.0))).at(0)
+    assert rows.shape == (1, 9)
 
 
 def test_the_order_never_changes():

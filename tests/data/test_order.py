@@ -68,6 +68,15 @@ def test_sequences_can_be_located_in_any_order(weights):
     assert number == 10**12 * np.bincount(mixture.locate(np.arange(mixture.period))[0])[far]
 
 
+@pytest.mark.parametrize("weights", [(1,), (2, 1), (0.3, 0.0, 0.7), (5, 3, 1, 1)])
+def test_the_turns_before_a_sequence_are_those_of_the_sequences_before_it(weights):
+    mixture = Mixture(weights)
+    sources, _ = mixture.locate(np.arange(60))
+    for sequence in (0, 1, 2, 7, 10, 59, 60):
+        counts = np.bincount(sources[:sequence], minlength=len(weights))
+        assert mixture.turns_before(sequence).tolist() == counts.tolist()
+
+
 def test_a_source_without_weight_is_never_read_and_a_tiny_one_is():
     assert set(Mixture((1, 0, 3)).locate(np.arange(1000))[0].tolist()) == {0, 2}
     assert set(Mixture((1, 1e-9)).locate(np.arange(2 * LONGEST_PERIOD))[0].tolist()) == {0, 1}

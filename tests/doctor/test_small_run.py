@@ -1,7 +1,6 @@
 """Tests that the trials of the small run fail when they should."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from moebius.data.batches import Batches
 from moebius.doctor.small_run import SmallRun
 from moebius.doctor.trial import TrialFailed
 from moebius.train import checkpoint, checkpoint_store
-from moebius.train.session import batches_for
 from tests.doctor.machines import CONFIG, CPU
 
 
@@ -25,14 +23,14 @@ def small_run(tmp_path_factory) -> SmallRun:
 
 
 def test_a_run_that_learns_nothing_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr("moebius.train.step.learning_rate", lambda step, config: 0.0)
+    monkeypatch.setattr("moebius.train.loop.learning_rate", lambda *_: 0.0)
     with pytest.raises(TrialFailed, match="it must fall by"):
         SmallRun(CONFIG, CPU, tmp_path).learns()
 
 
-def of_another_seed(config, corpus):
+def of_another_seed(stream, seq_len, batch_size, seed, *others):
     """Return the batches of a run with a different seed."""
-    return batches_for(replace(config, train=replace(config.train, seed=1)), corpus)
+    return Batches(stream, seq_len, batch_size, seed + 1, *others)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +39,7 @@ def of_another_seed(config, corpus):
         ("moebius.train.state.load_model", lambda *_: None),
         ("moebius.train.state.load_named_state", lambda *_: None),
         ("moebius.train.checkpoint.set_random_state", lambda *_: None),
-        ("moebius.train.session.batches_for", of_another_seed),
+        ("moebius.train.course.Batches", of_another_seed),
     ],
     ids=["weights", "optimizer", "random generators", "order of the data"],
 )

@@ -24,7 +24,9 @@ from moebius.infer.tasks import TaskResult
 
 def evaluable(folder: Path, **changes: Any) -> Evaluable:
     tokenizer: Any = None  # which tasks do not need
-    model = Evaluable(folder, None, 12, "abc", Config(), {}, tokenizer, folder / "tokenizer.json")
+    model = Evaluable(
+        folder, None, 12, "abc", Config(), {}, tokenizer, folder / "tokenizer.json", 64
+    )
     return replace(model, **changes)
 
 

@@ -24,7 +24,7 @@ def model() -> LanguageModel:
     )  # fmt: skip
     config = Config(model=shape)
     tokenizer = prepare_tokenizer(config.data.__class__(tokenizer="bytes"), 300, [])
-    found = language_model(config, model_tensors(transformer(shape)), tokenizer, CPU)
+    found = language_model(config, model_tensors(transformer(shape)), tokenizer, CPU, CONTEXT)
     return LanguageModel(found.model, tokenizer, CONTEXT)
 
 

@@ -2,6 +2,7 @@
 
 import cProfile
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -148,3 +149,13 @@ def calls_of_a_plan(num_layers: int) -> int:
 def test_the_work_of_a_plan_is_linear_in_the_number_of_layers():
     few, many = calls_of_a_plan(24), calls_of_a_plan(96)
     assert many < 5 * few and many < 4_000_000  # it was 70 million
+
+
+def test_a_run_in_phases_is_planned_for_the_largest():
+    config = read_config("standard", [])
+    phases: Any = ({"until": 10**9}, {"until": 2 * 10**9, "seq_len": 8192}, {"until": 3 * 10**9})
+    phased = replace(config, train=replace(config.train, phases=phases))
+    long = replace(config, train=replace(config.train, seq_len=8192))
+    ours, theirs = plan(phased, H100, 8), plan(long, H100, 8)
+    assert ours.config.train.seq_len == 8192
+    assert (ours.best.layout, ours.best.seconds) == (theirs.best.layout, theirs.best.seconds)

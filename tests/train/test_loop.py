@@ -349,7 +349,7 @@ def test_a_finished_run_whose_last_evaluation_was_not_a_number_is_finished(small
     train(session)
     assert metrics_of(session)[-1]["val_loss"] is None and num_evaluations == 3
     run = RunDirectory.open(str(session.run.root))
-    assert loop.unevaluated_step(run, 12, small.train, small.train) is None
+    assert loop.unevaluated_step(run, 12, 12 * 128, small.train, small.train) is None
     record = run.record(silent)
     assert record is not None
     line = finished(run, record, session.config)

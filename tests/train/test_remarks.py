@@ -98,3 +98,13 @@ def test_what_depends_on_the_micro_batches(changes, expected):
     text = remarked(parts).get("micro-batches", "")
     rest = "; nothing else depends on train.micro_batch_size"
     assert text == (f"each of the step's 4 {expected}{rest}" if expected else "")
+
+
+def test_epochs_are_counted_over_all_phases():
+    phases: Any = ({"until": 1000, "weights": (1, 0)}, {"until": 3000, "weights": (1, 3)})
+    data = replace(TINY.data, source="a,b")
+    config = replace(TINY, data=data, train=replace(TINY.train, phases=phases))
+    text = remarked(config, corpus_of(2048, (10**7, 1.0), (1000, 1.0)))["epochs"]
+    assert text == "the run reads source 2 of data.source 1.5 times"
+    text = remarked(config, corpus_of(2048, (500, 1.0), (10**7, 1.0)))["epochs"]
+    assert text == "the run reads source 1 of data.source 3.0 times"

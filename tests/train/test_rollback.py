@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -208,3 +209,32 @@ def test_without_an_earlier_checkpoint_the_run_says_so_and_goes_on(small):
     done = spikes(session)[0]["done"]
     assert done == "not rolled back: there is no checkpoint of step 17 or before"
     assert (session.state.step, session.state.sequences) == (STEPS, B * STEPS)
+
+
+def test_a_rollback_across_a_phase_leaves_out_what_was_read_in_both(small):
+    """The checkpoint is in the first phase and the spike in the second."""
+    tokens = B * 32
+    phases = ({"until": 16 * tokens}, {"until": STEPS * tokens, "weights": 3})
+    session = start(watching(small, phases=phases), "small", silent)
+    spoil_steps(session, {SPOILED})
+    train(session)
+    (event,) = spikes(session)
+    assert event["done"].startswith("rolled back to step 15, leaving out 12 sequences")
+    assert session.state.step == STEPS and session.state.sequences == B * (STEPS + 3)
+    stretch = session.state.stretch
+    assert stretch is not None and stretch.weights == (3.0,)
+    assert sum(stretch.taken) == stretch.first == B * 19  # nothing is read twice or left out
+
+
+def spoil_steps(session: Session, batches: set[int]) -> None:
+    """Replace these batches with noise, whatever phase they are in."""
+    next_step = session.course.next_step
+
+    def spoiled(state: Any) -> Any:
+        config, feed = next_step(state)
+        if state.sequences // B not in batches:
+            return config, feed
+        noise = np.random.default_rng(1).integers(1, 257, (B, 33))
+        return config, SimpleNamespace(at=lambda _: torch.from_numpy(noise), separator=0)
+
+    session.course.next_step = spoiled  # pyright: ignore[reportAttributeAccessIssue]

@@ -123,3 +123,15 @@ def test_a_report_that_fails_is_an_error_of_its_own_otherwise():
     with pytest.raises(StorageError, match="no space left at step 1"):
         steps.settle(full_disk)
     assert state.skipped == 0  # the later steps count all the same
+
+
+def test_the_sequences_of_a_step_are_those_of_its_own_batch_size():
+    state = state_at(step=10)
+    steps = SkippedSteps(TRAIN, state)
+    for batch_size in (2, 6):
+        state.step, state.sequences = state.step + 1, state.sequences + batch_size
+        steps.note(torch.tensor(True), batch_size)
+    assert settled(steps) == [
+        SkippedStep(step=11, first_sequence=40, last_sequence=41, in_a_row=1),
+        SkippedStep(step=12, first_sequence=42, last_sequence=47, in_a_row=2),
+    ]

@@ -153,3 +153,37 @@ def test_rotated_heads_are_counted_as_query_heads():
     assert line_of(replace(config, model=model), "rotary") == (
         "32 of 32 dimensions in 16 of 28 query heads"
     )
+
+
+def phased() -> Config:
+    """Return `tiny` in three phases. The last two have equally large forward passes."""
+    phases: Any = (
+        {"until": 100_000, "schedule": "linear"},
+        {"until": 400_000, "batch_size": 32, "micro_batch_size": 16},
+        {"until": 900_000, "seq_len": 512, "schedule": "cosine", "lr_fraction": 0.1},
+    )
+    config = preset("tiny")
+    return replace(config, train=replace(config.train, phases=phases))
+
+
+CELLS = ("tokens", "0-100,352", "100,352-", "403,456-")
+
+
+def test_the_phases_are_a_table():
+    lines = lines_of(phased())
+    first = next(number for number, line in enumerate(lines) if line.startswith("phases "))
+    expected = (
+        "schedule 3 phases, 208 steps, 900,000 tokens, adamw at 0.006",
+        "phases steps tokens batch learning rate mixture",
+        "1 1-49 0-100,352 8 x 256 0 -> 0.006 linear 1",
+        "2 50-86 100,352-403,456 32 x 256 in 2 0.006 1",
+        "3 87-208 403,456-903,168 8 x 512 0.006 -> 0.0006 cosine 1",
+    )
+    assert tuple(" ".join(line.split()) for line in lines[first - 1 : first + 4]) == expected
+    assert len({line.index(cell) for line, cell in zip(lines[first:], CELLS, strict=False)}) == 1
+
+
+def test_the_memory_is_that_of_the_largest_phase():
+    config = phased()
+    plain = replace(config, train=replace(config.train, phases=(), steps=400, seq_len=512))
+    assert line_of(config, "memory") == line_of(plain, "memory") + " (in the largest phase)"
