@@ -71,7 +71,7 @@ def _add_options(parser: ArgumentParser) -> None:
 COMMAND = Command(
     name="report",
     usage="RUN [RUN ...] [--out FILE.html]",
-    summary="write a page about a run, or compare several: is it healthy, why, what to do",
+    summary="write a page about a run, or compare several: is it healthy, and why",
     description=(
         "Write one HTML page that needs no network and no other file: the verdict on the run in a "
         "sentence; loss, speed and balance by steps, tokens, time and FLOPs; the share of each "
