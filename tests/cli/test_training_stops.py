@@ -92,6 +92,7 @@ def saved_step(run: Path) -> int:
     return step
 
 
+@pytest.mark.heavy
 def test_a_run_piped_into_head_saves_its_state_and_can_be_resumed(start, tmp_path, moebius):
     process = start(stdout=subprocess.PIPE)
     assert process.stdout

@@ -181,6 +181,7 @@ print(prepare(DataConfig(**eval(sys.argv[1])), 300).folder)
 """
 
 
+@pytest.mark.heavy
 def test_a_preparation_killed_at_any_time_ends_with_the_same_bytes(tmp_path):
     source = tmp_path / "rows.jsonl"
     source.write_text(

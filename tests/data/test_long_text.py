@@ -73,8 +73,16 @@ def test_a_buffer_that_is_no_text_is_left_to_the_usual_reader(short_parts, data)
     assert utf8_text(data) is None
 
 
-@pytest.mark.parametrize("prefix", ["", "\U0001f600"])
-@pytest.mark.parametrize("is_ascii", [True, False])
+@pytest.mark.parametrize(
+    ("is_ascii", "prefix"),
+    [
+        (False, "\U0001f600"),
+        *(
+            pytest.param(*case, marks=pytest.mark.heavy)
+            for case in ((False, ""), (True, ""), (True, "\U0001f600"))
+        ),
+    ],
+)
 def test_a_huge_row_takes_its_own_bytes_and_a_fifth_until_it_is_in_pieces(
     tmp_path: Path, prefix: str, is_ascii: bool
 ):

@@ -64,7 +64,14 @@ def test_each_phase_has_its_batch_rate_and_tokens(phased):
     assert session.state.step == metrics[-1].step
 
 
-@pytest.mark.parametrize("step", range(1, 9))
+IN_MAKE_TEST = (2, 4, 8)
+"""Steps within a phase and at its ends."""
+
+
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(n, marks=() if n in IN_MAKE_TEST else pytest.mark.heavy) for n in range(1, 9)],
+)
 def test_a_resumed_run_continues_with_the_same_bits_in_any_phase(phased, step):
     whole = new_session(phased)
     train(whole)

@@ -39,8 +39,15 @@ def changed_run(small: Config) -> Session:
     return session
 
 
-@pytest.mark.parametrize("is_old", [False, True])
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize(
+    ("step", "is_old"),
+    [
+        (3, False),
+        (6, True),
+        pytest.param(3, True, marks=pytest.mark.heavy),
+        pytest.param(6, False, marks=pytest.mark.heavy),
+    ],
+)
 def test_an_older_step_names_the_settings_that_it_was_not_trained_with(small, step, is_old):
     session = changed_run(small)
     if is_old:
@@ -85,6 +92,7 @@ def test_a_fall_back_to_before_a_change_is_a_change_at_that_step(small):
     }
 
 
+@pytest.mark.heavy
 def test_a_change_is_recorded_once_although_the_run_is_killed_before_its_next_checkpoint(
     small, monkeypatch
 ):
