@@ -15,7 +15,9 @@ LONG_BYTES = 2**20
 """Bytes above which a row is handled in parts."""
 PART_BYTES = 2**18
 """Bytes that are decoded at once."""
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+"""Matches a JSON string, or the rest of a line that ends inside of one. If it did not match the
+latter, the search would go on at each quote in it and read the rest each time."""
 _WHOLE = re.compile(
     rb'(?:[^"\\]++|\\["\\/bfnrt]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}'
     rb"|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4})*+"

@@ -15,7 +15,7 @@ from moebius.data.chunk import LINES, Chunk
 from moebius.data.compression import is_damage
 from moebius.data.formats import SourceFile
 from moebius.data.json_values import DECODER, NotJson, NotUtf8, Repeated, json_values
-from moebius.data.long_text import LONG_BYTES, LongText, Text, json_text
+from moebius.data.long_text import LONG_BYTES, Text, json_text
 from moebius.data.messages import one_line
 from moebius.data.row_syntax import SEPARATORS
 from moebius.data.text_files import MARK, NotText, Refuse, damage, decode
@@ -64,9 +64,8 @@ def json_line_texts(chunk: Chunk, field: str, refuse: Refuse) -> Iterator[tuple[
 
     Blank lines are skipped, and a line that cannot be read is reported to `refuse`.
     """
-    assert not isinstance(chunk.data, LongText)
     offset = chunk.offset
-    for number, line in enumerate(BytesIO(chunk.data), start=chunk.line + 1):
+    for number, line in enumerate(BytesIO(chunk.raw), start=chunk.line + 1):
         text = decode(line, chunk.origin, offset, refuse)
         offset += len(line)
         if number == 1 and text is not None:

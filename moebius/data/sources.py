@@ -3,6 +3,7 @@
 import glob
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -141,6 +142,11 @@ class Reading:
         """
         return self.config.source == STDLIB
 
+    @property
+    def ends_at_refusal(self) -> bool:
+        """Whether `refuse` raises DataError."""
+        return self.config.errors == "stop" and self.config.source != STDLIB
+
     def count(self, num_documents: int, num_bytes: int) -> None:
         """Count documents that were read."""
         self.amount.documents += num_documents
@@ -203,21 +209,20 @@ def inventory(config: DataConfig, known: Inventory | None = None) -> Inventory:
         raise StorageError(f"{error.filename}: {error.strerror or error}") from None
     is_on_hub = on_hub(config)
     for name, path in named.items():
-        if is_on_hub:  # `datasets` decides what the file is
-            listed.files.append(SourceFile(path, name, Format(""), state_of(path)))
-            continue
-        if reason := saved_sets.reason(name):
+        if not is_on_hub and (reason := saved_sets.reason(name)):
             tally.pass_over(reason, name)
             continue
         try:
             state = state_of(path)
-            format_ = formats.get(path) or remembered.format(path, state)
+            # What a file of the hub is, `datasets` decides.
+            format_ = Format("") if is_on_hub else formats.get(path)
+            format_ = format_ or remembered.format(path, state)
             format_ = format_ or identify(Path(path), name, as_text)
         except OSError as error:
             _leave_out(name, error, config, tally)
             continue
         file = SourceFile(path, name, format_, state)
-        if format_.kind:
+        if is_on_hub or format_.kind:
             listed.files.append(file)
             continue
         listed.others.append(file)
@@ -233,7 +238,9 @@ def inventory(config: DataConfig, known: Inventory | None = None) -> Inventory:
 def _leave_out(name: str, error: OSError, config: DataConfig, tally: Tally) -> None:
     """Count a file that the system does not let be read, or raise StorageError."""
     reason = printable_line(f"{name}: {error.strerror or error}")
-    if config.errors == "skip" and not isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError):
+        raise StorageError(f"{reason}; it was there when the files were listed")
+    if config.errors == "skip":
         return tally.add(reason)
     raise StorageError(
         f"{reason}; make it readable, or leave out such files with --data.errors skip"
@@ -304,6 +311,10 @@ def _hint(source: str, tally: Tally) -> str:
     return ""
 
 
+class _Refused(DataError):
+    """Ends a reader at the first document that it refuses, whose reason is reported later."""
+
+
 def _in_order(
     reading: Reading, read: Callable[[Refuse], Iterator[Chunk | tuple[Text, str]]]
 ) -> Iterator[tuple[Chunk, Reading]]:
@@ -313,14 +324,17 @@ def _in_order(
     def refuse(reason: str) -> None:
         syntax = NOT_TEXT if isinstance(reason, NotText) else REFUSAL
         refused.append(Chunk(syntax, b"", str(reason)))
+        if reading.ends_at_refusal:  # a row may be the first of millions without the field
+            raise _Refused
 
-    for found in read(refuse):
-        yield from ((chunk, reading) for chunk in refused)
-        refused.clear()
-        if not isinstance(found, Chunk):
-            text, origin = found
-            found = Chunk(DOCUMENT, _data(text), origin)
-        yield found, reading
+    with suppress(_Refused):
+        for found in read(refuse):
+            yield from ((chunk, reading) for chunk in refused)
+            refused.clear()
+            if not isinstance(found, Chunk):
+                text, origin = found
+                found = Chunk(DOCUMENT, _data(text), origin)
+            yield found, reading
     yield from ((chunk, reading) for chunk in refused)
 
 

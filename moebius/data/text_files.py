@@ -6,7 +6,6 @@ from io import BufferedReader
 from moebius.data.chunk import TEXT_PIECE, Chunk
 from moebius.data.compression import is_damage
 from moebius.data.formats import SourceFile
-from moebius.data.long_text import LongText
 from moebius.data.messages import one_line
 
 LONGEST_DOCUMENT = 2**20
@@ -67,12 +66,11 @@ def piece_text(chunk: Chunk, keeps_mark: bool, refuse: Refuse) -> Iterator[tuple
     A byte order mark at the start of a file is left out unless `keeps_mark`. A document that is
     not UTF-8 or has a zero byte is reported to `refuse` with the offset.
     """
-    assert not isinstance(chunk.data, LongText)
     name, offset = chunk.origin, chunk.offset
-    text = decode(chunk.data, name, offset, refuse)
+    text = decode(chunk.raw, name, offset, refuse)
     if text is not None and "\0" in text:
         # The file would be passed over as binary, but for its first bytes.
-        place = offset + chunk.data.index(0)
+        place = offset + chunk.raw.index(0)
         refuse(NotText(f"{name}: byte offset {place} is a zero byte"))
     elif text is not None:
         text = text if offset or keeps_mark else text.removeprefix(MARK)

@@ -22,10 +22,10 @@ PIECE = 1 << 18  # bytes that are in memory at a time, besides a longer line
 MOST_NAMES = 5  # numbers of damaged lines that are named
 _PLAIN = re.compile(rb'\{"step": (\d{1,15}), "tokens": \d+, "loss": (?:-?\d|null)')
 """How a line of metrics.jsonl begins."""
-
 _OF_NUMBERS = b"0123456789.-+e "
 """What numbers consist of. The rest of a line is its outline, which few lines differ in."""
 MOST_OUTLINES = 256
+"""Number of outlines that are remembered."""
 Line = dict[str, Any]
 Span = list[int]
 """The offsets of a part of a file: its first byte, and the one after its last byte."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def test_a_line_with_an_error_or_without_a_long_text_is_left_to_the_usual_parser
     short_parts, line
 ):
     assert json_text(bytearray(line.replace(b"%s", LONG.encode())), "text") is None
+
+
+def test_a_long_line_that_ends_inside_of_a_text_with_many_quotes_is_read_once():
+    line = bytearray(b'{"text": "' + rb"a quote: \"" * 200_000)
+    start = time.process_time()
+    assert json_text(line, "text") is None
+    assert time.process_time() - start < 10  # it took minutes
 
 
 @pytest.mark.parametrize("data", [b"a" * 40 + b"\xff", b"\0" * 40, "é".encode()[:1]])

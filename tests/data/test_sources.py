@@ -2,13 +2,20 @@
 
 import errno
 import gzip
+import json
 import os
 import sysconfig
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moebius.config import DataConfig
+from moebius.data import rows, sources
+from moebius.data.formats import state_of
+from moebius.data.json_values import json_values
 from moebius.data.source_names import weighted_sources
 from moebius.data.sources import Document, documents, inventory
 from moebius.data.tally import Tally
@@ -278,6 +285,36 @@ def test_a_zero_byte_is_no_text_wherever_it_is(tmp_path, name, contents, place):
     assert tally.count == 1 and place in tally.first
     assert not any("\0" in document.text for document in kept)
     assert kept[-1].text == "text"
+
+
+@pytest.mark.parametrize("errors", ["stop", "skip"])
+def test_a_file_that_vanishes_while_files_are_looked_at_is_an_error(tmp_path, monkeypatch, errors):
+    file = tmp_path / "a.txt"
+    file.write_text("a")
+    monkeypatch.setattr(sources, "state_of", lambda path: file.unlink() or state_of(path))
+    with pytest.raises(StorageError, match=r"a\.txt: No such file or directory; it was there"):
+        read(tmp_path, errors=errors)
+
+
+@pytest.mark.parametrize("errors", ["stop", "skip"])
+def test_nothing_is_read_after_the_first_row_that_cannot_be_read_unless_it_is_left_out(
+    tmp_path, monkeypatch, errors
+):
+    (tmp_path / "a.json").write_text(json.dumps([{"number": n} for n in range(100)]))
+    num_rows = 0
+
+    def counted(*arguments) -> Iterator[Any]:
+        nonlocal num_rows
+        for row in json_values(*arguments):
+            num_rows += 1
+            yield row
+
+    monkeypatch.setattr(rows, "json_values", counted)
+    tally = Tally()
+    with pytest.raises(DataError, match="row 1: no field") if errors == "stop" else nullcontext():
+        assert read(tmp_path, tally, errors=errors) == []
+    assert num_rows == (1 if errors == "stop" else 100)
+    assert tally.count == (0 if errors == "stop" else 100)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
