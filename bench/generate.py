@@ -12,7 +12,6 @@ take if every expert is read, at the bandwidth that is measured in the same run.
 
 import argparse
 import statistics
-import sys
 import time
 
 import torch
@@ -20,7 +19,7 @@ import torch
 from moebius.config import Config
 from moebius.config.files import read_config
 from moebius.hardware.device import choose_device, describe, wait
-from moebius.hardware.precision import matmul_dtype
+from moebius.hardware.precision import dtype_name, matmul_dtype
 from moebius.infer.cached import Cached
 from moebius.infer.decoder import Decoder, Recomputing, Writing
 from moebius.infer.language_model import convert_products, new_model
@@ -35,25 +34,37 @@ NEAR = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", default="1", help="numbers of texts at once, as 1,16,64")
-    parser.add_argument("--tokens", type=int, default=256, help="length of the texts")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument(
         "--reference",
         action="store_true",
         help="measure decoding without a cache, too; it is slow",
     )
-    options, words = parser.parse_known_args()
-    name = words.pop(0) if words and not words[0].startswith("-") else "tiny"
-    config = read_config(name, words)
+    options, config = parsed(parser)
     device = choose_device(config.train.device)
     dtype = matmul_dtype(config.train, device)
     torch.manual_seed(0)
     model = new_model(config, device)
     convert_products(model, dtype)
-    print(f"{name} on {describe(device)}, {str(dtype).removeprefix('torch.')}")
-    for batch in map(int, options.batch.split(",")):
+    print(f"{options.config} on {describe(device)}, {dtype_name(dtype)}")
+    for batch in options.batch:
         compare(model, config, batch, options, dtype)
+
+
+def parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
+    """Return the options, also those that all comparisons of speed have, and the configuration."""
+    parser.add_argument(
+        "--batch", type=numbers, default=[1], help="numbers of texts at once, as 1,16,64"
+    )
+    parser.add_argument("--tokens", type=int, default=256, help="length of the texts")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options, words = parser.parse_known_args()
+    # As an argument of the parser, it would take the value of a setting such as --model.dim 64.
+    options.config = words.pop(0) if words and not words[0].startswith("-") else "tiny"
+    return options, read_config(options.config, words)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def compare(
@@ -145,4 +156,4 @@ def bandwidth(device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

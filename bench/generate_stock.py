@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generate import bandwidth, weight_bytes
+from generate import bandwidth, parsed, weight_bytes
 
-from moebius.config.files import read_config
 from moebius.cost.exports import holder
 from moebius.hardware.device import choose_device, describe, wait
-from moebius.hardware.precision import matmul_dtype
+from moebius.hardware.precision import dtype_name, matmul_dtype
 from moebius.infer.cached import Cached
 from moebius.infer.decoder import Writing
 from moebius.infer.export import write_stock
@@ -34,27 +33,19 @@ from moebius.infer.sampling import Sampling
 from moebius.infer.stock_config import TextSettings
 from moebius.infer.stock_shape import StockShape
 
-ROUNDS = 5
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", default="1", help="numbers of texts at once, as 1,16,64")
-    parser.add_argument("--tokens", type=int, default=256, help="length of the texts")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options, words = parser.parse_known_args()
-    name = words.pop(0) if words and not words[0].startswith("-") else "tiny"
-    config = read_config(name, words)
+    options, config = parsed(argparse.ArgumentParser(description=__doc__))
     device = choose_device(config.train.device)
     dtype = matmul_dtype(config.train, device)
     torch.manual_seed(0)
     model = new_model(config, device)
     stock = stock_model(config.model, model.state_dict(), config.train.seq_len, dtype).to(device)
     convert_products(model, dtype)
-    print(f"{name} on {describe(device)}, {str(dtype).removeprefix('torch.')}")
+    print(f"{options.config} on {describe(device)}, {dtype_name(dtype)}")
     print("texts at once   ours   transformers, tokens/s   ratio   share of the floor")
     floor = weight_bytes(model) / bandwidth(device)
-    for batch in map(int, options.batch.split(",")):
+    for batch in options.batch:
         decoder = Cached(
             model,
             config.model.vocab_size,
@@ -93,7 +84,7 @@ def stock_model(
     own = {n: t.cpu() for n, t in own.items() if not n.startswith("mtp.")}
     text = TextSettings(config.vocab_size, 0, seq_len)
     with tempfile.TemporaryDirectory() as folder:
-        write_stock(Path(folder), shape, own, text, str(dtype).removeprefix("torch."))
+        write_stock(Path(folder), shape, own, text, dtype_name(dtype))
         stock = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return stock.eval()
 

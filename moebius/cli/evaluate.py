@@ -53,9 +53,10 @@ def _check(options: Namespace) -> list[str]:
         raise ConfigError("--tokens 0: leaves nothing to evaluate without --tasks")
     if options.tokens == 0 and options.source:
         raise ConfigError("--tokens 0: leaves out the text that --source names")
-    for name in ("limit", "num_fewshot"):
-        value, fewest = getattr(options, name), {"limit": 1, "num_fewshot": 0}[name]
-        flag = f"--{name.replace('_', '-')}"
+    for flag, value, fewest in (
+        ("--limit", options.limit, 1),
+        ("--num-fewshot", options.num_fewshot, 0),
+    ):
         if value is not None and value < fewest:
             raise ConfigError(f"{flag} {value}: must be at least {fewest}")
         if value is not None and not names:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moebius.cli.command import RUN, Command
 from moebius.cli.continuations import print_texts
 from moebius.cli.devices import add_device, device_named
-from moebius.cli.prompts import read_prompts
+from moebius.cli.prompts import is_utf8, read_prompts
 from moebius.config.printable import complain
 from moebius.errors import ConfigError
 
@@ -81,8 +81,7 @@ def _named_as_options() -> Iterator[None]:
 
 def _check_text(option: str, text: str) -> None:
     """Raise ConfigError for a text that is not UTF-8."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        # Python represents bytes that are not UTF-8 as surrogates.
+    if not is_utf8(text):
         raise ConfigError(f"{option} {text!r}: must be UTF-8")
 
 

@@ -28,6 +28,14 @@ def read_prompts(name: str) -> list[str]:
     return [line for _, line in numbered]
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8.
+
+    Surrogates cannot. Python represents bytes that are not UTF-8 by them, and JSON can spell one.
+    """
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _read(name: str) -> bytes:
     if name != STDIN:
         try:
@@ -56,7 +64,7 @@ def _json_prompt(line: str, place: str) -> str:
     prompt = _prompt(line)
     if prompt is None:
         raise DataError(f'{place}: must be a JSON object with a text as its "prompt"')
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+    if not is_utf8(prompt):
         raise DataError(f"{place}: the prompt has half of a character (a lone surrogate)")
     return prompt
 

@@ -48,7 +48,7 @@ def tasks_file(model: Evaluable) -> Path:
 def text_values(model: Evaluable, result: HeldOut, source: str, dtype: str) -> Values:
     """Return the result on a text as an object."""
     return {
-        **_about(model, dtype),
+        **_about(model, dtype, model.config.train.seq_len),
         "text": {
             "source": source or model.config.data.source,
             "is_own": not source,
@@ -63,7 +63,7 @@ def text_values(model: Evaluable, result: HeldOut, source: str, dtype: str) -> V
 
 def tasks_values(model: Evaluable, results: dict[str, TaskResult], dtype: str) -> Values:
     """Return results on tasks as an object, with those on other tasks that are in the file."""
-    values = _about(model, dtype)
+    values = _about(model, dtype, model.context)
     known: Values = {}
     with suppress(OSError, ValueError, RecursionError, AttributeError, LookupError, TypeError):
         before = json.loads(tasks_file(model).read_text("utf-8"))
@@ -100,13 +100,13 @@ def _file(model: Evaluable, suffix: str) -> Path:
     return model.folder / EVALUATIONS / f"{name}{suffix}.json"
 
 
-def _about(model: Evaluable, dtype: str) -> Values:
+def _about(model: Evaluable, dtype: str, seq_len: int) -> Values:
     return {
         "version": VERSION,
         "model": model.folder.resolve().name,
         "step": model.step,
         "checkpoint": model.checkpoint or None,
-        "seq_len": model.config.train.seq_len,
+        "seq_len": seq_len,
         "dtype": dtype,
     }
 

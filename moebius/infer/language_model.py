@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from moebius.config import Config, ModelConfig
 from moebius.config.printable import complain
 from moebius.config.routers import ROUTERS
+from moebius.config.suggestions import nearest
 from moebius.data import Tokenizer
+from moebius.errors import ConfigError
 from moebius.hardware.backends import backends_for
 from moebius.hardware.device import choose_device
 from moebius.hardware.precision import matmul_dtype
@@ -111,25 +113,25 @@ class LanguageModel:
     ) -> Cached:
         """Return a decoder whose cache is large enough for these prompts.
 
-        Raises ConfigError if it should speculate and the model has no multi-token prediction.
+        Raises ConfigError if it should speculate and the model has no multi-token prediction, or
+        write fewer than one text at once.
         """
-        longest = max((len(self.tokenizer.encode(prompt)) for prompt in prompts), default=0)
+        if num_at_once < 1:
+            raise ConfigError(f"num_at_once={num_at_once}: must be at least 1")
         return Cached(
             self.model,
             self.tokenizer.size,
             self.context,
             request.sampling,
             num_texts=max(1, min(num_at_once, len(prompts) * request.num)),
-            longest=1 + longest + request.max_tokens,
+            longest=self._longest(prompts) + request.max_tokens,
             dtype=self.dtype,
             speculates=speculates,
         )
 
     def note_on_length(self, prompts: Sequence[str]) -> str:
         """Return a line about prompts that do not fit into the context, or ""."""
-        # Every text begins with the end-of-text token.
-        lengths = [1 + len(self.tokenizer.encode(prompt)) for prompt in prompts]
-        longest = max(lengths, default=0)
+        longest = self._longest(prompts)
         if longest <= self.context:
             return ""
         read = longest - window_start(longest, self.context)
@@ -138,6 +140,10 @@ class LanguageModel:
             f"{which} has {longest:,} tokens and the model reads {self.context:,} at most, as in "
             f"training: it reads the last {read:,}"
         )
+
+    def _longest(self, prompts: Sequence[str]) -> int:
+        """Return the tokens of the longest prompt and of the end of text, which precedes it."""
+        return 1 + max((len(self.tokenizer.encode(prompt)) for prompt in prompts), default=0)
 
 
 def load(
@@ -159,7 +165,7 @@ def load(
 
 
 def load_run(
-    run: RunDirectory, device: torch.device, report: Report = print, step: int | None = None
+    run: RunDirectory, device: torch.device, report: Report, step: int | None = None
 ) -> LanguageModel:
     """Return the language model of a run on the device. See `load`."""
     config = run.config()
@@ -230,7 +236,10 @@ def convert_products(model: Transformer, dtype: torch.dtype) -> None:
 
 
 def _request(options: Options) -> Request:
-    """Return the request that the options stand for."""
+    """Return the request that the options stand for. Raises ConfigError for an unknown option."""
+    for name in options:
+        if name not in Options.__annotations__:
+            raise ConfigError(f"{name}: no such option{nearest(name, Options.__annotations__)}")
     stop = options.get("stop", ())
     defaults = Sampling()
     return Request(

@@ -93,8 +93,8 @@ def _evaluation(
 ) -> Evaluation:
     """Return the evaluation from each source's nats, predicted tokens and bytes."""
     weights = [part.weight for part in corpus.val.parts]
-    total = sum(weights)
-    shares = [weight / total for weight in weights]
+    sum_of_weights = sum(weights)
+    shares = [weight / sum_of_weights for weight in weights]
     losses = [total / count for total, count in zip(nats, tokens, strict=True)]
     bytes_per_token = [size / count for size, count in zip(num_bytes, tokens, strict=True)]
     is_lossy = bool(corpus.lossy)

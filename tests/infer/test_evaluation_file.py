@@ -62,6 +62,11 @@ def test_tasks_are_added_to_those_of_the_same_weights(tmp_path):
         assert list(tasks_values(model, {"c": result(1)}, "float32")["tasks"]) == ["c"]
 
 
+def test_the_length_of_what_is_read_at_once(tmp_path):
+    model = evaluable(tmp_path)
+    assert tasks_values(model, {}, "float32")["seq_len"] == model.context == 64
+
+
 def test_numbers_that_are_not_finite_are_null():
     values = {"a": [math.inf, {"b": math.nan}], "c": 1.5, "d": None}
     assert json.loads(to_json(values)) == {"a": [None, {"b": None}], "c": 1.5, "d": None}

@@ -44,6 +44,11 @@ def test_what_is_refused(model, trained, tmp_path):
         model.generate("a", top_p=2)
     with pytest.raises(ConfigError, match="speculate"):
         model.generate("a", speculate=True)
+    with pytest.raises(ConfigError, match="max_new_tokens: no such option; did you mean max_tok"):
+        model.generate("a", max_new_tokens=3)
+    for count in (0, -1):
+        with pytest.raises(ConfigError, match=f"num_at_once={count}: must be at least 1"):
+            model.generate_all(["a"], num_at_once=count, max_tokens=3)
     with pytest.raises(ConfigError, match="not a run directory"):
         moebius.load(tmp_path)
     with pytest.raises(CheckpointError, match="no checkpoint of step 3"):
