@@ -24,12 +24,12 @@ from moebius.config import Config
 from moebius.config.files import override, to_toml
 from moebius.config.flags import parse_flags
 from moebius.moe.load import dead_experts, max_violation, variation
-from moebius.observe.alarm import Alarm
 from moebius.observe.alarms import Alarms
 from moebius.observe.expert_counts import ExpertCounts
 from moebius.observe.json_lines import JsonLines
 from moebius.observe.metrics import LayerMetrics, StepMetrics
 from moebius.observe.sink import Sinks
+from moebius.train.log import AnsweredAlarm
 
 TOKENS = 2**19
 """Tokens of a step."""
@@ -77,13 +77,6 @@ def step_metrics(
     )
 
 
-class Event:
-    """An alarm without an action."""
-
-    def __init__(self, alarm: Alarm):
-        self.to_json = lambda: alarm.to_json() | {"done": ""}
-
-
 def write_run(folder: Path, steps: int, every: int, layers: int, experts: int) -> None:
     """Write the files of a made-up run."""
     generator = np.random.default_rng(0)
@@ -107,7 +100,7 @@ def write_run(folder: Path, steps: int, every: int, layers: int, experts: int) -
             metrics = step_metrics(step, loads_LE, generator, steps)
             sinks.write(metrics)
             for alarm in alarms.look(metrics):
-                sinks.event(Event(alarm))  # pyright: ignore[reportArgumentType]
+                sinks.event(AnsweredAlarm(alarm, done=""))
 
 
 def main() -> None:
@@ -126,7 +119,7 @@ def main() -> None:
         files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(f"the run: {files / 1e6:.0f} MB, made in {time.perf_counter() - start:.0f} s")
         start = time.perf_counter()
-        command = [sys.executable, "-m", "moebius.cli.main", "report", str(folder)]
+        command = [sys.executable, "-m", "moebius", "report", str(folder)]
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - start
         used = resource.getrusage(resource.RUSAGE_CHILDREN)

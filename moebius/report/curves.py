@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,8 @@ from moebius.report.thinned import Thinned
 AXES = ("step", "tokens", "seconds")
 FIGURES = (
     "loss",
-    "mtp_loss",
     "lr",
     "grad_norm",
-    "balance_loss",
     "tokens_per_second",
     "mfu",
     "memory_gb",
@@ -49,12 +47,8 @@ class Curves:
     first: Line | None = None
     recent: deque[Line] = field(default_factory=lambda: deque(maxlen=RECENT))
     """The last logged steps."""
-    by_source: Mapping[str, Any] = field(default_factory=dict)
-    """The held-out loss of each source in the last evaluation that has it."""
     num_lines: int = 0
     num_damaged: int = 0
-    num_not_finite: int = 0
-    """Number of logged steps whose loss is not finite."""
     _seconds: float = 0.0
     _tokens: float = 0.0
 
@@ -139,6 +133,15 @@ def column(value: Any) -> np.ndarray:
     return numbers if numbers.ndim == 1 else np.zeros(0)
 
 
+def mean_between(values: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the mean of values[start:end] for each pair of bounds; NaN where none is finite."""
+    is_known = np.isfinite(values)
+    total = np.concatenate([[0], np.cumsum(np.where(is_known, values, 0))])
+    number = np.concatenate([[0], np.cumsum(is_known)])
+    count = number[end] - number[start]
+    return np.where(count > 0, (total[end] - total[start]) / np.maximum(count, 1), np.nan)
+
+
 def _add(curves: Curves, line: Line, most_values: int) -> None:
     """Add a line to all points."""
     tokens, speed = number(line.get("tokens")), number(line.get("tokens_per_second"))
@@ -152,13 +155,10 @@ def _add(curves: Curves, line: Line, most_values: int) -> None:
     if "val_loss" in line:
         evaluated = [number(line.get(name)) for name in EVALUATED]
         curves.evaluations.add(np.array([*places, *evaluated]))
-    if isinstance(sources := line.get("val_by_source"), dict):
-        curves.by_source = sources
     _add_layers(curves, line, places, most_values)
     curves.first = curves.first or line
     curves.recent.append(line)
     curves.num_lines += 1
-    curves.num_not_finite += not math.isfinite(figures[0])
 
 
 def _add_layers(curves: Curves, line: Line, places: list[float], most_values: int) -> None:

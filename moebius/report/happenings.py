@@ -73,13 +73,13 @@ class Happenings:
     last_skipped: int = 0
     """Step of the last skipped update."""
     num_damaged: int = 0
+    _experts: dict[tuple[str, int], set[int]] = field(default_factory=dict)
+    """The experts of each rule and layer whose alarm is not over; MODEL for the layer itself."""
 
     @property
     def shown(self) -> list[Happening]:
         """The happenings to draw, in no order."""
         return [happening for series in self.series.values() for happening in series.shown]
-
-    _experts: dict[tuple[str, int], set[int]] = field(default_factory=dict)
 
 
 def read_happenings(lines: Iterable[Line | None]) -> Happenings:
@@ -185,28 +185,36 @@ def _other(happenings: Happenings, line: Line) -> None:
     elif event == RESUMED:
         happenings.stopped = None
         _rewind(happenings, step)
-        _add(happenings, Happening(step, "resumed", "resumed", _resumed(line)))
+        text = f"resumed{_changes(line) or ' from an earlier step'}"
+        _add(happenings, Happening(step, "resumed", "resumed", text))
+    elif isinstance(origin := line.get("origin"), dict):  # a branch, or an imported model
+        from_step = f", step {origin['step']}" if origin.get("step") else ""
+        text = f"{event} from {origin.get('path', '?')}{from_step}{_changes(line)}"
+        _add(happenings, Happening(step, "other", event[:40], text))
     else:
         known = {name: value for name, value in line.items() if name not in ("event", "step")}
         text = ", ".join(f"{name} {value}" for name, value in known.items())[:300]
         _add(happenings, Happening(step, "other", event[:40], text or event))
 
 
-def _resumed(line: Line) -> str:
+def _changes(line: Line) -> str:
+    """Return the settings that an event says were changed, in words; "" if there are none."""
     changed = line.get("changed")
     changes = []
     if isinstance(changed, dict):
         for name, values in changed.items():
             old, new = values if isinstance(values, list) and len(values) == 2 else ("?", values)
             changes.append(f"{name} {old} -> {new}")
-    return f"resumed with {', '.join(changes)}" if changes else "resumed from an earlier step"
+    return f" with {', '.join(changes)}" if changes else ""
 
 
 def _rewind(happenings: Happenings, step: int) -> None:
-    """Forget alarms of later steps, which the run trains again."""
+    """Forget alarms and skipped updates of later steps, which the run trains again."""
     for place in [place for place, alarm in happenings.open.items() if alarm.step > step]:
         del happenings.open[place]
         happenings._experts.pop(place, None)
+    if happenings.last_skipped > step:
+        happenings.num_skipped_at_end = happenings.last_skipped = 0
 
 
 def _add(happenings: Happenings, happening: Happening) -> None:

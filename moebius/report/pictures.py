@@ -1,12 +1,17 @@
 """The charts of a report: curves of all its runs together, and heat maps of each run."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from moebius.config import Config
+from moebius.config.in_phases import all_phases
 from moebius.cost.counts import training_flops_per_token
+from moebius.cost.units import counted
 from moebius.moe.load import dead_share
 from moebius.observe.charts import Charts, Line, Marks
+from moebius.report.curves import mean_between
 from moebius.report.run import Run
 from moebius.report.twin import twin_lines
 
@@ -130,7 +135,7 @@ class Pictures:
                 title = "MTP layer" if is_mtp else f"Layer {layer}"
                 yield self.charts.heat(
                     title,
-                    f"{num_experts} expert{'s' if num_experts > 1 else ''}",
+                    counted(num_experts, "expert"),
                     axes,
                     num_experts,
                     dead_share(num_experts),
@@ -203,15 +208,22 @@ class Pictures:
         """Return places with the FLOPs that a run has spent there, if its model is known."""
         columns = {name: column.tolist() for name, column in places.items()}
         if run.config is not None and "tokens" in places:
-            with np.errstate(over="ignore"):  # damaged numbers of tokens
-                columns["flops"] = (places["tokens"] * flops_per_token(run)).tolist()
+            columns["flops"] = training_flops(run.config, places["tokens"]).tolist()
         return columns
 
 
-def flops_per_token(run: Run) -> float:
-    """Return the FLOPs per token of a run's training, as its configuration says."""
-    assert run.config is not None
-    return training_flops_per_token(run.config.model, run.config.train.seq_len)
+def training_flops(config: Config, tokens: np.ndarray) -> np.ndarray:
+    """Return the FLOPs that training on the first so many tokens of a run takes.
+
+    The phases of a run may have sequences of different lengths.
+    """
+    borders = [0.0, *(phase.until for phase in config.train.phases[:-1]), math.inf]
+    total = np.zeros(len(tokens))
+    for plain, begin, end in zip(all_phases(config), borders[:-1], borders[1:], strict=True):
+        per_token = training_flops_per_token(plain.model, plain.train.seq_len)
+        with np.errstate(over="ignore"):  # damaged numbers of tokens
+            total += (np.clip(tokens, begin, end) - begin) * per_token
+    return total
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -220,11 +232,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     There are as many neighbors on either side, so that a curve that falls is not delayed. Values
     that are not finite stay gaps.
     """
-    is_known = np.isfinite(values)
-    total = np.concatenate([[0], np.cumsum(np.where(is_known, values, 0))])
-    number = np.concatenate([[0], np.cumsum(is_known)])
     at = np.arange(len(values))
     reach = np.minimum(len(values) // 200, np.minimum(at, at[::-1]))
-    start, end = at - reach, at + reach + 1
-    mean = (total[end] - total[start]) / np.maximum(number[end] - number[start], 1)
-    return np.where(is_known, mean, np.nan)
+    mean = mean_between(values, at - reach, at + reach + 1)
+    return np.where(np.isfinite(values), mean, np.nan)

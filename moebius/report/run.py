@@ -11,6 +11,7 @@ from typing import Any
 from moebius.config import Config
 from moebius.config.files import read_config
 from moebius.config.printable import printable
+from moebius.cost.units import counted
 from moebius.data.cache import cache_folder
 from moebius.data.shards import META, Meta
 from moebius.data.source_names import weighted_sources
@@ -25,6 +26,7 @@ from moebius.report.happenings import Happenings, read_happenings
 from moebius.report.shares import Shares
 from moebius.train import checkpoint_store
 from moebius.train.environment import ENVIRONMENT
+from moebius.train.not_a_run import not_a_run
 from moebius.train.run_directory import EVALUATIONS, RunDirectory
 from moebius.train.run_record import RunRecord
 from moebius.train.samples import SAMPLES
@@ -80,8 +82,7 @@ def read_run(root: Path, num_runs: int = 1) -> Run:
     folder is no run at all.
     """
     if not any((root / name).is_file() for name in ("config.toml", "run.json", METRICS)):
-        what = "not a run directory, there is no config.toml in it"
-        raise CheckpointError(f"{root}: {what if root.is_dir() else 'there is no such directory'}")
+        raise CheckpointError(f"{root}: {not_a_run(root)}")
     run = Run(root, shares=Shares(MOST_CELLS // num_runs))
     run.config = _config(run)
     with _reading(run, METRICS):
@@ -119,15 +120,11 @@ def _config(run: Run) -> Config | None:
 
 def _read_optional(run: Run) -> None:
     """Read the files that a run may also have, and the record of its text in data.cache."""
-    for name in (PROFILE, ABLATION):
-        path = run.root / name
-        if path.exists():
-            with _reading(run, name):
-                setattr(run, path.stem.replace("ablate", "ablation"), _json_object(path))
+    run.profile = _json_object(run, PROFILE)
+    run.ablation = _json_object(run, ABLATION)
     evaluated = sorted((run.root / EVALUATIONS).glob("step-" + "[0-9]" * 8 + ".json"))
-    for path in evaluated[-1:]:
-        with _reading(run, f"{EVALUATIONS}/{path.name}"):
-            run.evaluation = _json_object(path)
+    if evaluated:
+        run.evaluation = _json_object(run, f"{EVALUATIONS}/{evaluated[-1].name}")
     if (run.root / SAMPLES).exists():
         with _reading(run, SAMPLES):
             lines = (line for line in each_line(run.root / SAMPLES) if line)
@@ -162,14 +159,19 @@ def _text_lines(run: Run, config: Config) -> Iterator[str]:
         yield f"{tokens:,} {title} tokens in {documents:,} documents"
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises OSError and ValueError."""
-    if path.stat().st_size > LARGEST_FILE:
-        raise ValueError("too large")
-    values = json.loads(path.read_bytes())
-    if not isinstance(values, dict):
-        raise ValueError("not an object")
-    return values
+def _json_object(run: Run, name: str) -> dict[str, Any] | None:
+    """Return the object in a JSON file, or None if there is no such file or it is damaged."""
+    path = run.root / name
+    if not path.exists():
+        return None
+    with _reading(run, name):
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError("too large")
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+        return values
+    return None
 
 
 def _spread(lines: list[Line]) -> list[Line]:
@@ -220,8 +222,7 @@ def _note_damage(run: Run) -> None:
         (EVENTS, run.happenings.num_damaged),
     ):
         if number:
-            lines = f"{number:,} damaged line{'s' if number > 1 else ''}"
-            run.problems.append(f"{name}: {lines} passed over")
+            run.problems.append(f"{name}: {counted(number, 'damaged line')} passed over")
     if run.shares.num_damaged:
         run.problems.append(
             f"tokens per expert: those of {run.shares.num_damaged:,} steps passed over, because "

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from moebius.config import Config
 from moebius.config.fields import settings, shown
 from moebius.config.files import to_toml
@@ -17,14 +19,14 @@ from moebius.profile.result import Row
 from moebius.report.curves import number
 from moebius.report.differences import differences
 from moebius.report.happenings import Happenings
-from moebius.report.pictures import flops_per_token
+from moebius.report.pictures import training_flops
 from moebius.report.run import Run
 from moebius.report.verdict import Verdict
 
 LISTED = 10
 """Number of happenings that are listed at once; the others, up to `MOST_LATEST`, unfold."""
 SCALE = (
-    ("dead", "dead: less than a tenth of the even share"),
+    ("dead", "dead: less than 1%, and than a tenth of the even share"),
     ("0", "less than a quarter of it"),
     ("1", "less than half"),
     ("2", "less than 0.8"),
@@ -64,8 +66,8 @@ def key_figures(run: Run) -> list[tuple[str, str]]:
             ("loss", figure(number(last.get("loss")), 3)),
         ]
         if run.config:
-            tokens = number(last.get("tokens"))
-            rows.insert(3, ("FLOPs", f"{tokens * flops_per_token(run):.3g}"))
+            flops = training_flops(run.config, np.array([number(last.get("tokens"))]))
+            rows.insert(3, ("FLOPs", f"{flops[0]:.3g}"))
         for name, title in (("val_loss", "held-out loss"), ("val_bpb", "bits per byte")):
             values = curves.evaluated(name)
             known = values[[math.isfinite(value) for value in values]]

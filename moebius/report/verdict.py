@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from moebius.config import Config
+from moebius.config import Config, ObserveConfig
+from moebius.config.in_phases import mixture_in_phase
 from moebius.moe.load import dead_share, variation
 from moebius.observe.alarm import WORDS, Alarm
-from moebius.report.curves import number
+from moebius.report.curves import mean_between, number
 from moebius.report.run import Run
 
 Level = Literal["good", "warn", "bad", "calm"]
@@ -35,8 +36,6 @@ SMOOTHED = 0.1
 """Share of a curve's points of which a moving mean is taken, before losses are compared."""
 LAST = 0.1
 """Share of a run at its end over which the load of the experts is judged."""
-UNEVEN = 0.3
-"""CV above which a layer is called uneven where no alarm watches it: the founding document's."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ def _diverged(run: Run) -> Verdict | None:
     step, last = curves.last_step, number(curves.last.get("loss"))
     train = run.config.train if run.config else None
     rate = f" (it was {number(curves.last.get('lr')):.3g})"
-    todo = f"lower train.lr{rate} or lengthen train.warmup_steps, and start again"
+    longer = "the first phase" if train and train.phases else "train.warmup_steps"
+    todo = f"lower train.lr{rate} or lengthen {longer}, and start again"
     if run.checkpoints:
         todo = f"lower train.lr{rate} and resume from a checkpoint before ({_resume(run)} --step)"
     if happenings.last_skipped >= step and happenings.num_skipped_at_end > 2:
@@ -94,13 +94,16 @@ def _diverged(run: Run) -> Verdict | None:
         return Verdict("bad", "Diverged", why, todo)
     if not math.isfinite(last):
         return Verdict("bad", "Diverged", f"the loss of step {step:,} is not finite", todo)
-    smooth, steps = _smoothed(curves.figure("loss")[0]), curves.places(curves.model_points)["step"]
+    places, begin = curves.places(curves.model_points), _start_of_mixture(run)
+    is_comparable = places["tokens"] > begin
+    smooth = _smoothed(curves.figure("loss")[0][is_comparable])
+    steps = places["step"][is_comparable]
     if len(smooth) < 3 or not np.isfinite(smooth).any():
         return None
     best = int(np.nanargmin(smooth))
     is_warming = train is not None and step <= train.warmup_steps
     if smooth[-1] > smooth[best] + max(LEAST_RISE, RISE * smooth[best]) or (
-        not is_warming and smooth[-1] > _first_loss(run) + LEAST_RISE
+        not begin and not is_warming and smooth[-1] > _first_loss(run) + LEAST_RISE
     ):
         why = (
             f"the loss rose from {smooth[best]:.3g} at step {steps[best]:,.0f} to "
@@ -108,6 +111,21 @@ def _diverged(run: Run) -> Verdict | None:
         )
         return Verdict("bad", "Diverged", why, todo)
     return None
+
+
+def _start_of_mixture(run: Run) -> int:
+    """Return the tokens after which the sources have been mixed as they are at the end.
+
+    It is 0 unless a phase has another mixture, which has another loss.
+    """
+    config, tokens = run.config, number(run.curves.last.get("tokens"))
+    if config is None or not config.train.phases or not math.isfinite(tokens):
+        return 0
+    last = config.train.phase_at(max(0, int(tokens) - 1))
+    mixtures = [mixture_in_phase(config, phase) for phase in range(last + 1)]
+    while last and mixtures[last - 1] == mixtures[last]:
+        last -= 1
+    return config.train.phases[last - 1].until if last else 0
 
 
 def _stopped(run: Run) -> Verdict | None:
@@ -127,9 +145,11 @@ def _collapsed(run: Run) -> Verdict | None:
             is_open[rule].append(alarm)
     num_routed = sum(map(bool, run.shares.experts)) or run.curves.num_layers
     num_dead, num_experts, uneven = _last_load(run)
-    step, rules_of = run.curves.last_step, (run.config or Config()).observe.rules()
-    num_dead *= step >= rules_of["dead_expert"].patience
-    uneven = uneven if step >= rules_of["cv"].patience else {}
+    step, watched = run.curves.last_step, _watched(run)
+    if step < watched.dead_expert.patience:
+        num_dead = 0
+    if step < watched.cv.patience:
+        uneven = {}
     # Batches of few documents are uneven one by one, although their sum is even.
     is_uneven = bool(uneven) or not num_experts
     rules = [rule for rule in ROUTING if is_open[rule] and (is_uneven or rule != "cv")]
@@ -146,7 +166,7 @@ def _collapsed(run: Run) -> Verdict | None:
         for rule in ("dead_expert", "dominant_expert"):
             if not parts and rule in rules:
                 parts.append(_since(is_open[rule]))
-        word = "Collapsed" if num_dead >= num_experts / 4 else "Experts are dying"
+        word = "Collapsed" if 0 < num_experts <= 4 * num_dead else "Experts are dying"
         return Verdict("bad", word, ", and ".join(parts), _cure(run.config, "dead_expert"))
     if rules:
         return Verdict(
@@ -156,7 +176,7 @@ def _collapsed(run: Run) -> Verdict | None:
         worst = max(uneven, key=lambda layer: uneven[layer])
         why = (
             f"{len(uneven)} of {num_routed} layers {'have' if len(uneven) > 1 else 'has'} a CV "
-            f"above {UNEVEN:g}, the worst {uneven[worst]:.2f} (layer {worst})"
+            f"above {watched.cv.threshold:g}, the worst {uneven[worst]:.2f} (layer {worst})"
         )
         return Verdict("warn", "Unbalanced", why, _cure(run.config, "cv"))
     return None
@@ -219,8 +239,7 @@ def _loss_words(run: Run) -> str:
 def _balance_words(run: Run) -> str:
     """Return how even the load of the experts is at the end, in words."""
     loads = _loads(run)
-    patience = (run.config or Config()).observe.dead_expert.patience
-    if not loads or run.curves.last_step < patience:
+    if not loads or run.curves.last_step < _watched(run).dead_expert.patience:
         return ""
     cv = max(variation(load) for load in loads.values())
     words = f", and the experts are used evenly (CV at most {cv:.2f}, none is dead)"
@@ -233,7 +252,7 @@ def _last_load(run: Run) -> tuple[int, int, dict[int, float]]:
     """Return the number of dead experts, that of all experts, and the CV of each uneven layer."""
     num_dead, uneven = 0, dict[int, float]()
     loads = _loads(run)
-    limit = run.config.observe.cv.threshold if run.config else UNEVEN
+    limit = _watched(run).cv.threshold
     for layer, load in loads.items():
         total = sum(load)
         num_dead += sum(tokens < dead_share(len(load)) * total for tokens in load)
@@ -248,7 +267,7 @@ def _loads(run: Run) -> dict[int, list[int]]:
     Single steps have too few tokens to tell an uneven load from chance. In a short run, it is the
     load in as many steps as an alarm takes to fire.
     """
-    steps, patience = run.shares.steps, (run.config or Config()).observe.dead_expert.patience
+    steps, patience = run.shares.steps, _watched(run).dead_expert.patience
     if not len(steps):
         return {}
     is_late = steps > min(steps[-1] - max(patience, LAST * steps[-1]), steps[-1] - 1)
@@ -257,6 +276,11 @@ def _loads(run: Run) -> dict[int, list[int]]:
         for layer, count in enumerate(run.shares.experts)
         if count > 1
     }
+
+
+def _watched(run: Run) -> ObserveConfig:
+    """Return the limits of the run's alarms, which are the defaults if they are not known."""
+    return (run.config or Config()).observe
 
 
 def _since(alarms: list[Alarm]) -> str:
@@ -303,10 +327,5 @@ def _cure(config: Config | None, rule: str) -> str:
 def _smoothed(values: np.ndarray) -> np.ndarray:
     """Return the mean of each value and those shortly before it, without those not finite."""
     size = max(1, round(SMOOTHED * len(values)))
-    is_known = np.isfinite(values)
-    total = np.cumsum(np.where(is_known, values, 0))
-    number = np.cumsum(is_known)
-    before = np.arange(len(values)) - size
-    total = total - np.where(before >= 0, total[before], 0)
-    number = number - np.where(before >= 0, number[before], 0)
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+    at = np.arange(len(values))
+    return mean_between(values, np.maximum(at + 1 - size, 0), at + 1)

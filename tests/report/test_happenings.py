@@ -129,3 +129,15 @@ def test_a_long_run_is_thinned_out():
     assert (series.number, series.first, series.last) == (5_000, 1, 5_000)
     assert MOST_SHOWN <= len(series.shown) < 2 * MOST_SHOWN
     assert series.shown[0].step == 1 and series.shown[-1].step > 4_900
+
+
+def test_a_branch_says_where_it_comes_from():
+    origin = {"path": "/runs/trial", "step": 5, "sha256": "ab"}
+    event = {"event": "branched", "step": 5, "origin": origin, "changed": {"train.lr": [1, 2]}}
+    assert texts([event]) == ["branched from /runs/trial, step 5 with train.lr 1 -> 2"]
+
+
+def test_an_imported_model_says_where_it_comes_from():
+    origin = {"path": "/models/stock", "step": 0}
+    event = {"event": "imported", "step": 0, "origin": origin, "changed": {}}
+    assert texts([event]) == ["imported from /models/stock"]

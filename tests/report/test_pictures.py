@@ -1,20 +1,23 @@
 """Tests of the charts of a report."""
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from moebius.config.phases import Phase
 from moebius.cost.counts import training_flops_per_token
 from moebius.observe.charts import Charts
-from moebius.report.pictures import Pictures, smoothed
+from moebius.report.pictures import Pictures, smoothed, training_flops
 from moebius.report.run import read_run
 from tests.report.made_up_run import (
     EVEN,
     TOKENS,
     alarm,
     collapsed,
+    config_of,
     falling,
     metrics_lines,
     write_run,
@@ -48,6 +51,16 @@ def test_the_loss_by_steps_tokens_time_and_flops(tmp_path):
     assert places["flops"][-1] == pytest.approx(20 * TOKENS * flops, rel=1e-5)
     assert chart["series"][0]["y"] == pytest.approx([falling(n) for n in range(1, 21)], rel=1e-5)
     assert axes[chart["series"][1]["axes"]]["step"] == [5, 10, 15, 20]
+
+
+def test_each_phase_has_the_flops_of_its_sequences():
+    config = config_of("--train.seq_len=128")
+    phases = (Phase(until=1_000), Phase(until=3_000, seq_len=512), Phase(until=4_000))
+    config = replace(config, train=replace(config.train, phases=phases))
+    short, long = (training_flops_per_token(config.model, length) for length in (128, 512))
+    found = training_flops(config, np.array([500, 1_000, 2_000, 5_000]))
+    expected = [500 * short, 1_000 * short, 1_000 * (short + long), 3_000 * short + 2_000 * long]
+    assert long > short and found == pytest.approx(expected)
 
 
 def test_several_runs_share_charts(tmp_path):

@@ -1,15 +1,20 @@
 """Tests of the verdict on a run."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from moebius.config.files import to_toml
+from moebius.config.phases import Phase
 from moebius.report.run import read_run
 from moebius.report.verdict import Verdict, verdict
 from tests.report.made_up_run import (
     EVEN,
+    TOKENS,
     alarm,
     collapsed,
+    config_of,
     even,
     falling,
     metrics_lines,
@@ -76,6 +81,29 @@ def test_updates_that_were_skipped_long_ago_do_not_matter(tmp_path):
     assert judged(tmp_path, None, events).word == "Healthy"
 
 
+def test_skipped_updates_that_the_run_went_back_from_do_not_matter(tmp_path):
+    events = [{"event": "skipped", "step": n, "in_a_row": n - 24} for n in (25, 26, 27, 28)]
+    spike = alarm(30, "loss_spike", -1, action="roll_back", done="rolled back", rewound_to=10)
+    assert judged(tmp_path, None, [*events, spike]).word == "Healthy"
+    assert judged(tmp_path / "again", None, events).word == "Diverged"
+
+
+@pytest.mark.parametrize(("begin", "word"), [(10, "Healthy"), (5, "Diverged")])
+def test_losses_of_different_mixtures_are_not_compared(tmp_path, begin, word):
+    folder = write_run(
+        tmp_path / "run", metrics_lines(ALL, loss=lambda n: 2.0 if n <= 10 else 3.0)
+    )
+    config = config_of("--data.source=a,b")
+    phases = (
+        Phase(until=begin * TOKENS),
+        Phase(until=15 * TOKENS, weights=(0.9, 0.1)),
+        Phase(until=20 * TOKENS, weights=(0.9, 0.1), seq_len=512),
+    )
+    config = replace(config, train=replace(config.train, phases=phases))
+    (folder / "config.toml").write_text(to_toml(config), "utf-8")
+    assert verdict(read_run(folder)).word.startswith(word)
+
+
 @pytest.mark.parametrize("noise", [0.1, 0.25])
 def test_a_noisy_loss_has_not_diverged(tmp_path, noise):
     lines = metrics_lines(range(1, 201), loss=lambda n: falling(n) + noise * math.sin(n * n))
@@ -134,6 +162,20 @@ def test_an_uneven_layer_without_an_alarm(tmp_path):
     found = judged(tmp_path, lines)
     assert (found.level, found.word) == ("warn", "Unbalanced")
     assert "1 of 2 layers has a CV above 0.3, the worst 0.62 (layer 0)" in found.why
+
+
+def test_an_uneven_layer_is_compared_with_the_limit_of_the_run(tmp_path):
+    lines = metrics_lines(ALL, counts=lambda step: [[500, 250, 150, 100], [], EVEN])
+    found = judged(tmp_path, lines, flags=["--observe.cv.threshold=0.5"])
+    assert "1 of 2 layers has a CV above 0.5, the worst 0.62 (layer 0)" in found.why
+
+
+def test_a_dead_expert_of_a_run_without_counts_is_no_collapse(tmp_path):
+    lines = metrics_lines(ALL)
+    for line in lines:
+        del line["tokens_per_expert"]
+    found = judged(tmp_path, lines, [alarm(18, "dead_expert", experts=[2])])
+    assert found.word == "Experts are dying"
 
 
 def test_an_open_alarm(tmp_path):
