@@ -18,17 +18,22 @@ if TYPE_CHECKING:
 def run(options: Namespace) -> None:
     """Make the new run, and train it to its end."""
     from moebius.config.flags import parse_flags
+    from moebius.parallel.process import Process
     from moebius.train.run_directory import RunDirectory
 
+    process = Process.from_environment()
     values = _merged(_from_file(options.file), parse_flags(options.settings))
     name = _name(options.name, values)
     source = RunDirectory.open(options.run)
+    from moebius.cli.report import reported
     from moebius.cli.training import train_to_end
     from moebius.train.branch import branch
     from moebius.train.session import resume
 
     directory = branch(source, name, values, options.step, say, is_terminal(sys.stderr))
-    train_to_end(resume(directory.config(), directory, say, is_terminal(sys.stderr)))
+    session = resume(directory.config(), directory, say, is_terminal(sys.stderr), process)
+    with reported(session):
+        train_to_end(session)
 
 
 def _name(option: str, values: "Values") -> str:

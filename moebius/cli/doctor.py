@@ -27,9 +27,7 @@ def run(options: Namespace) -> None:
     with interruptible():
         try:
             diagnosis = examine(config, choose_device(config.train.device), say)
-        except (
-            KeyboardInterrupt
-        ) as interrupt:  # the self-test, which has not begun, names its own checks
+        except KeyboardInterrupt as interrupt:  # the self-test would name its own checks
             number = signal_of(interrupt)
             raise Interrupted(
                 f"doctor was stopped by {number.name} before the self-test; every check is "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moebius.cli.command import CONFIG, Argument, Command
-from moebius.config.fields import EXACT_LIMIT
+from moebius.config.fields import is_exact_integer
 from moebius.config.flags import given_twice, is_last_part
 from moebius.config.width import text_width
 from moebius.errors import ConfigError
@@ -104,7 +104,7 @@ def _integer(text: str) -> int:
         return int(text)
     except ValueError:
         number = float(text)
-        if not number.is_integer() or abs(number) >= EXACT_LIMIT:
+        if not is_exact_integer(number):
             raise
         return int(number)
 

@@ -38,10 +38,12 @@ def finished(
     folders = checkpoint_store.complete(directory.checkpoints)
     folder = checkpoint_at(directory, step) if step is not None else next(iter(folders), None)
     at = checkpoint_store.step_of(folder) if folder else 0
-    is_phased = bool(config.train.phases)
-    if folder is None or folder != folders[0] or (at < config.train.steps and not is_phased):
+    if folder is None or folder != folders[0]:
         return None
     try:
+        tokens = int(checkpoint.read_state(folder).get("tokens", 0))
+        if not config.train.is_over(at, tokens):
+            return None
         values = checkpoint.verify(folder)
         check_belongs(folder, values, config, record.identity)
         own_tokenizer(config, directory, record)
@@ -50,9 +52,6 @@ def finished(
     trained = settings_of(values)
     if trained is None:
         return None  # an earlier version wrote it; resuming compares its weights with the model
-    tokens = int(values["tokens"])
-    if not config.train.is_over(at, tokens):
-        return None
     check_steps(record.config, config, at)
     if unevaluated_step(directory, at, tokens, config.train, trained.train):
         return None
@@ -60,7 +59,7 @@ def finished(
     last = config.train.last_step(at, tokens)
     way = (
         "a further phase in its config.toml"
-        if is_phased
+        if config.train.phases
         else "`--train.steps` with a larger number"
     )
     return (

@@ -147,6 +147,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def is_exact_integer(value: float) -> bool:
+    """Return whether a floating-point number stands for one integer, as 1e3 does."""
+    return value.is_integer() and abs(value) < EXACT_LIMIT
+
+
 def _convert(value: Any, annotation: Any) -> Any:
     """Return `value` converted to the first type of `annotation` that holds it without loss.
 
@@ -175,13 +180,9 @@ def _convert(value: Any, annotation: Any) -> Any:
             if value >= INTEGER_LIMIT:
                 raise TypeError("must be below 2**63")
             return value
-        elif member is int and isinstance(value, float) and _is_exact_integer(value):
+        elif member is int and isinstance(value, float) and is_exact_integer(value):
             return int(value)
     raise TypeError(f"must be {_description(annotation)}")
-
-
-def _is_exact_integer(value: float) -> bool:
-    return value.is_integer() and abs(value) < EXACT_LIMIT
 
 
 def _finite(value: float) -> float:

@@ -21,7 +21,6 @@ def in_phase(config: Config, number: int) -> Config:
     plain = dataclasses.replace(
         train,
         phases=(),
-        steps=train.steps,
         batch_size=batch_size,
         micro_batch_size=micro if micro and batch_size % micro == 0 else 0,
         seq_len=phase.seq_len or train.seq_len,

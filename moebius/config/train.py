@@ -152,13 +152,20 @@ class TrainConfig:
 
     def last_step(self, step: int, tokens: int) -> int:
         """Return the last step of a run that is at this step, after that many tokens."""
-        if not self.phases:
-            return self.steps
+        return self.phase_ends(step, tokens)[-1][0] if self.phases else self.steps
+
+    def phase_ends(self, step: int, tokens: int) -> list[tuple[int, int]]:
+        """Return the step and the tokens that each phase ends with.
+
+        The run is at `step`, after `tokens` tokens. A phase that it has behind it ends there, too.
+        """
+        ends: list[tuple[int, int]] = []
         for number, phase in enumerate(self.phases):
             per_step = self.tokens_per_step(number)
             num_steps = max(0, -(-(phase.until - tokens) // per_step))
             step, tokens = step + num_steps, tokens + num_steps * per_step
-        return step
+            ends.append((step, tokens))
+        return ends
 
     def longest_seq_len(self, tokens: int) -> int:
         """Return the tokens in the longest sequences of the first `tokens` tokens of the run."""

@@ -43,9 +43,8 @@ def plan(config: Config, device: Device, gpus: int, imbalance: float = 1.0) -> P
     """Return the plan of a run on that many devices.
 
     With phases, it is that of the largest one. A batch that the devices cannot share evenly is
-    enlarged. imbalance is the load of the busiest
-    expert, divided by an even load. Raises ConfigError, which says what would help, if no layout
-    fits.
+    enlarged. imbalance is the load of the busiest expert, divided by an even load. Raises
+    ConfigError, which says what would help, if no layout fits.
     """
     if not 1 <= gpus <= LARGEST_CLUSTER:
         raise ConfigError(f"--gpus {gpus}: must be from 1 to {LARGEST_CLUSTER}")

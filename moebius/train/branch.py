@@ -10,6 +10,7 @@ import torch
 
 from moebius.config import Config
 from moebius.config.branching import at_its_place, branched_config
+from moebius.config.fields import plain
 from moebius.config.files import override
 from moebius.config.flags import Values
 from moebius.config.phases import weights_per_source
@@ -22,10 +23,10 @@ from moebius.model.transformer import Transformer
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.checkpoint import Groups
 from moebius.train.origin import Begun, Origin
-from moebius.train.resumption import Resumed, checkpoint_at, own_tokenizer, text_with_own_tokenizer
+from moebius.train.resumption import Resumed, checkpoint_at, text_with_own_tokenizer
 from moebius.train.run_directory import RunDirectory
 from moebius.train.run_record import RunRecord
-from moebius.train.state import check_model
+from moebius.train.state import check_model, in_sequences
 from moebius.train.state_values import STRETCH
 from moebius.train.trained_settings import (
     CONFIG,
@@ -33,7 +34,6 @@ from moebius.train.trained_settings import (
     last_trained,
     settings_at,
     settings_of,
-    to_json,
 )
 
 Say = Callable[[str], None]
@@ -76,10 +76,8 @@ def branch(
     """
     record = source.record(say)
     latest = last_trained(source, record, say, step)
-    override(latest, values)  # refuses what no run can have
-    place = {"out": str(source.root.parent)} | values.get("train", {}) | {"name": name}
-    values = values | {"train": place}
-    run = RunDirectory.plan(override(latest, values), name)
+    place = {"train": {"out": _out(source, values), "name": name}}
+    run = RunDirectory.plan(override(latest, place), name)
     folder = (
         checkpoint_at(source, step)
         if step is not None
@@ -88,7 +86,7 @@ def branch(
     state = checkpoint.read_state(folder)
     at_step = checkpoint_store.step_of(folder)
     before = at_its_place(settings_at(source, settings_of(state), latest, at_step), latest)
-    config = branched_config(before, override(before, values))
+    config = branched_config(before, override(override(before, values), place))
     _check_goes_on(config, at_step, state.get("tokens", 0))
     run.check_writable()
     saved = _saved(folder)
@@ -98,7 +96,7 @@ def branch(
     config, corpus = _text(config, before, source, run, record, say, progress)
     origin = Origin("branched", str(source.root.absolute()), saved.step, saved.sha256)
     changed = {n: pair for n, pair in changes(before, config).items() if n not in PLACE}
-    state = _state(saved.values, before, config, corpus)
+    state = _state(in_sequences(saved.values, before.train), before, config, corpus)
 
     def fill(aside: RunDirectory) -> None:
         checkpoint.write(aside.checkpoints / folder.name, saved.tensors, state)
@@ -106,9 +104,21 @@ def branch(
 
     new = RunRecord.of(config, corpus, origin=origin)
     owner = run.create(new, source.tokenizer(), say, fill)
-    for line in _lines(source, saved, before, config, is_new_text=state["sequences"] == 0):
+    resumed = Resumed.of(saved.step, saved.values["tokens"], before, config)
+    say(f"branched from {source.root} at step {saved.step:,}")
+    for line in replace(resumed, changed=changed).lines() if resumed and changed else ():
         say(line)
+    if state["sequences"] == 0:
+        say("it begins at the start of its text, because the text or the seed differs")
     return RunDirectory(owner.folder)
+
+
+def _out(source: RunDirectory, values: Values) -> Any:
+    """Return the folder that the branch lies in. It is not checked yet: `override` does that."""
+    match values.get("train"):
+        case {"out": out}:
+            return out
+    return str(source.root.parent)
 
 
 def _saved(folder: Path) -> Saved:
@@ -148,7 +158,6 @@ def _text(
     A BPE depends on the text that it was trained on. If the branch has other text, the run's own
     tokenizer.json takes its place.
     """
-    own_tokenizer(before, source, record)
     names = {*TEXT, "data.weights"} & changes(before, config).keys()
     if not names or (before.data.tokenizer, config.data.tokenizer) != ("bpe", "bpe"):
         return config, text_with_own_tokenizer(config, source, record, say, progress)
@@ -169,7 +178,7 @@ def _state(
     The branch goes on with the next sequence of each source of the run, however it cuts and mixes
     them. If it has other text or another seed, it begins with the first one.
     """
-    state = values | {"corpus": corpus.identity, CONFIG: to_json(config)}
+    state = values | {"corpus": corpus.identity, CONFIG: plain(config)}
     weights = tuple(weight for weight in weights_per_source(before.data) if weight)
     is_same = values["corpus"] in (corpus.identity, identity_of(corpus.checksums, weights))
     if not is_same or config.train.seed != before.train.seed:
@@ -178,17 +187,3 @@ def _state(
         weights = tuple(part.weight for part in corpus.train.parts)
     stretch = Stretch(before.train.seq_len, weights)
     return state | {STRETCH: values.get(STRETCH) or stretch._asdict()}
-
-
-def _lines(
-    source: RunDirectory, saved: Saved, before: Config, config: Config, is_new_text: bool
-) -> list[str]:
-    """Return the lines about the branch and what differs in it."""
-    lines = [f"branched from {source.root} at step {saved.step:,}"]
-    resumed = Resumed.of(saved.step, saved.values["tokens"], before, config)
-    unlike = resumed.lines() if resumed else []
-    hidden = tuple(f"changed from step {saved.step + 1:,} on: {name} " for name in PLACE)
-    lines += [line for line in unlike if not line.startswith(hidden)]
-    if is_new_text and saved.values.get("sequences"):
-        lines.append("it begins at the start of its text, because the text or the seed differs")
-    return lines

@@ -59,14 +59,13 @@ def _epochs(config: Config, corpus: Corpus) -> str:
 def _tokens_per_source(config: Config, corpus: Corpus) -> list[float]:
     """Return how many tokens the run reads of each source, over all phases."""
     train, base = config.train, [part.weight for part in corpus.train.parts]
+    whole = train.steps * train.batch_size * train.seq_len
     begin, totals = 0, [0.0] * len(base)
     for number in range(max(1, len(train.phases))):
-        end = train.phases[number].until if train.phases else 0
-        whole = train.steps * train.batch_size * train.seq_len
+        end = train.phases[number].until if train.phases else whole
         mixture = mixture_in_phase(config, number) if train.phases else base
-        tokens = end - begin if train.phases else whole
         for source, weight in enumerate(mixture[: len(base)]):
-            totals[source] += tokens * weight / sum(mixture)
+            totals[source] += (end - begin) * weight / sum(mixture)
         begin = end
     return totals
 

@@ -1,6 +1,5 @@
 """What a resumed run needs before it trains: its text, a checkpoint, and what has changed."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -51,13 +50,16 @@ class Resumed:
     ) -> "Resumed | None":
         """Return the event of a run that is resumed, or None if it goes on as it was.
 
-        tokens is the number of tokens up to the step. before is the configuration that the step
-        was trained with. is_new: the run has just been
-        given other settings than it had last, which may be those of the step again.
+        tokens: the number of tokens up to the step.
+        before: the configuration that the step was trained with.
+        is_new: the run has just been given other settings than it had last, which may be those of
+        the step again.
         """
         changed = changes(before, after)
-        old, new = (learning_rate(step, each.train, tokens) for each in (before, after))
-        rates = (old, new)
+        rates = (
+            learning_rate(step, before.train, tokens),
+            learning_rate(step, after.train, tokens),
+        )
         return cls(step, changed, rates, aside) if changed or aside or is_new else None
 
     def lines(self) -> list[str]:
@@ -92,14 +94,13 @@ class Resumed:
         except OSError as error:
             raise StorageError(f"{run.events_path}: {error.strerror}") from None
         last = [event for event in events if event.get("event") == RESUMED][-1:]
-        return last == [json.loads(json.dumps(self.to_json()))]
+        return last == [self.to_json()]
 
     def __str__(self) -> str:
         count = len(self.changed)
         settings = f"{count} changed setting{'' if count == 1 else 's'}"
-        return f"resumed with {settings if count else 'the same settings'} from step " + (
-            f"{self.step + 1:,} on"
-        )
+        kept = settings if count else "the same settings"
+        return f"resumed with {kept} from step {self.step + 1:,} on"
 
 
 def corpus_of(

@@ -19,9 +19,8 @@ def roll_back(
     """Load the newest intact checkpoint from before the alarm's cause, and skip the text since.
 
     Without such a checkpoint, the run continues as it is. If the settings have changed since that
-    checkpoint, the event says so. Raises NumericError if the run has
-    already been rolled back max_rollbacks times, and StorageError if a checkpoint could not be
-    written.
+    checkpoint, the event says so. Raises NumericError if the run has already been rolled back
+    max_rollbacks times, and StorageError if a checkpoint could not be written.
     """
     try:
         writer.wait()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from moebius.config import Config, TrainConfig
+from moebius.config.fields import plain
 from moebius.config.in_phases import mixture_in_phase
 from moebius.data.batches import Stretch
 from moebius.errors import CheckpointError, ForeignCheckpointError
@@ -17,7 +18,7 @@ from moebius.train import checkpoint
 from moebius.train.optimizer import build_optimizers
 from moebius.train.optimizer_state import check_named_state, load_named_state, named_state
 from moebius.train.state_values import STRETCH, check_values, stretch_of
-from moebius.train.trained_settings import CONFIG, check_belongs, settings_of, to_json
+from moebius.train.trained_settings import CONFIG, check_belongs, settings_of
 
 _NUMBERS = ("step", "sequences", "tokens", "skipped", "rollbacks", "aux_levels")
 SMALLEST_RAISED = 0.005  # smallest coefficient that `raise_aux` doubles, if the configured is less
@@ -93,7 +94,7 @@ class TrainState:
         from another model, optimizer or text.
         """
         tensors, state = checkpoint.load(folder)
-        state = _in_sequences(state, self.config.train)
+        state = in_sequences(state, self.config.train)
         own = self._values()
         for name in (CONFIG, STRETCH):
             own.pop(name)  # earlier versions did not write them
@@ -119,12 +120,12 @@ class TrainState:
     def _values(self) -> dict[str, Any]:
         """Return copies of the values that a checkpoint's JSON has."""
         values = {name: getattr(self, name) for name in (*_NUMBERS, "corpus")}
-        values |= {"alarms": self.alarms.state(), CONFIG: to_json(self.trained)}
+        values |= {"alarms": self.alarms.state(), CONFIG: plain(self.trained)}
         values |= {STRETCH: self.stretch and self.stretch._asdict()}
         return deepcopy(values)
 
 
-def _in_sequences(state: dict[str, Any], train: TrainConfig) -> dict[str, Any]:
+def in_sequences(state: dict[str, Any], train: TrainConfig) -> dict[str, Any]:
     """Return the values of a checkpoint, with `sequences` if its version counted batches instead.
 
     The size of its batches follows from its tokens, because train.batch_size may have changed

@@ -131,19 +131,16 @@ def _phases(config: Config) -> list[str]:
         return []
     train, begin, step, rate = config.train, 0, 0, 0.0
     rows: list[tuple[str, ...]] = []
-    for number, (phase, plain) in enumerate(
-        zip(train.phases, all_phases(config), strict=True), start=1
-    ):
-        own, per_step = plain.train, train.tokens_per_step(number - 1)
-        num_steps = max(0, -(-(phase.until - begin) // per_step))
-        end, last = step + num_steps, begin + num_steps * per_step
+    parts = zip(train.phases, all_phases(config), train.phase_ends(0, 0), strict=True)
+    for number, (phase, plain, (end, last)) in enumerate(parts, start=1):
+        own = plain.train
         target = train.lr * phase.lr_fraction
         is_flat = phase.schedule == "constant"
         lr = f"{target:.3g}" if is_flat else f"{rate:.3g} -> {target:.3g} {phase.schedule}"
         micro = f" in {own.accumulation_steps}" if own.accumulation_steps > 1 else ""
         mixture = ", ".join(f"{weight:g}" for weight in mixture_in_phase(config, number - 1))
         batch = f"{own.batch_size} x {own.seq_len}{micro}"
-        steps = f"{step + 1:,}-{end:,}" if num_steps else "none"
+        steps = f"{step + 1:,}-{end:,}" if end > step else "none"
         rows.append((str(number), steps, f"{begin:,}-{last:,}", batch, lr, mixture))
         step, begin, rate = end, last, target
     rows.insert(0, ("", "steps", "tokens", "batch", "learning rate", "mixture"))

@@ -1,8 +1,6 @@
 """The settings that a checkpoint was trained with, which may not be those that the run has now."""
 
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,6 @@ CONFIG = "config"
 """Name of the value of a checkpoint's state.json that holds the settings."""
 
 Report = Callable[[str], None]
-
-
-def to_json(config: Config | None) -> dict[str, Any] | None:
-    """Return a configuration as a value of state.json."""
-    return None if config is None else json.loads(json.dumps(asdict(config)))
 
 
 def settings_of(values: dict[str, Any]) -> Config | None:

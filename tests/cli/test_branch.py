@@ -23,6 +23,7 @@ def test_a_branch_is_trained_to_its_end(run, moebius):
     assert f"branched from {run} at step 4" in result.out
     twin = run.parent / "twin"
     assert steps(twin) == [5, 6, 8, 10] and losses(twin) == losses(run)[2:]
+    assert (twin / "report.html").is_file() and f"report:        {twin}" in result.out
     result = moebius("resume", twin, "--train.steps", "12")
     assert result.code == 0 and steps(twin)[-1] == 12
 
@@ -63,6 +64,13 @@ def test_what_is_refused(run, tmp_path, moebius):
     refused(moebius("branch", run, tmp_path / "no.toml", "--name", "a"), 2, "no.toml")
     (run / "checkpoints" / "step-00000004" / "model.safetensors").write_bytes(b"no")
     refused(moebius(*branch, "--name", "a"), 4, "step-00000004/model.safetensors: 2 bytes")
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_one_of_several_processes_makes_no_branch(run, moebius, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    refused(moebius("branch", run, "--step", "4", "--name", "a"), 2, "2 processes were started")
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 

@@ -128,6 +128,34 @@ def test_a_branch_has_the_settings_that_its_step_was_trained_with(small):
     assert losses(run) == {step: losses(session.run)[step] for step in (4, 5, 6)}
 
 
+@pytest.mark.parametrize(
+    ("later", "values"),
+    [
+        ({"phases": ({"until": 1500},)}, {"steps": 8}),
+        ({"steps": 8, "batch_size": 9, "micro_batch_size": 3}, {"steps": 8, "batch_size": 8}),
+    ],
+)
+def test_settings_need_not_fit_those_that_the_run_has_later(small, later, values):
+    session = new_session(small, steps=6, checkpoint_every=3, keep_last=0)
+    train(session)
+    train(resume(with_train(session.config, **later), session.run, silent))
+    run = branch(session.run, "branch", {"train": values}, 3, silent)
+    assert run.config().train.steps == 8 and not run.config().train.phases
+    goes_on(run)
+
+
+def test_a_checkpoint_of_a_version_that_counted_batches(trained):
+    folder = trained.run.checkpoints / "step-00000005"
+    tensors, values = checkpoint.load(folder)
+    for name in ("config", "stretch", "sequences"):
+        values.pop(name)
+    checkpoint.write(folder, tensors, values | {"batch": 5})
+    run = branch(trained.run, "branch", {}, 5, silent)
+    goes_on(run)
+    expected = losses(trained.run)
+    assert losses(run) == {step: loss for step, loss in expected.items() if step > 5}
+
+
 def test_a_branch_on_other_text_begins_at_its_start(small, trained, tmp_path):
     other = tmp_path / "cubes.txt"
     other.write_text("".join(f"line {n}: {n**3} is the cube of {n}\n" for n in range(3000)))
