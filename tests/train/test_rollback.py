@@ -1,5 +1,6 @@
 """A run returns to before a loss spike, continues without its batches, and gives up eventually."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from moebius.train.session import Session, resume, start
 from tests.train.runs import silent, train, with_train
 
 STEPS = 30
+SECONDS = 60
+"""How long to wait for the thread that writes checkpoints."""
 B = 4
 """Number of sequences in a batch."""
 SPOILED = 17
@@ -146,8 +149,11 @@ def test_rollbacks_are_bounded(small):
 
 
 def damage(session: Session, step: int) -> None:
-    """Replace the weights of a checkpoint with zeros."""
+    """Replace the weights of a checkpoint with zeros, once it is in its place."""
     file = session.run.checkpoints / f"step-{step:08d}" / "model.safetensors"
+    deadline = time.monotonic() + SECONDS
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     file.write_bytes(bytes(file.stat().st_size))
 
 
