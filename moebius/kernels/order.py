@@ -14,8 +14,8 @@ from moebius.kernels.launch import cdiv, launch, power_of_2
 
 BLOCK = 256  # assignments that one program counts
 TILE_ROWS = 128
-# The largest number of entries in the one-hot matrix (assignments by experts) of one step.
-ONE_HOT = 8192
+# The largest number of entries in a matrix of one step: assignments by experts, tiles by experts.
+ONE_HOT, TABLE = 8192, 65536
 # Ids and blocks in one step of the running sum over blocks.
 IDS, BLOCKS = 8, 512
 
@@ -54,19 +54,21 @@ def sort_by_expert(expert_TK: Tensor, num_experts: int) -> Order:
     blocks = cdiv(R, BLOCK)
     width = power_of_2(num_experts + 2)
     step = min(BLOCK, max(16, ONE_HOT // width))
-    # The last line is for the numbers of assignments of the ids in all blocks.
-    count = torch.empty(blocks + 1, width, dtype=torch.int32, device=device)
     assignment_R = torch.empty(R, dtype=torch.int32, device=device)
     row_TK = torch.empty(expert_TK.shape, dtype=torch.int32, device=device)
     start = torch.empty(num_experts + 2, dtype=torch.int32, device=device)
     num_tiles = cdiv(R, TILE_ROWS) + num_experts
     tiles = torch.empty(1 + num_tiles, 4, dtype=torch.int32, device=device)
-    tiles_per_program = power_of_2(cdiv(num_tiles, blocks))
+    tiles_per_program = min(power_of_2(cdiv(num_tiles, blocks)), max(1, TABLE // width))
+    # Where experts are many and assignments few, some programs only write lines of the table.
+    programs = max(blocks, cdiv(num_tiles, tiles_per_program))
+    # A line for each program, and one for the numbers of assignments of the ids in all blocks.
+    count = torch.empty(programs + 1, width, dtype=torch.int32, device=device)
     flat = expert_TK.contiguous()
     launch(_count, (blocks,), flat, count, R, width, BLOCK, step)
     launch(_accumulate, (cdiv(width, IDS),), count, blocks, width, IDS, BLOCKS)
     launch(
-        _place, (blocks,), flat, count, assignment_R, row_TK, start, tiles,
+        _place, (programs,), flat, count, assignment_R, row_TK, start, tiles,
         R, blocks, num_experts, num_tiles, width, BLOCK, step, tiles_per_program, TILE_ROWS,
     )  # fmt: skip
     return Order(assignment_R, row_TK, start, tiles)
@@ -112,7 +114,8 @@ def _place(
     """Give each assignment of this program's block its row, and write a part of the tile table.
 
     An assignment's row is the start of its id, plus the number of assignments of the same id in
-    earlier blocks, plus the number before it in this block.
+    earlier blocks, plus the number before it in this block. A program past the last block has no
+    assignments.
     """
     block = tl.program_id(0)
     ids = tl.arange(0, WIDTH)

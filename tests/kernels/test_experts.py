@@ -3,6 +3,8 @@
 The tests run in Triton's interpreter and on a GPU.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -29,11 +31,16 @@ from tests.moe.test_experts import (
 
 from tests.model.tiny import waiting_is_an_error  # isort: skip
 
-WITHOUT_SWIGLU = (
-    "up",
-    "down_backward",
-    "weights",
-)  # kinds of product for which SwiGLU has its own
+# The kinds of product of a layer, by its activation and the number of a token's slots.
+KINDS = {
+    ("swiglu", 1): ["swiglu", "down", "swiglu_backward", "up_backward", "weights"],
+    ("swiglu", 2): [
+        *("swiglu of slots", "down of slots", "swiglu_backward of slots"),
+        *("up_backward of slots", "swiglu_weights of slots"),
+    ],
+    ("relu2", 1): ["up", "down", "down_backward", "up_backward", "weights"],
+    ("relu2", 2): ["up", "down of slots", "down_backward", "up_backward of slots", "weights"],
+}
 HARD_CASES = [
     "top-2 of 33",
     "one token",
@@ -101,15 +108,32 @@ def test_in_bfloat16_it_is_loop_in_float32(case, activation):
     compare(CASES[case], activation, "cuda", torch.bfloat16, 2e-2)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("activation", "k"), KINDS)
+def test_a_layer_has_these_kinds_of_product(activation, k, device, monkeypatch):
+    kinds = []
+
+    def record(kind: str, *args: Any) -> Any:
+        kinds.append(kind)
+        return tune.with_best_tile(kind, *args)
+
+    monkeypatch.setattr(experts, "with_best_tile", record)
+    compare(distinct(16, k), activation, device, torch.float32, 1e-5)
+    assert kinds == KINDS[activation, k]
+
+
+def test_every_candidate_tile_is_for_a_kind_of_product():
+    """Apart from these kinds there are only Muon's products."""
+    assert {kind for kinds in KINDS.values() for kind in kinds} == (
+        tune.CANDIDATES.keys() - {"gram", "polynomial"}
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("kind", "activation"),
-    [
-        *((kind, "swiglu") for kind in tune.CANDIDATES if kind not in WITHOUT_SWIGLU),
-        *((kind, "relu2") for kind in WITHOUT_SWIGLU),
-    ],
+    ("kind", "activation", "k"),
+    [(kind, *layer) for layer, kinds in KINDS.items() for kind in kinds],
 )
-@pytest.mark.parametrize("k", [1, 2])
 def test_with_every_tile_it_is_loop(kind, activation, k, monkeypatch):
     """Each program computes several tiles, and one tile must not affect the next.
 

@@ -2,13 +2,15 @@
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportReturnType=false
-"""Parts of both hand-written kernels, where some warps multiply while others run the epilogue.
+"""Parts of the hand-written kernels, in which the tensor cores do not wait for an epilogue.
 
-Eight warps compute tiles of 128 x 256. They write the sums of a tile to shared memory in bfloat16
-and continue with the next tile, while other warps turn these sums into the kernel's results.
+In up.py and down_backward.py, eight warps compute tiles of 128 x 256. They write the sums of a
+tile to shared memory in bfloat16 and continue with the next tile, while other warps turn these
+sums into the kernel's results. In product.py and weight_gradient.py, two groups of four warps
+share such a tile, and one of them multiplies while the other stores.
 
 The alternatives are slower. Triton's own pipeline leaves the tensor cores idle during every
-epilogue. Two groups of four warps that take turns (CUTLASS's ping-pong) need more than the 128
+epilogue. Two groups with a tile each that take turns (CUTLASS's ping-pong) need more than the 128
 bytes per cycle that shared memory delivers: instructions of 64 x 128 read 96 bytes per cycle, and
 loading tiles of 128 x 128 writes another 64.
 """

@@ -219,7 +219,7 @@ def _multiply_tile(
     BK: gl.constexpr = a.shape[2]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WANTED, 16])
     block = gl.zeros([HALF, WANTED], gl.float32, layout)
-    # Of stages cut into as many parts as WANTED fits into BN, the first part is multiplied.
+    # A stage of the right operand is seen as PARTS parts, of which only the first is multiplied.
     PARTS: gl.constexpr = BN // WANTED
     shape: gl.constexpr = (
         [PARTS * STAGES, WANTED, BK] if TRANSPOSED else [PARTS * STAGES, BK, WANTED]

@@ -6,8 +6,8 @@
 
 Four warps fetch: the vectors of the tokens are gathered, which the copy engine of Hopper cannot
 do, and the other operand is copied by the engine. Two groups of four warps multiply, as in
-product.py. All tiles are in one launch, those of up and gate first, and a program computes every
-132nd of them, or whatever the number of multiprocessors is.
+product.py. All tiles are in one launch, those of up and gate first. Each multiprocessor runs one
+program, and the programs take the tiles in turns.
 """
 
 from torch import Tensor
@@ -117,8 +117,8 @@ def _find(tile, start_ptr, D, F, E, BM: gl.constexpr, BN: gl.constexpr):
     The results are: whether it is a tile of up and gate (BM rows by BN / 2 columns of both) and
     not of down (BM rows by BN columns); the expert; the tile's first row and column; and the
     first of the expert's rows and their end. A tile past the last one gets the last one's values.
-    Consecutive tiles share the columns of the wider
-    operand, which is then more likely to be in the cache.
+    Consecutive tiles share the columns of the wider operand, which is then more likely to be in
+    the cache.
     """
     up_rows = gl.cdiv(D, BM)
     up_tiles = up_rows * gl.cdiv(F, BN // 2)
