@@ -10,10 +10,10 @@ train: $(VENV)/.installed
 	$(BIN)/moebius train tiny $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 -m '' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m '' $(ARGS)
 
 # Without a GPU this fails, rather than skip everything and look as if all were well.
 test-gpu: $(VENV)/.installed-dev

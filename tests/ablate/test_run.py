@@ -55,6 +55,7 @@ def test_a_variant_that_cannot_be_built_is_a_row_that_says_why(few):
     assert any("router_top_k" in line for line in lines(ablation)[:3])
 
 
+@pytest.mark.heavy
 def test_a_worker_that_is_killed_is_a_row_that_says_so(few, workers):
     def kill_the_second(line: str) -> None:
         if line.startswith("round 2"):

@@ -39,10 +39,10 @@ def mapped_and_owned(path: Path, moments: list[str]) -> list[float]:
 @pytest.mark.parametrize(
     ("moments", "rises"),
     [
-        (["map", "own"], [0, 96]),
-        (["own", "map"], [96, 0]),
+        pytest.param(["map", "own"], [0, 96], marks=pytest.mark.heavy),
+        pytest.param(["own", "map"], [96, 0], marks=pytest.mark.heavy),
         (["map", "spike", "map"], [0, 160, 0]),
-        (["spike", "own", "map"], [160, 0, 0]),
+        pytest.param(["spike", "own", "map"], [160, 0, 0], marks=pytest.mark.heavy),
     ],
 )
 def test_mapped_files_are_not_counted_and_freed_memory_is(tmp_path: Path, moments, rises):

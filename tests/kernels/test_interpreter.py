@@ -14,12 +14,8 @@ import pytest
 pytest.importorskip("triton", reason="triton is for Linux")
 
 FOLDER = Path(__file__).parent
-FILES = [
-    "test_order.py",
-    "test_momentum.py",
-    "test_symmetric.py",
-    pytest.param("test_experts.py", marks=pytest.mark.heavy),
-]
+FILES = ["test_order.py", "test_momentum.py", "test_symmetric.py"]
+LONG_FILES = [*FILES, "test_experts.py"]
 
 
 PLAIN_KERNELS = {
@@ -30,9 +26,17 @@ PLAIN_KERNELS = {
 BY_HAND = {"_hopper_up", "_hopper_down_backward", "_hopper_product", "_hopper_weights"}
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_in_the_interpreter(file):
-    arguments = ["-p", "no:cacheprovider", "-m", "not gpu", str(FOLDER / file)]
+@pytest.mark.parametrize(
+    ("files", "marked"),
+    [
+        (FILES, "not gpu and not heavy"),
+        pytest.param(LONG_FILES, "not gpu", marks=pytest.mark.heavy),
+    ],
+    ids=["short", "all"],
+)
+def test_in_the_interpreter(files, marked):
+    paths = [str(FOLDER / file) for file in files]
+    arguments = ["-p", "no:cacheprovider", "-m", marked, *paths]
     done = run_module("pytest", *arguments, environment={"TRITON_INTERPRET": "1"})
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "passed" in done.stdout and "skipped" not in done.stdout

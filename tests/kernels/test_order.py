@@ -12,7 +12,10 @@ from moebius.kernels.order import TILE_ROWS, sort_by_expert  # isort: skip
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("T", "K", "E"),
-    [(1, 1, 1), (33, 2, 5), (1024, 1, 3), (2500, 1, 7), (700, 3, 70), (1, 1, 1100)],
+    [
+        *[(1, 1, 1), (33, 2, 5), (1024, 1, 3), (2500, 1, 7), (700, 3, 70)],
+        pytest.param(1, 1, 1100, marks=pytest.mark.heavy),
+    ],
     ids=lambda size: str(size),
 )
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])

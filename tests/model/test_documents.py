@@ -96,6 +96,7 @@ def test_32k_tokens_take_memory_that_is_linear_in_their_number():
     assert largest.operators == 3 * length // MASK_BLOCK
 
 
+@pytest.mark.heavy
 def test_a_block_attends_as_the_reference_does_at_32k():
     """The queries at the edges of documents and blocks, computed by hand."""
     length, head_dim, size = 1 << 15, 8, 3_000

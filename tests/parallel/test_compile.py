@@ -1,5 +1,6 @@
 """Compilation works under every kind of checkpointing and changes no gradient."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -30,8 +31,17 @@ def test_every_checkpointing_is_traced_whole(checkpointing):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
-@pytest.mark.parametrize("variant", VARIANTS)
+SHORT = {*zip(VARIANTS, CHECKPOINTING, strict=True)}
+"""Each variant and each checkpointing once."""
+
+
+@pytest.mark.parametrize(
+    ("variant", "checkpointing"),
+    [
+        pytest.param(*pair, marks=() if pair in SHORT else pytest.mark.heavy)
+        for pair in itertools.product(VARIANTS, CHECKPOINTING)
+    ],
+)
 def test_the_loop_over_experts_leaves_the_rest_to_the_compiler(variant, checkpointing):
     """`loop` reads its counts from the device, so it leaves compiled code and enters it again."""
     parallel = ParallelConfig(expert_backend="loop", activation_checkpointing=checkpointing)

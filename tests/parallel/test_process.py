@@ -69,7 +69,10 @@ def test_a_process_that_cannot_exist_is_refused(variables):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "profile", "ablate", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", pytest.param("resume", marks=pytest.mark.heavy), "profile", "ablate", "doctor"],
+)
 def test_every_command_that_trains_asks_which_process_it_is(command):
     """Two profiles on one GPU would spoil each other's figures, as two runs would."""
     done = subprocess.run(

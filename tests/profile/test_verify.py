@@ -27,6 +27,7 @@ def test_a_change_is_made_and_measured(small):
     assert sum(verified.after) < sum(verified.before)
 
 
+@pytest.mark.heavy
 def test_a_larger_batch_is_compared_at_equal_tokens(small):
     finding = Finding("", "", ("--train.batch_size=16",), 1.0)
     verified = verify(made_up(small), Steps(small, CPU), finding, rounds=3)

@@ -28,7 +28,7 @@ def watched(config: Config, steps: int, **rules: Rule) -> Config:
     return with_train(replace(config, observe=observe), steps=steps, eval_every=0)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.heavy)])
 def test_a_killed_expert_is_reported_and_revived(small, optimizer, monkeypatch):
     def kill(model: Any) -> None:
         model.layers[0].moe.router.bias_E[1] = -10
@@ -85,7 +85,9 @@ def test_router_weights_that_are_not_numbers_end_the_run(small, monkeypatch):
     assert checkpoint_store.latest(session.run.checkpoints, silent).name == "step-00000005"
 
 
-@pytest.mark.parametrize("router", ["softmax_topk", "sigmoid scores", "switch"])
+@pytest.mark.parametrize(
+    "router", ["softmax_topk", pytest.param("sigmoid scores", marks=pytest.mark.heavy), "switch"]
+)
 def test_a_common_start_does_not_look_like_a_dead_router(small, router):
     """Equal experts behind gates that sum to 1 leave the router without any gradient."""
     changes: dict[str, Any] = {
@@ -123,6 +125,7 @@ def test_a_stop_saves_the_state_first(small, capsys):
     assert [event["step"] for event in read_lines(session.run.events_path)] == [3, 6]
 
 
+@pytest.mark.heavy
 def test_an_interruption_at_an_evaluation_changes_no_alarm(small, monkeypatch):
     """Alarms check an evaluated step even if it is not due for logging, interrupted or not."""
     config = watched(small, 12, cv=Rule(threshold=0, patience=0, action="raise_aux"))

@@ -118,6 +118,7 @@ def test_without_a_step_it_is_the_newest_intact_checkpoint(trained):
     assert (trained.run.checkpoints / "step-00000012").is_dir()  # the run is only read
 
 
+@pytest.mark.heavy
 def test_a_branch_has_the_settings_that_its_step_was_trained_with(small):
     session = new_session(small, steps=6, checkpoint_every=3, keep_last=0)
     train(session)

@@ -119,7 +119,16 @@ def kill_an_expert(model: Any) -> None:
     model.layers[0].moe.router.bias_E[1] = -10
 
 
-@pytest.mark.parametrize("variation", VARIATIONS)
+IN_MAKE_TEST = ("adamw", "muon, accumulation, common start", "sigmoid with MTP")
+
+
+@pytest.mark.parametrize(
+    "variation",
+    [
+        pytest.param(name, marks=() if name in IN_MAKE_TEST else pytest.mark.heavy)
+        for name in VARIATIONS
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(small, variation, monkeypatch):
     config = small
     for section, values in VARIATIONS[variation].items():
@@ -166,7 +175,9 @@ def stop_in_evaluation(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "evaluate", interrupted)
 
 
-@pytest.mark.parametrize(("number", "step"), [(1, 5), (2, 10), (3, 12)])
+@pytest.mark.parametrize(
+    ("number", "step"), [(1, 5), pytest.param(2, 10, marks=pytest.mark.heavy), (3, 12)]
+)
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_an_evaluation_that_a_signal_prevented_is_made_up_for(
     small, number, step, times, monkeypatch
@@ -263,7 +274,7 @@ def test_too_many_broken_updates_end_the_run_and_the_last_checkpoint_is_good(sma
     assert all(tensor.isfinite().all() for tensor in checkpoint.load(newest)[0]["model"].values())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.heavy)])
 def test_exactly_the_broken_updates_are_skipped(small, optimizer, monkeypatch):
     """The run equals one that never had the batches of the broken steps 3, 4 and 8."""
     config = with_train(

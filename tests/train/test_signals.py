@@ -88,7 +88,7 @@ def test_the_second_signal_ends_the_process_at_once(first, second, checkpoints):
     )
 
 
-@pytest.mark.parametrize("folder", ["", "gone"])
+@pytest.mark.parametrize("folder", ["", pytest.param("gone", marks=pytest.mark.heavy)])
 def test_before_the_first_checkpoint_nothing_is_said_to_be_saved(folder, tmp_path):
     done = run_alone(signal.SIGTERM, send(signal.SIGTERM), checkpoints=str(tmp_path / folder))
     assert done.returncode == 143
