@@ -16,7 +16,7 @@ LONGEST_FUNCTION = 60  # lines, from `def` to the last one
 LARGEST_FOLDER = 1 / 5  # of the package's lines
 KERNELS = {"triton.jit", "gluon.jit"}  # decorators
 
-PRODUCTS = ("profile", "ablate", "plan", "doctor", "report")
+PRODUCTS = ("profile", "ablate", "plan", "doctor", "report", "watch")
 
 # A file imports only from rows above its own, or from its own row.
 ROWS = (

@@ -16,6 +16,7 @@ MODULES = (  # in the order of `moebius --help`
     "moebius.cli.evaluate",
     "moebius.cli.export",
     "moebius.cli.importing",
+    "moebius.cli.watch",
     "moebius.cli.report",
     "moebius.cli.data",
     "moebius.cli.config",

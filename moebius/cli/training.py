@@ -73,7 +73,7 @@ def train_to_end(session: "Session") -> None:
     config, directory = session.config, session.run
     state = session.state
     last = config.train.last_step(state.step, state.tokens)
-    terminal = Terminal(last, config.observe.progress, session.process)
+    terminal = Terminal(last, config.observe.progress, session.process, config.observe)
     evaluation = train(session, terminal)
     if not session.process.writes:
         return

@@ -36,8 +36,8 @@ class ObserveConfig:
     """What a run shows while it trains, and its alarms."""
 
     progress: bool = True
-    """Show a progress bar on a terminal. Without a bar or a terminal, each logged step is a
-    line."""
+    """Show a live view on a terminal. Its lines for each logged step are printed with or without
+    it."""
     tensorboard: bool = True
     """Also write the metrics for TensorBoard, into the run's folder tb/."""
 

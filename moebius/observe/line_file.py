@@ -43,7 +43,7 @@ def each_line(path: Path) -> Iterator[Line | None]:
     """
     with path.open("rb") as file:
         for piece in _pieces(file):
-            yield from (_parsed(piece.text(*span), path.name) for span in piece.spans())
+            yield from (parsed(piece.text(*span), path.name) for span in piece.spans())
 
 
 def last_line(path: Path) -> Line | None:
@@ -55,11 +55,28 @@ def last_line(path: Path) -> Line | None:
             texts = file.read().split(b"\n")
             whole = texts if length >= size else texts[1:]
             for text in reversed(whole):
-                if (line := _parsed(text, path.name)) is not None:
+                if (line := parsed(text, path.name)) is not None:
                     return line
             if length >= size:
                 return None
             length *= 2
+
+
+def parsed(text: bytes, name: str) -> Line | None:
+    """Return a line of the file of that name as an object with a step, or None if it is damaged.
+
+    A line of metrics must also be one that `StepMetrics` could have written.
+    """
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        return None
+    if not isinstance(line, dict):
+        return None
+    steps = [line.get("step"), line.get(REWOUND_TO, 0)]
+    if not all(type(step) is int for step in steps):
+        return None
+    return line if name != METRICS or is_metrics(line) else None
 
 
 def cut(path: Path, step: int, report: Callable[[str], None]) -> None:
@@ -134,7 +151,7 @@ def _scanned(path: Path, step: int) -> _Scan:
                 outline, begins = text.translate(None, _OF_NUMBERS), _PLAIN.match(text)
                 if begins and outline in outlines:
                     line: Line | None = {"step": int(begins[1])}
-                elif (line := _parsed(text, path.name)) and len(outlines) < MOST_OUTLINES:
+                elif (line := parsed(text, path.name)) and len(outlines) < MOST_OUTLINES:
                     outlines.add(outline)
                 if line is not None:
                     found.lacks_newline = piece.is_last
@@ -206,23 +223,6 @@ def _pieces(file: BinaryIO) -> Iterator[_Piece]:
         offset += end
     if rest:
         yield _Piece(rest, offset, is_last=True)
-
-
-def _parsed(text: bytes, name: str) -> Line | None:
-    """Return a line of the file of that name as an object with a step, or None if it is damaged.
-
-    A line of metrics must also be one that `StepMetrics` could have written.
-    """
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        return None
-    if not isinstance(line, dict):
-        return None
-    steps = [line.get("step"), line.get(REWOUND_TO, 0)]
-    if not all(type(step) is int for step in steps):
-        return None
-    return line if name != METRICS or is_metrics(line) else None
 
 
 def _extend(spans: list[Span], start: int, end: int) -> None:

@@ -21,14 +21,18 @@ _LIBRARY = _FILES / "echarts"
 _NOTICE = "Charts: Apache ECharts, Apache License 2.0. Its notice and license are in the source "
 
 
-def page(title: str, body: Iterable[str], charts: Charts) -> str:
+def page(title: str, body: Iterable[str], charts: Charts, version: str = "") -> str:
     """Return a page as HTML. `body` is HTML, and has the element of each chart.
 
-    Raises OSError if a file of the package is missing.
+    With a version, which is the page's ETag, the page asks its server for a newer one. Raises
+    OSError if a file of the package is missing.
     """
     scripts = [(_LIBRARY / "echarts.min.js").read_text("utf-8"), _read("page.js")]
+    if version:  # it chooses the axis before anything is drawn
+        scripts.insert(1, _read("follow.js"))
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:"
+    policy += "; connect-src 'self'" if version else ""
     return "\n".join(
         [
             "<!doctype html>",
@@ -37,6 +41,7 @@ def page(title: str, body: Iterable[str], charts: Charts) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name=viewport content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
+            *([f'<meta name=version content="{text(version)}">'] if version else []),
             f"<title>{text(title)}</title>",
             f"<style>\n{_read('page.css')}</style>",
             *body,

@@ -1,56 +1,58 @@
-"""A run's output on the terminal: a progress bar, or a line per logged step without one."""
+"""A run's output on the terminal: a line per logged step and, on a terminal, the live view."""
 
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console, Group
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
 from rich.text import Text
 
+from moebius.config import ObserveConfig
 from moebius.config.printable import printable
 from moebius.config.width import folded
 from moebius.cost.units import short
 from moebius.data.output import Output
+from moebius.observe.growing_file import GrowingFile
+from moebius.observe.line_file import METRICS
+from moebius.observe.live import Live
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Event
+from moebius.observe.so_far import SoFar, add_line
+from moebius.observe.view import View
 from moebius.parallel.process import Process
 
-BAR_WIDTH = 12  # characters; less where the terminal is narrow
+PACE = 20
+"""Number of logged steps from which the time that is left is estimated."""
 
 
 class Terminal:
     """A sink that prints. A process that does not write prints nothing.
 
-    It never raises an error because its output cannot be written: see `when_lost`.
+    On a terminal the lines scroll away above the live view, and stay when it ends. It never
+    raises an error because its output cannot be written: see `when_lost`.
     """
 
-    def __init__(self, total_steps: int, progress: bool = True, process: Process | None = None):
+    def __init__(
+        self,
+        total_steps: int,
+        progress: bool = True,
+        process: Process | None = None,
+        limits: ObserveConfig | None = None,
+    ):
+        """progress: whether there is a live view. limits: the run's alarms, for their limits."""
         # sys.stdout is None if it was closed before Python started.
         self._output = Output(sys.stdout) if sys.stdout else None
         self.console = Console(file=cast(Any, self._output), highlight=False)
         self.console.quiet = process is not None and not process.writes
-        self.is_live = progress and self.console.is_terminal and not self.console.quiet
-        self.progress = Progress(
-            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}", table_column=one_row()),
-            BarColumn(bar_width=BAR_WIDTH),
-            _Metrics(table_column=one_row(ratio=1)),  # takes the space that the others leave
-            TimeRemainingColumn(compact=True, table_column=one_row()),
-            console=self.console,
-            expand=True,
-            disable=not self.is_live,
-        )
-        self.total_steps = total_steps
-        self.task = self.progress.add_task("train", total=total_steps, metrics=None)
+        can_draw = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.is_live = progress and can_draw and not self.console.quiet
+        self.so_far = SoFar(total_steps=total_steps, limits=limits or ObserveConfig())
+        self._live: Live | None = None
+        self._started = time.monotonic()
+        self._pace: deque[tuple[float, int]] = deque(maxlen=PACE)
 
     def when_lost(self, report: Callable[[Exception], None]) -> None:
         """Call `report` once the terminal or pipe is closed, now if that has already happened."""
@@ -58,47 +60,88 @@ class Terminal:
             self._output.when_lost(report)
 
     def open(self, run: Path, step: int) -> None:
-        """Show the bar as after `step` steps."""
+        """Show the live view as after `step` steps, with the losses before them."""
         self.step(step)
-        self.progress.start()
+        self._started = time.monotonic()
+        self._pace.append((self._started, step))
+        if not self.is_live or self._output is None:
+            return
+        self.so_far.name = run.absolute().name
+        for line in GrowingFile(run / METRICS).read().lines if step else ():
+            add_line(self.so_far, line)
+        view = View(self.so_far)
+
+        def draw(width: int, height: int) -> list[Any]:
+            self._tell_time()
+            return view.rows(width, height)
+
+        self._live = Live(draw, lambda: self.so_far.version, self.console, self._output)
+        self._live.start()
 
     def write(self, metrics: StepMetrics) -> None:
-        """Show a logged step next to the bar or, without a bar, as a line."""
-        self.progress.update(self.task, metrics=metrics)
-        if not self.is_live:
-            self.say(f"step {metrics.step}/{self.total_steps}  {describe(metrics)}")
+        """Print a logged step as a line."""
+        self._pace.append((time.monotonic(), metrics.step))
+        self.so_far.add(metrics)
+        self._print(f"step {metrics.step}/{self.so_far.total_steps}  {describe(metrics)}")
 
     def event(self, event: Event) -> None:
-        """Print an event as a line above the bar."""
+        """Print an event as a line."""
         self.say(str(event))
 
     def rewind(self, step: int) -> None:
-        """Move the bar back."""
-        self.step(step)
+        """Go back to a step."""
+        self._pace.clear()
+        self.so_far.rewind(step)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
-        self.progress.stop()
+        """End the live view, and leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def step(self, step: int) -> None:
-        """Move the bar to the number of finished steps."""
-        self.progress.update(self.task, completed=step)
+        """Take note of the number of finished steps."""
+        self.so_far.step = step
 
     def say(self, *lines: str) -> None:
-        """Print lines above the bar. The terminal wraps them, so that they can be copied."""
+        """Print lines about events, which the live view shows, too."""
         for line in lines:
-            # Settings of `print` would also apply to the bar below, and a Text that is printed
-            # without a Group loses its own.
-            text = Text(printable(line), no_wrap=True, overflow="ignore")
-            self.console.print(Group(text), crop=False)
+            self.so_far.happen(line, kind_of(line))
+            self._print(line)
+
+    def note(self, line: str, kind: str) -> None:
+        """Show an event in the live view alone."""
+        self.so_far.happen(line, kind)
+
+    def _print(self, line: str) -> None:
+        """Print a line. The terminal wraps it, so that it can be copied."""
+        if self._live is not None:
+            self._live.say(line)
+            return
+        # A Text that is printed without a Group loses its own settings.
+        text = Text(printable(line), no_wrap=True, overflow="ignore")
+        self.console.print(Group(text), crop=False)
+
+    def _tell_time(self) -> None:
+        """Take note of the time that has passed, and of that which is left at the latest pace."""
+        so_far, now = self.so_far, time.monotonic()
+        so_far.seconds = now - self._started
+        pace = list(self._pace)
+        if len(pace) < 2 or pace[-1][1] <= pace[0][1]:
+            so_far.seconds_left = None
+            return
+        (began, first), (ended, last) = pace[0], pace[-1]
+        per_step = (ended - began) / (last - first)
+        at_last = per_step * max(0, so_far.total_steps - last)
+        so_far.seconds_left = max(0.0, at_last - (now - ended))
 
 
-def one_row(ratio: int | None = None) -> Column:
-    """Return the layout of a part of a progress bar that is cut off where there is no space.
-
-    Otherwise it would wrap, and the bar would leave a copy of itself behind at every update.
-    """
-    return Column(no_wrap=True, overflow="ellipsis", ratio=ratio)
+def kind_of(line: str) -> str:
+    """Return which kind of event a line of the log is about, "" if it is none of them."""
+    _, _, words = line.partition(": ")
+    if words.startswith("alarm: "):
+        return "action" if "; " in words else "alarm"
+    return "over" if words.startswith("over: ") else "skipped" if "skipped" in words else ""
 
 
 def describe(metrics: StepMetrics) -> str:
@@ -132,11 +175,3 @@ def table(rows: Iterable[tuple[str, str]]) -> list[str]:
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     return list(folded((f"{name:<{width}}  {value}" for name, value in rows), width + 2))
-
-
-class _Metrics(ProgressColumn):
-    """The latest logged step, next to the bar."""
-
-    def render(self, task: Task) -> Text:
-        metrics = task.fields["metrics"]
-        return Text(describe(metrics) if metrics else "starting")

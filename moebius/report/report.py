@@ -52,13 +52,13 @@ def write_report(
     return path, verdicts
 
 
-def report(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> str:
-    """Return the report as HTML."""
+def report(runs: Sequence[Run], verdicts: Sequence[Verdict], version: str = "") -> str:
+    """Return the report as HTML. With a version, it asks its server for a newer one."""
     charts = Charts()
     pictures = Pictures(runs, charts)
     title = f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
     body = [f"<h1>{text(title)}</h1>", *_body(runs, verdicts, pictures, charts)]
-    return page(title, body, charts)
+    return page(title, body, charts, version)
 
 
 def _body(

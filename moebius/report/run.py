@@ -1,7 +1,6 @@
 """A run as a report sees it: everything that can be read from its directory."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from moebius.report.shares import Shares
 from moebius.train import checkpoint_store
 from moebius.train.environment import ENVIRONMENT
 from moebius.train.not_a_run import not_a_run
+from moebius.train.ownership import is_owned
 from moebius.train.run_directory import EVALUATIONS, RunDirectory
 from moebius.train.run_record import RunRecord
 from moebius.train.samples import SAMPLES
@@ -100,7 +100,7 @@ def read_run(root: Path, num_runs: int = 1) -> Run:
             checkpoint_store.step_of(folder)
             for folder in checkpoint_store.complete(root / "checkpoints")
         ]
-    run.is_owned = _is_owned(root)
+    run.is_owned = is_owned(root)
     _read_optional(run)
     _note_damage(run)
     return run
@@ -179,22 +179,6 @@ def _spread(lines: list[Line]) -> list[Line]:
     if len(lines) <= MOST_SAMPLES:
         return lines
     return [lines[i * (len(lines) - 1) // (MOST_SAMPLES - 1)] for i in range(MOST_SAMPLES)]
-
-
-def _is_owned(root: Path) -> bool:
-    """Return whether another process holds the lock of a run. Nothing is written."""
-    import fcntl
-
-    with suppress(*DAMAGE):
-        path = root / ".lock"
-        if json.loads(path.read_bytes())["process"] == os.getpid():
-            return False
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    return False
 
 
 @contextmanager

@@ -183,11 +183,14 @@ def _collapsed(run: Run) -> Verdict | None:
 
 
 def _overfitted(run: Run) -> Verdict | None:
-    """Return that the held-out loss has risen again, if it has."""
-    held_out = run.curves.evaluated("val_loss")
-    steps = run.curves.places(run.curves.evaluations)["step"]
-    is_known = np.isfinite(held_out)
-    held_out, steps = held_out[is_known], steps[is_known]
+    """Return that the held-out loss has risen again, if it has.
+
+    Another mixture of the sources is another aim, and the held-out text stays mixed as before: it
+    is only compared since the mixture last changed.
+    """
+    held_out, places = run.curves.evaluated("val_loss"), run.curves.places(run.curves.evaluations)
+    is_comparable = np.isfinite(held_out) & (places["tokens"] > _start_of_mixture(run))
+    held_out, steps = held_out[is_comparable], places["step"][is_comparable]
     if len(held_out) < 3:
         return None
     best = int(np.argmin(held_out))

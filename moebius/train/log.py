@@ -176,6 +176,7 @@ class StepLog:
         is_sound = is_finite(self.state.model)
         if is_sound:
             writer.save(self.state)
+            self.terminal.note(f"step {self.state.step}: checkpoint", "checkpoint")
         return is_sound
 
     def rewind(self) -> None:

@@ -57,6 +57,20 @@ class Ownership:
         self._held.check(self.folder)
 
 
+def is_owned(folder: Path) -> bool:
+    """Return whether another process trains the run in that folder. Nothing is written."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        path = folder / ".lock"
+        if json.loads(path.read_bytes())["process"] == os.getpid():
+            return False
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 class OwnedOnly:
     """A sink that writes nothing, and stops a run before it writes into what it does not own.
 

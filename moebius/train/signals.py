@@ -114,8 +114,9 @@ class StopSignals:
         previous checkpoint stays.
         """
         with suppress(Exception):  # stderr may be closed, and the process must end all the same
-            show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-            message = f"{show_cursor}\nmoebius: {reason}; {_kept(self._checkpoints)}\n"
+            # A picture may be half drawn: show the cursor and what was written, in plain text.
+            sane = "\x1b[0m\x1b[?25h\x1b[?2026l" if sys.stderr.isatty() else ""
+            message = f"{sane}\nmoebius: {reason}; {_kept(self._checkpoints)}\n"
             os.write(2, message.encode())
         os._exit(128 + number)
 

@@ -44,9 +44,9 @@ def test_the_memory_of_cutting_does_not_grow_and_few_lines_are_parsed(tmp_path: 
     path.write_bytes(b"".join(map(text_of, range(1, 5_001))))
     size = path.stat().st_size
     parsed: list[bytes] = []
-    parse = line_file._parsed
+    parse = line_file.parsed
     monkeypatch.setattr(
-        line_file, "_parsed", lambda *given: (parsed.append(given[0]), parse(*given))[1]
+        line_file, "parsed", lambda *given: (parsed.append(given[0]), parse(*given))[1]
     )
     tracemalloc.start()
     cut(path, 4_990, pytest.fail)

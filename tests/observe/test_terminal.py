@@ -1,17 +1,19 @@
 """What a run prints on a terminal, and what it prints elsewhere."""
 
-import os
-import re
+import json
 import sys
+import time
 from typing import Any
 
 import pytest
 
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.terminal import Terminal, describe, table
+from moebius.observe.terminal import Terminal, describe, kind_of, table
 from moebius.parallel.process import Process
+from tests.emulator import Emulator, TerminalStream, wait_until
 from tests.observe.made_up import dense_metrics, metrics_of
 from tests.pipes import closed_pipe
+from tests.report.made_up_run import metrics_lines
 
 
 def uneven_metrics(**changes: Any) -> StepMetrics:
@@ -72,21 +74,95 @@ def test_without_a_terminal_every_logged_step_is_one_line(progress, capsys, tmp_
     ]
 
 
-def test_on_a_terminal_there_is_a_bar(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "150")
+def screen_of(monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Return a terminal of 80 columns and 24 rows, which is stdout from now on."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Emulator(80, 24)
+    monkeypatch.setattr(sys, "stdout", TerminalStream(terminal))
+    return terminal
+
+
+def test_on_a_terminal_there_is_a_view_and_its_log_stays(monkeypatch, tmp_path):
+    screen = screen_of(monkeypatch)
     terminal = Terminal(30)
-    terminal.open(tmp_path, 0)
     assert terminal.is_live
-    terminal.say("[bold] is text, not markup")
+    terminal.open(tmp_path, 0)
+    taken = sys.stdout
+    terminal.say("step 3: alarm: [bold] is text, \x1b[2J, not markup")
+    terminal.note("step 10: checkpoint", "checkpoint")
     terminal.step(20)
     terminal.write(uneven_metrics())
-    terminal.progress.refresh()
-    terminal.close()
-    shown = capsys.readouterr().out
-    for text in ("step 20/30", "loss 3.142", "cv 0.70 (layer 2)", "dead 3"):
+    print("a warning of a library")
+    wait_until(lambda: any("loss 3.142" in row for row in screen.shown))
+    shown = "\n".join(screen.shown)
+    for text in ("step 20/30", "loss 3.142", "dead", "[bold] is text", "step 10: checkpoint"):
         assert text in shown
-    assert "[bold] is text, not markup" in shown
+    terminal.close()
+    assert sys.stdout is not taken and sys.stdout.write("after\n")
+    assert screen.log == [
+        "step 3: alarm: [bold] is text, \\x1b[2J, not markup",
+        "step 20/30  loss 3.142  12.3k tok/s  cv 0.70 (layer 2)  dead 3",
+        "a warning of a library",
+        "after",
+    ]
+    assert screen.is_cursor_shown and not screen.is_synchronized
+
+
+def test_a_resumed_run_shows_the_losses_before(monkeypatch, tmp_path):
+    screen_of(monkeypatch)
+    lines = metrics_lines(range(1, 11), evaluated=lambda step: 2.5)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    terminal = Terminal(30)
+    terminal.open(tmp_path, 10)
+    assert [point.step for point in terminal.so_far.points] == list(range(1, 11))
+    terminal.rewind(5)
+    assert terminal.so_far.step == 5 and terminal.so_far.points[-1].step == 5
+    terminal.close()
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("TERM", "unknown")])
+def test_a_terminal_that_cannot_draw_gets_lines(name, value, monkeypatch, tmp_path):
+    screen = screen_of(monkeypatch)
+    monkeypatch.setenv(name, value)
+    terminal = Terminal(30)
+    terminal.open(tmp_path, 0)
+    terminal.write(uneven_metrics())
+    terminal.close()
+    assert not terminal.is_live
+    assert screen.log == ["step 20/30  loss 3.142  12.3k tok/s  cv 0.70 (layer 2)  dead 3"]
+
+
+def test_the_time_that_is_left(monkeypatch):
+    screen_of(monkeypatch)
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    terminal = Terminal(100)
+    terminal._pace.append((100.0, 0))
+    now[0] = 130.0
+    terminal.write(uneven_metrics(step=10))
+    now[0] = 133.0
+    terminal._tell_time()
+    assert terminal.so_far.seconds_left == pytest.approx(270 - 3)
+    terminal.rewind(0)
+    terminal._tell_time()
+    assert terminal.so_far.seconds_left is None
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("step 3: alarm: layer 1: CV 1", "alarm"),
+        ("step 3: alarm: layer 1: CV 1; balance loss 0.1 -> 0.2", "action"),
+        ("step 3: over: layer 1: CV 1", "over"),
+        ("step 3: loss or gradient not finite, update skipped", "skipped"),
+        ("something", ""),
+    ],
+)
+def test_kinds_of_events(line, kind):
+    assert kind_of(line) == kind
 
 
 def test_a_table_is_aligned():
@@ -102,15 +178,6 @@ def test_a_process_that_does_not_write_prints_nothing(capsys, tmp_path):
     assert not terminal.is_live and capsys.readouterr().out == ""
 
 
-def test_a_roll_back_moves_the_bar_back(tmp_path):
-    terminal = Terminal(30)
-    terminal.open(tmp_path, 0)
-    terminal.step(20)
-    terminal.rewind(5)
-    assert terminal.progress.tasks[0].completed == 5
-    terminal.close()
-
-
 @pytest.mark.parametrize("is_live", [True, False])
 def test_a_terminal_that_is_gone_is_reported_and_nothing_is_raised(is_live, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdout", closed_pipe())
@@ -122,7 +189,6 @@ def test_a_terminal_that_is_gone_is_reported_and_nothing_is_raised(is_live, monk
     terminal.open(tmp_path, 0)
     terminal.write(uneven_metrics())
     terminal.say("a line")
-    terminal.progress.refresh()
     terminal.close()
     assert [type(error) for error in lost] == [BrokenPipeError]
 
@@ -139,52 +205,3 @@ def test_without_a_stdout_nothing_is_lost(monkeypatch, tmp_path):
 def test_control_characters_are_escaped(capsys):
     Terminal(30).say("\x1b]0;title\x07 \x9b1m \u202e")
     assert capsys.readouterr().out == "\\x1b]0;title\\x07 \\x9b1m \\u202e\n"
-
-
-WIDTHS = (20, 33, 60, 80, 100, 200)
-
-
-def shown_rows(text: str) -> list[str]:
-    """Return what is written into each row of a terminal, one update after another."""
-    return [
-        row
-        for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).split("\n")
-        for row in line.split("\r")
-    ]
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_bar_is_one_row_of_the_terminal(width, capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", str(width))
-    terminal = Terminal(1_000_000)
-    terminal.open(tmp_path, 0)
-    terminal.step(200_000)
-    terminal.write(uneven_metrics(dropped_share=[0.0, 0.1, 0.0], val_loss=2.0, val_bpb=1.0))
-    capsys.readouterr()
-    terminal.progress.refresh()
-    (bar,) = filter(None, shown_rows(capsys.readouterr().out))
-    assert len(bar) <= width
-    assert bar.startswith("step 200,000/1,000,000"[: width // 2])
-    assert ("loss 3.142" in bar) == (width >= 60)
-    assert ("val 2.000 (1.000 bpb)" in bar) == (width == 200)
-    terminal.say("a line " * 50)
-    *_, line, bar = filter(None, shown_rows(capsys.readouterr().out))
-    assert line == "a line " * 50 and len(bar) <= width  # wrapped by the terminal, not by us
-    terminal.close()
-
-
-def test_the_bar_follows_the_size_of_the_terminal(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.delenv("COLUMNS", raising=False)
-    terminal = Terminal(30)
-    terminal.open(tmp_path, 0)
-    terminal.write(uneven_metrics(val_loss=2.0, val_bpb=1.0))
-    for width in (120, 40, 70):
-        size = os.terminal_size((width, 24))
-        monkeypatch.setattr(os, "get_terminal_size", lambda *_, size=size: size)
-        capsys.readouterr()
-        terminal.progress.refresh()
-        (bar,) = filter(None, shown_rows(capsys.readouterr().out))
-        assert width // 2 < len(bar) <= width
-    terminal.close()

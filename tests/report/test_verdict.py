@@ -212,6 +212,18 @@ def test_a_run_that_overfits(tmp_path):
     assert "best at step 10 (2.000) and is 3.000 at step 20" in found.why
 
 
+@pytest.mark.parametrize(("begin", "word"), [(10, "Healthy"), (2, "Overfitted")])
+def test_a_held_out_loss_that_rises_with_another_mixture_is_no_overfitting(tmp_path, begin, word):
+    lines = metrics_lines(range(1, 41), evaluated=lambda step: 2 + 0.02 * max(0, step - 10))
+    folder = write_run(tmp_path / "run", lines)
+    config = config_of("--data.source=a,b")
+    weights = (0.1, 0.9)
+    phases = (Phase(until=begin * TOKENS), Phase(until=40 * TOKENS, weights=weights))
+    config = replace(config, train=replace(config.train, phases=phases))
+    (folder / "config.toml").write_text(to_toml(config), "utf-8")
+    assert verdict(read_run(folder)).word == word
+
+
 def test_a_dense_run(tmp_path):
     lines = metrics_lines(ALL, counts=lambda step: [[], []])
     found = judged(tmp_path, lines, flags=["--model.num_experts=0"])
