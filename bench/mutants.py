@@ -83,8 +83,11 @@ def main() -> None:
 
         def check(tests: str) -> None:
             with a_copy() as copy:
-                if _outcome(copy, [tests]) != SURVIVED:
-                    sys.exit(f"{tests} fails without any change, so it cannot notice one")
+                outcome = _outcome(copy, [tests])
+            if outcome == HUNG:
+                sys.exit(f"{tests} takes longer than {LONGEST:.0f} s without any change")
+            if outcome == NOTICED:
+                sys.exit(f"{tests} fails without any change, so it cannot notice one")
 
         def change(mutation: Mutation) -> None:
             if time.monotonic() > stop:

@@ -1,22 +1,24 @@
 """What two runs at once cost each other on a CPU, and what helps.
 
-    python bench/two_runs.py [ROUNDS]
+    python bench/two_runs.py [ROUNDS]       a minute or two, on a machine with nothing else to do
 
 A thread of OpenMP that has nothing to do spins by default, for milliseconds, which takes a core
 away from the other run. With GOMP_SPINCOUNT it sleeps sooner, which makes a run that is alone
 slower. Or each run gets as many threads as there are cores for it (`train.threads`). The script
 prints how long a step takes, alone and beside a second run, relative to a step alone by default.
-Everything is measured in turns, and other work on the machine falsifies it.
+Everything is measured in turns. Other work on the machine falsifies it, so the script looks for
+some first and does not begin beside it.
 """
 
 import os
 import statistics
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from moebius.ablate.worker import Worker
 from moebius.config.files import read_config
-from moebius.hardware.processor import Watch
+from moebius.hardware.processor import NOTICEABLE, Watch, cores
 
 DEFAULT = "by default"
 SPINS = "GOMP_SPINCOUNT"
@@ -27,7 +29,7 @@ VARIANTS = {
     "one thread each": ("300000", "--train.threads=1"),
 }
 """The number of spins, and a flag. Without a number, a worker would inherit another's."""
-SECONDS = 1.5
+SECONDS = 0.7
 """Approximate seconds of each measurement of a run that is alone."""
 FLAGS = ("--train.batch_size=4", "--train.seq_len=128", "--train.device=cpu")
 """Changes to the preset tiny."""
@@ -37,7 +39,10 @@ def main(rounds: int) -> None:
     """Measure all variants in turns, and print a line for each."""
     pairs = {name: [_worker(*variant), _worker(*variant)] for name, variant in VARIANTS.items()}
     try:
-        warm = [worker.ask("start")["seconds"] for pair in pairs.values() for worker in pair]
+        with ThreadPoolExecutor(2) as starting:
+            warm = list(
+                starting.map(_started, [worker for pair in pairs.values() for worker in pair])
+            )
         count = max(1, round(SECONDS / min(warm)))
         alone: dict[str, list[float]] = {name: [] for name in pairs}
         beside: dict[str, list[float]] = {name: [] for name in pairs}
@@ -67,6 +72,10 @@ def _worker(spins: str, flag: str) -> Worker:
     return Worker(read_config("tiny", [*FLAGS, *filter(None, [flag])]))
 
 
+def _started(worker: Worker) -> float:
+    return worker.ask("start")["seconds"]
+
+
 def _seconds(worker: Worker, count: int) -> float:
     return worker.ask("run", count=count)["seconds"]
 
@@ -79,6 +88,10 @@ def _ratios(times: list[float], reference: list[float]) -> str:
 
 if __name__ == "__main__":
     watch = Watch()
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    time.sleep(SECONDS)
+    if (others := watch.usage().others) > NOTICEABLE * cores():
+        sys.exit(f"others use {others:.1f} of {cores()} cores; wait until they have ended")
+    watch = Watch()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
     usage = watch.usage()
     print(f"{sum(usage[:2]):.1f} of {usage.cores} cores were busy on average")

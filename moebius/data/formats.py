@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from moebius.data.compression import COMPRESSIONS, compression_of, decompressed, is_damage
-from moebius.data.row_syntax import CSV, JSON_LINES, row_kind
+from moebius.data.row_syntax import BYTE_ORDER_MARK, CSV, JSON_LINES, row_kind
 
 TEXT, PARQUET, ARROW = "plain text", "Parquet", "Arrow"
-READING_VERSION = 1
+READING_VERSION = 2
 """Version of the rules by which files become documents. What was prepared by other rules is not
 used any more."""
 SNIFFED_BYTES = 8192
@@ -52,6 +52,8 @@ _OTHERS = {
     b"Rar!\x1a\x07": "a RAR archive",
     b"\x04\x22\x4d\x18": "compressed with lz4, which is not read",
     b"\x1f\x9d": "compressed with compress (.Z), which is not read",
+    b"\x5d\0\0": "compressed with lzma, which is not read",
+    b"LZIP": "compressed with lzip, which is not read",
     b"SQLite format 3\0": "a database",
     b"Obj\x01": "an Avro file",
     b"FEA1": "a Feather file of version 1",
@@ -62,6 +64,23 @@ _OTHERS = {
 }
 """What files that hold no text begin with. They are recognized so that the user is told what they
 are, and because some have no zero byte near their start."""
+_MARKED_UP = {
+    b"WARC/": "a web archive (WARC)",
+    b"{\\rtf": "an RTF document",
+    b"%!PS": "PostScript",
+}
+"""What files begin with that hold text between lines for programs. As plain text they are read
+only if that is asked for."""
+_POINTERS = {
+    b"version https://git-lfs.github.com/spec/": (
+        "a pointer of Git LFS in place of the file (`git lfs pull` gets it)"
+    ),
+    b"/annex/objects/": "a pointer of git-annex in place of the file (`git annex get` gets it)",
+}
+POINTERS = tuple(_POINTERS.values())
+"""Reasons for passing over a file that stands for one that was not downloaded."""
+_UNMARKED = {".br": "compressed with brotli, which is not read"}
+"""What files are whose first bytes do not say so, by suffix."""
 _TAR_MARK = slice(257, 262)
 # The mark of little-endian UTF-32 starts with that of UTF-16, so it need not be listed.
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
@@ -148,6 +167,9 @@ def identify(path: Path, name: str, as_text: bool = False) -> Format:
         if COMPRESSIONS.get(suffix.lower()) == compression:
             name = _original(name.removesuffix(suffix))
     suffix = Path(name).suffix.lower()
+    for start, what in _POINTERS.items():
+        if head.startswith(start):
+            return Format("", reason=what)
     if suffix in COMPRESSIONS:
         compression = COMPRESSIONS[suffix]
         reason = f"damaged or incomplete, it does not begin as {compression} does"
@@ -182,6 +204,12 @@ def _kind(head: bytes, suffix: str, as_text: bool) -> tuple[str, str]:
             return "", what
     if head[_TAR_MARK] == b"ustar":
         return "", "a tar archive"
+    if suffix in _UNMARKED:
+        return "", _UNMARKED[suffix]
+    if not as_text:
+        for start, what in _MARKED_UP.items():
+            if head.removeprefix(BYTE_ORDER_MARK).startswith(start):
+                return "", what
     by_name = _SUFFIXES.get(suffix, "")
     if by_name in (PARQUET, ARROW) or (by_name and not as_text):
         return by_name, ""

@@ -29,9 +29,10 @@ from moebius.data.lock import exclusive_lock
 from moebius.data.packing import Rules
 from moebius.data.progress_bar import progress_bar
 from moebius.data.record import RECORD_FILE
+from moebius.data.remote import outdated
 from moebius.data.sample import sample
 from moebius.data.shards import META, SPLITS, TOKENIZER, Meta, file_sha256, token_dtype
-from moebius.data.source_names import weighted_sources
+from moebius.data.source_names import check_commas, weighted_sources
 from moebius.data.sources import (
     STDLIB,
     Inventory,
@@ -81,11 +82,13 @@ def prepare(
     sources = weighted_sources(config)
     try:
         _check_cache(cache)
+        check_commas(single.source for single in sources)
+        notes = [outdated(single.source, cache) for single in sources]
         listed = {single: inventory(single) for single in sources}
         key = tokenizer_key(config, vocab_size, listed)
         folders = [cache / source_key(single, key, listed[single]) for single in sources]
         _check_distinct(sources, folders)
-        for line in _overlaps(listed):
+        for line in filter(None, (*notes, *_overlaps(listed))):
             report(line)
         tokenizer = _tokenizer(config, vocab_size, listed, f"tokenizer-{key}", report)
         _check_size(tokenizer, vocab_size)

@@ -1,14 +1,21 @@
 """Take apart the list of sources that data.source names."""
 
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import replace
+from glob import has_magic
+from itertools import pairwise
 from pathlib import Path
 
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
+from moebius.data.hub import HUGGING_FACE
 from moebius.data.remote import is_remote
 from moebius.errors import ConfigError, DataError
 
+LOCAL_URL = re.compile(r"(^|,)\s*(?:file|local)://")
+"""Matches the beginning of the URL of a file on this machine, which is read in place."""
 LONGEST_NAME = 255
 """Most characters in the name of a file, on all common file systems."""
 
@@ -20,6 +27,7 @@ def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
     ConfigError if data.source is not a list of distinct sources, and DataError if it cuts the name
     of a file or folder in two.
     """
+    config = replace(config, source=LOCAL_URL.sub(r"\1", config.source))
     weights = config.weights
     if not isinstance(weights, tuple) and "," in config.source and _exists(config.source):
         return {replace(config, weights=1.0): weights}
@@ -45,11 +53,30 @@ def weighted_sources(config: DataConfig) -> dict[DataConfig, float]:
     }
 
 
+def check_commas(sources: Iterable[str]) -> None:
+    """Raise DataError if what follows a URL is no source, as where a comma belongs to the URL.
+
+    A run that goes on with its text as it was prepared does not need the sources.
+    """
+    for before, source in pairwise(sources):
+        if is_remote(before) and _is_missing(source):
+            raise DataError(
+                f"data.source: {source!r}: no such file or folder; commas separate sources, so in "
+                f"a URL write %2C for a comma: {before}%2C{source}"
+            )
+
+
 def _exists(source: str) -> bool:
     if is_remote(source) or not source:
         return False
     # Unlike Path.exists, this raises no error for what is in a folder that cannot be entered.
     return os.path.exists(expanded(source))  # noqa: PTH110
+
+
+def _is_missing(source: str) -> bool:
+    """Return whether a source looks like the name of a file or folder, but there is none."""
+    is_other = source == DataConfig.source or source.startswith(HUGGING_FACE)
+    return not (is_other or is_remote(source) or has_magic(source) or _exists(source))
 
 
 def _cut_in_two(parts: list[str]) -> tuple[str, str] | None:

@@ -14,7 +14,15 @@ from moebius.config.paths import expanded
 from moebius.config.printable import printable_line
 from moebius.data.chunk import DOCUMENT, LINES, NOT_TEXT, REFUSAL, TEXT_PIECE, Chunk
 from moebius.data.file_hashes import Remembered
-from moebius.data.formats import ARROW, PARQUET, Format, SourceFile, identify, state_of
+from moebius.data.formats import (
+    ARROW,
+    PARQUET,
+    Format,
+    SourceFile,
+    State,
+    identify,
+    state_of,
+)
 from moebius.data.hub import HUB_NAME, HUGGING_FACE, hub_rows, local_data_set
 from moebius.data.listing import fixed_part, folder_files, glob_files
 from moebius.data.long_text import LONG_BYTES, LongText, Text, parts_of
@@ -23,7 +31,7 @@ from moebius.data.row_syntax import CSV, JSON, JSON_LINES
 from moebius.data.rows import csv_rows, json_line_chunks, json_line_texts, json_objects
 from moebius.data.saved_sets import SavedSets
 from moebius.data.tables import arrow_rows, parquet_rows
-from moebius.data.tally import Amount, Tally
+from moebius.data.tally import SAME_FILE, Amount, Tally
 from moebius.data.text_files import NotText, Refuse, piece_text, text_chunks
 from moebius.errors import DataError, StorageError
 
@@ -171,7 +179,7 @@ class Inventory:
     remembered: Remembered
     """What is remembered of the files."""
     others: list[SourceFile]
-    """Files that are not read because of what they are."""
+    """Files that are not read because of what they are, or that are only other names of files."""
     hashes: list[str] | None = None
     """The SHA-256 of the contents of each file that is read, once that was asked for."""
 
@@ -230,9 +238,32 @@ def inventory(config: DataConfig, known: Inventory | None = None) -> Inventory:
             _refuse(f"{name}: {format_.reason}", config, tally, "")
         elif config.source != STDLIB:
             tally.pass_over(format_.reason, name)
+    if config.source != STDLIB:
+        _leave_out_links(listed)
     if not listed.files and len(named) == 1 and tally.passed_over:
         raise DataError(f"data.source={config.source!r}: no text in it: {tally.reasons()}")
     return listed
+
+
+def _leave_out_links(listed: Inventory) -> None:
+    """Leave out links to files that are read under their own names, or under another link's.
+
+    The cache of the Hugging Face hub, for example, is a folder of files and one of links to them.
+    Two hard links count as two files, since no copy of them could be told from one of two files.
+    """
+    names: dict[State, list[SourceFile]] = {}
+    for file in listed.files:
+        names.setdefault(file.state, []).append(file)
+    left_out = set[str]()
+    for same in names.values():
+        if len(same) > 1:
+            links = [file.location for file in same if file.path.is_symlink()]
+            left_out.update(links if len(links) < len(same) else links[1:])
+    if left_out:
+        links = [file for file in listed.files if file.location in left_out]
+        listed.files = [file for file in listed.files if file.location not in left_out]
+        listed.others += links
+        listed.tally.pass_over(SAME_FILE, links[0].name, len(links))
 
 
 def _leave_out(name: str, error: OSError, config: DataConfig, tally: Tally) -> None:
@@ -266,7 +297,7 @@ def _candidates(config: DataConfig, tally: Tally) -> tuple[dict[str, str], Saved
     """Return all files that a source names, by name, and what is known of saved data sets."""
     source = config.source
     if is_remote(source):
-        copies = download(source, expanded(config.cache))
+        copies = download(source, expanded(config.cache), tally)
         return {name: str(copy) for name, copy in copies.items()}, SavedSets("", copies)
     if on_hub(config):
         folder = Path(source.removeprefix(HUGGING_FACE).partition(":")[0])

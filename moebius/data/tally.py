@@ -7,15 +7,17 @@ from typing import Any
 
 from moebius.config.printable import printable_line
 from moebius.cost.units import counted
+from moebius.data.formats import POINTERS
 
 HIDDEN = "hidden"
 METADATA = "metadata of a saved data set"
 READ_ELSEWHERE = "link to a folder that is read anyway or that contains the source"
+SAME_FILE = "link to a file that is read anyway"
 NOT_ENTERED = "folder that this glob does not enter (** does)"
 UNREADABLE = "folder that cannot be read"
 FOLDERS = (NOT_ENTERED, UNREADABLE)
 """Reasons that are about folders. Nobody knows how many files are in them."""
-EXPECTED = (HIDDEN, METADATA, READ_ELSEWHERE)
+EXPECTED = (HIDDEN, METADATA, READ_ELSEWHERE, SAME_FILE)
 """Reasons for which a file is passed over in every healthy source, so that they are no warning."""
 
 
@@ -127,7 +129,7 @@ class Tally:
             start = "passed over"
             if self.num_passed_over() > self.num_files:
                 start = "WARNING: most files were passed over"
-            elif any(why in self.passed_over for why in FOLDERS):
+            elif any(why in self.passed_over for why in (*FOLDERS, *POINTERS)):
                 start = "WARNING: passed over"
             lines.append(f"{start}: {self.reasons()}")
         if self.count:

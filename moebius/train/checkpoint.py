@@ -45,7 +45,7 @@ from moebius.train.checkpoint_state import (
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 TENSORS = ".safetensors"
-PART_BYTES = 1 << 30  # largest file that holds more than one tensor
+PART_BYTES = 1 << 27  # largest file that holds more than one tensor; threads share the files
 FEW = 4  # a checkpoint of up to this many files, that of a small model, is not worth threads
 THREADS = 4  # for writing, hashing and reading; one thread hashes 1 to 2 GB/s
 PARTIAL, REPLACED = ".partial", ".replaced"  # suffixes of folders that are not in place

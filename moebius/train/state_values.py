@@ -14,6 +14,9 @@ from moebius.train.checkpoint_file import ADVICE
 
 STRETCH = "stretch"
 """Name of the value that says how the text is cut and mixed."""
+LARGEST = 2**62
+"""Largest integer in any value. No count of a run comes near it, and arithmetic in 64 bits allows
+for it."""
 _ALARMS = ("seen", "fine_at", "beyond_at")
 
 
@@ -27,7 +30,8 @@ def check_values(folder: Path, values: dict[str, Any], own: dict[str, Any]) -> N
         if name not in values:
             raise _refusal(folder, f"{name} is missing")
         value = values[name]
-        if not (_is_alarms(value) if name == "alarms" else _is_like(value, example)):
+        is_right = _is_alarms(value) if name == "alarms" else _is_like(value, example)
+        if not is_right or _is_beyond(value):
             raise _refusal(folder, f"{name} cannot be {_shortened(value)}")
 
 
@@ -46,11 +50,19 @@ def stretch_of(folder: Path, values: dict[str, Any], num_sources: int) -> Stretc
             and len(taken) in (0, num_sources)
             and all(_is_like(count, 0) for count in (seq_len, first, *taken))
             and all(_is_like(weight, 0.0) for weight in weights)
+            and not _is_beyond([seq_len, first, *taken])
             and seq_len
             and any(weights)
         ):
             return Stretch(seq_len, tuple(weights), first, tuple(taken))
     raise _refusal(folder, f"{STRETCH} cannot be {_shortened(value)}")
+
+
+def _is_beyond(value: Any) -> bool:
+    """Return whether an integer in the value is too large for arithmetic in 64 bits."""
+    if isinstance(value, dict | list):
+        return any(map(_is_beyond, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and abs(value) > LARGEST
 
 
 def _is_like(value: Any, example: Any) -> bool:

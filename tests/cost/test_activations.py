@@ -44,6 +44,13 @@ def test_eager_code_keeps_more():
     assert more == expanded + stream_and_rotation + 2 * WIDTHS[1]
 
 
+def test_norms_of_queries_and_keys_keep_their_inputs():
+    for compiled, keys in ((True, G), (False, N)):  # expanded to all query heads in eager code
+        more = activations(compiled=compiled, qk_norm=True).of_block(1)
+        more -= activations(compiled=compiled).of_block(1)
+        assert more == 2 * (N * H + keys * H)
+
+
 def test_selective_checkpointing_keeps_the_results_of_products_and_attention():
     attention = 4 * (D + N) + 2 * (2 * N * H + 2 * G * H + D)
     assert activations().of_products(0) == attention + 2 * (2 * WIDTHS[0] + D)

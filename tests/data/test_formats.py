@@ -4,6 +4,7 @@ in a list or at a URL.
 
 import io
 import json
+import lzma
 import tarfile
 from pathlib import Path
 
@@ -196,3 +197,63 @@ def test_json_without_the_field_names_its_fields_and_the_way_to_read_it_as_text(
 def test_json_is_told_from_text_by_its_name_and_its_first_lines(tmp_path, name, contents, kind):
     (tmp_path / name).write_text(contents)
     assert identify(tmp_path / name, name).kind == kind
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4f2e\nsize 123\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.csv.gz", "a.json.zst", "a"])
+@pytest.mark.parametrize("content", [LFS, "/annex/objects/SHA256E-s5--4f2e.txt\n"])
+def test_a_pointer_in_place_of_a_file_is_never_text(tmp_path, name, content):
+    folder = tmp_path / "in" / "it"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(content)
+    for source in every_way_to_name(folder / name):
+        assert "a pointer of " in refusal(source)
+    (folder / "text.txt").write_text("text")
+    (folder / "more.txt").write_text("more")
+    tally = Tally()
+    assert read(folder, tally, format="text") == ["more", "text"]
+    assert tally.lines()[1].startswith("WARNING: passed over: a pointer of ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.warc", b"WARC/1.0\r\nWARC-Type: conversion\r\n\r\ntext"),
+        ("a.rtf", b"{\\rtf1\\ansi text}"),
+        ("a.ps", b"%!PS-Adobe-3.0\n(text) show"),
+    ],
+)
+def test_text_between_lines_for_programs_is_passed_over_unless_plain_text_is_asked_for(
+    tmp_path, name, content
+):
+    for ending, compress in COMPRESSIONS.items():
+        file = tmp_path / f"{name}{ending}"
+        file.write_bytes(compress(content))
+        assert "no text in it: " in refusal(file)
+        assert read(file, format="text") == [content.decode()]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.lzma", "a.txt.lz", "a.txt.br"])
+def test_compressed_text_that_is_not_read_is_called_so(tmp_path, name):
+    content = {
+        "a.jsonl.lzma": lzma.compress(b'{"text": "one"}', format=lzma.FORMAT_ALONE),
+        "a.txt.lz": b"LZIP\x01\x0c text",
+        "a.txt.br": b"\x8b\x02\x80text\x03",
+    }[name]
+    (tmp_path / name).write_bytes(content)
+    assert "which is not read" in refusal(tmp_path / name)
+
+
+def test_the_url_of_a_file_on_this_machine_is_its_path(tmp_path):
+    file, cache = tmp_path / "a.jsonl", tmp_path / "cache"
+    for scheme in ("file", "local"):
+        file.write_text('{"text": "yesterday"}\n')
+        assert read(f"{scheme}://{file}", cache=str(cache)) == ["yesterday"]
+        file.write_text('{"text": "today, so"}\n')
+        assert read(f"{scheme}://{file}", cache=str(cache)) == ["today, so"]
+    other = tmp_path / "b.txt"
+    other.write_text("b")
+    assert read(f"file://{file}, file://{other}", cache=str(cache)) == ["today, so", "b"]
+    assert not (cache / "downloads").exists()

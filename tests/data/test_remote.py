@@ -1,9 +1,13 @@
 """URLs are downloaded whole and once, copies get numbered names, and messages show no secrets."""
 
+import gzip
 import json
+import os
+import shutil
 import socket
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,9 +17,10 @@ import pytest
 
 from moebius.config import DataConfig
 from moebius.data import prepare
-from moebius.data.remote import download
+from moebius.data.remote import download, outdated
+from moebius.data.source_names import check_commas
 from moebius.data.sources import documents
-from moebius.data.tally import Tally
+from moebius.data.tally import HIDDEN, NOT_ENTERED, PassedOver, Tally
 from moebius.errors import ConfigError, DataError, MoebiusError, StorageError
 from tests.data.files import COMPRESSIONS, CONTENTS, TEXTS
 
@@ -94,7 +99,9 @@ def test_a_file_that_is_not_as_long_as_announced_is_an_error(bucket, tmp_path, m
 
 def test_remote_names_cannot_point_outside_the_cache(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        type(bucket), "glob", lambda self, path, **named: ["/bucket/../../b.txt", "/bucket/a/.."]
+        type(bucket),
+        "glob",
+        lambda self, path, **named: {"/bucket/../../b.txt": {}, "/bucket/a/..": {}},
     )
     monkeypatch.setattr(type(bucket), "info", lambda self, path, **named: {})
     monkeypatch.setattr(
@@ -215,7 +222,8 @@ def test_any_protocol_that_cannot_reach_its_server_is_bad_data_not_bad_storage(
 def test_copies_that_an_earlier_version_downloaded_are_still_read(bucket, tmp_path):
     first = texts("memory://bucket", tmp_path)
     (listed,) = tmp_path.rglob("files.json")
-    sizes = {name: copy["size"] for name, copy in json.loads(listed.read_text()).items()}
+    copies = json.loads(listed.read_text())
+    sizes = {name: copy["size"] for name, copy in copies.items() if "reason" not in copy}
     listed.write_text(json.dumps(sizes))
     assert texts("memory://bucket", tmp_path) == first
 
@@ -241,3 +249,119 @@ def test_a_page_is_read_only_if_the_url_asks_for_one(server, tmp_path, monkeypat
         with pytest.raises(DataError, match="the server sends a page of HTML for it"):
             texts(f"{address}/{name}", tmp_path / "cache")
     assert texts(f"{address}/page.html", tmp_path / "cache") == [page]
+
+
+def test_hidden_files_and_folders_that_a_glob_matches_are_counted(bucket, tmp_path):
+    bucket.pipe_file("/bucket/.hidden.txt", b"hidden")
+    tally = Tally()
+    list(documents(DataConfig(source="memory://bucket", cache=str(tmp_path)), tally))
+    assert tally.passed_over[HIDDEN] == PassedOver(2, "/bucket/.git")
+    assert texts("memory://bucket/.h*", tmp_path) == ["hidden"]
+    for _ in ("downloaded", "from the copy"):
+        tally = Tally()
+        config = DataConfig(source="memory://bucket/*", cache=str(tmp_path))
+        assert [document.text for document in documents(config, tally)] == ["b"]
+        assert tally.passed_over[NOT_ENTERED] == PassedOver(1, "/bucket/a")
+
+
+def reported(source: str, cache: Path) -> list[str]:
+    lines: list[str] = []
+    prepare(DataConfig(source=source, tokenizer="bytes", cache=str(cache)), 257, lines.append)
+    return [line for line in lines if source in line and not line.startswith("preparing")]
+
+
+def test_a_web_file_that_has_changed_since_it_was_downloaded_is_noticed(server, tmp_path):
+    address, folder = server
+    url, file, cache = f"{address}/a.jsonl", folder / "a.jsonl", tmp_path / "cache"
+    rows = "".join(f'{{"text": "row {number}"}}\n' for number in range(10, 60))
+    file.write_text(rows)
+    assert reported(url, cache) == reported(url, cache) == []
+    for changed in (rows.replace("row", "col"), rows + rows.replace("row", "new")):
+        file.write_text(changed)
+        stamp = file.stat().st_mtime + 5
+        os.utime(file, (stamp, stamp))
+        (line,) = reported(url, cache)
+        assert line.startswith(f"WARNING: {url} has changed since, but is read from the copy that")
+        shutil.rmtree(line.partition("; delete ")[2].removesuffix(" to download it again"))
+        assert reported(url, cache) == []
+    file.unlink()
+    (line,) = reported(url, cache)
+    assert "whether it has changed is not known: no such file, folder or glob (" in line
+
+
+def test_a_bucket_that_has_changed_is_noticed(bucket, tmp_path):
+    texts("memory://bucket", tmp_path)
+    assert not outdated("memory://bucket", tmp_path)
+    bucket.pipe_file("/bucket/b.txt", b"c")  # of the same size
+    assert "memory://bucket has changed since" in outdated("memory://bucket", tmp_path)
+    texts("memory://bucket/a", tmp_path)
+    bucket.pipe_file("/bucket/a/new.txt", b"new")
+    assert "memory://bucket/a has changed since" in outdated("memory://bucket/a", tmp_path)
+    texts("memory://bucket/*", tmp_path)
+    bucket.rm_file("/bucket/b.txt")
+    assert "memory://bucket/* has changed since" in outdated("memory://bucket/*", tmp_path)
+
+
+def test_without_a_network_the_copy_is_read_and_that_is_said(bucket, tmp_path, monkeypatch):
+    def fail(self, path, **named):
+        raise ConnectionRefusedError("x")
+
+    texts("memory://bucket", tmp_path)
+    monkeypatch.setattr(type(bucket), "find", fail)
+    line = outdated("memory://bucket", tmp_path)
+    assert line.startswith("memory://bucket: read from the copy that was downloaded on 20")
+    assert "not known: bucket could not be reached (ConnectionRefusedError: x)" in line
+    assert outdated("memory://bucket/b.txt", tmp_path) == outdated(str(tmp_path), tmp_path) == ""
+
+
+def test_of_a_copy_that_an_earlier_version_downloaded_nothing_is_claimed(bucket, tmp_path):
+    texts("memory://bucket", tmp_path)
+    (listed,) = tmp_path.rglob("files.json")
+    copies = json.loads(listed.read_text())
+    for entry in (lambda copy: copy | {"version": ""}, lambda copy: copy["size"]):
+        listed.write_text(json.dumps({name: entry(copy) for name, copy in copies.items()}))
+        assert not outdated("memory://bucket", tmp_path)
+
+
+def test_a_file_system_that_connects_at_once_and_cannot_is_one_line(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(DataError, match=f"{host} could not be reached") as caught:
+        download(f"ftp://{host}/a.txt", tmp_path)
+    assert "cache" not in str(caught.value)
+
+
+def test_a_comma_in_a_url_is_explained(server, tmp_path):
+    address, folder = server
+    (folder / "a,b.txt").write_text("text, and more of it\n" * 20 + "the end\n" * 20)
+    config = DataConfig(source=f"{address}/a,b.txt", tokenizer="bytes", cache=str(tmp_path / "c"))
+    with pytest.raises(DataError, match=f"write %2C for a comma: {address}/a%2Cb.txt"):
+        prepare(config, 257)
+    prepare(replace(config, source=f"{address}/a%2Cb.txt"), 257)
+    check_commas([address, "hf:a/b", "python-stdlib", "no/such/*.txt", f"{address}/x"])
+    check_commas([address, str(folder)])
+
+
+def test_compressed_files_are_read_whatever_the_server_announces(server, tmp_path, monkeypatch):
+    def end_headers(handler: SimpleHTTPRequestHandler) -> None:
+        if handler.path.endswith(".gz"):  # as many servers announce such files
+            handler.send_header("Content-Encoding", "gzip")
+        end_as_before(handler)
+
+    end_as_before = SimpleHTTPRequestHandler.end_headers
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "end_headers", end_headers)
+    address, folder = server
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
+    assert texts(f"{address}/a.jsonl.gz", tmp_path) == ["one", "two"]
+
+
+@pytest.mark.parametrize("status", [403, 429, 500])
+def test_a_server_that_refuses_a_file_is_not_said_to_lack_it(
+    server, tmp_path, monkeypatch, status
+):
+    monkeypatch.setattr(
+        SimpleHTTPRequestHandler, "send_head", lambda self: self.send_error(status)
+    )
+    with pytest.raises(DataError, match=f"the server does not send it .*{status}"):
+        download(f"{server[0]}/a.txt", tmp_path)

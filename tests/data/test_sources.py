@@ -18,7 +18,7 @@ from moebius.data.formats import state_of
 from moebius.data.json_values import json_values
 from moebius.data.source_names import weighted_sources
 from moebius.data.sources import Document, documents, inventory
-from moebius.data.tally import Tally
+from moebius.data.tally import SAME_FILE, PassedOver, Tally
 from moebius.errors import DataError, MoebiusError, StorageError
 
 
@@ -68,11 +68,40 @@ def test_utf16_text_in_a_folder_is_not_taken_for_binary(folder):
     assert "windows.txt: byte offset 0 is not UTF-8 (0xff)" in refusal(folder)
 
 
-def test_links_to_folders_are_not_followed_and_broken_links_are_not_files(folder):
+def test_links_to_the_folder_itself_and_broken_links_are_not_files(folder):
     (folder / "loop").symlink_to(folder)
     (folder / "broken").symlink_to(folder / "nowhere")
-    (folder / "link.txt").symlink_to(folder / "b.txt")
-    assert texts(folder) == ["y", "z", "b", "b"]
+    assert texts(folder) == ["y", "z", "b"]
+
+
+def test_a_file_and_links_to_it_are_read_once(folder, tmp_path):
+    for name in ("a-link.txt", "c-link.txt"):
+        (folder / name).symlink_to(folder / "b.txt")
+    for source in (folder, folder / "*.txt", folder / "**"):
+        tally = Tally()
+        assert texts(source, tally=tally).count("b") == 1
+        assert tally.passed_over[SAME_FILE] == PassedOver(2, str(folder / "a-link.txt"))
+        assert not any("WARNING" in line for line in tally.lines())
+    elsewhere = tmp_path / "elsewhere.txt"
+    elsewhere.write_text("c")
+    for name in ("d.txt", "e.txt"):
+        (folder / name).symlink_to(elsewhere)
+    assert texts(folder).count("c") == 1
+    assert texts(folder / "e.txt") == ["c"]
+
+
+def test_two_hard_links_count_as_two_files_as_copies_of_them_do(folder):
+    (folder / "hard.txt").hardlink_to(folder / "b.txt")
+    assert texts(folder).count("b") == 2
+
+
+def test_the_cache_of_the_hub_is_read_once(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0a1b"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "4f2e").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (snapshot / "train.jsonl").symlink_to(Path("..", "..", "blobs", "4f2e"))
+    assert texts(tmp_path) == texts(snapshot) == ["one", "two"]
 
 
 def test_a_glob_may_span_folders(folder):

@@ -226,3 +226,8 @@ def test_gpu_tensors_and_generators_round_trip(tmp_path):
     assert loaded["model"]["weight"].is_cuda and is_same(loaded["model"]["weight"], weight)
     checkpoint.set_random_state(loaded["random"])
     assert torch.equal(torch.rand(5, device="cuda"), first)
+
+
+def test_a_checkpoint_of_a_gigabyte_has_files_for_all_threads():
+    tensors = {f"{n}": torch.empty(10_000_000, device="meta") for n in range(25)}
+    assert len(list(checkpoint._parts("optimizer", tensors))) > checkpoint.FEW

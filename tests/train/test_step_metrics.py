@@ -89,8 +89,8 @@ ROUTED = result_of(
 
 
 def measured(config: Config, result: StepResult, evaluation: Evaluation | None = None):
-    """Return the metrics of step 7 at 100 tokens/s, on a device of 1 MFLOP/s, with 3 GB in use."""
-    return step_metrics(config, state_at(7), result, 100.0, 1e6, 3e9, evaluation)
+    """Return the metrics of step 7 at 100 tokens/s, on a device of 1 MFLOP/s, in 3.5 GB."""
+    return step_metrics(config, state_at(7), result, 100.0, 1e6, 3.5e9, evaluation)
 
 
 def test_the_models_figures():
@@ -99,8 +99,14 @@ def test_the_models_figures():
     assert (metrics.loss, metrics.mtp_loss, metrics.grad_norm) == (3.5, 4.5, 2.0)
     assert metrics.balance_loss == pytest.approx(1.5 * (1 + 2 + 3) / 3)
     assert metrics.z_loss == pytest.approx(0.3 * (1 + 2 + 3) / 3)
-    assert (metrics.tokens_per_second, metrics.memory_gb) == (100.0, 3.0)
+    assert (metrics.tokens_per_second, metrics.memory_gb) == (100.0, 3.5)
     assert metrics.val_loss is None and metrics.val_bpb is None
+
+
+def test_of_a_single_layer_with_experts_the_losses_are_its_own():
+    model = replace(CONFIG.model, num_experts=(2, 0, 0), use_mtp=False)
+    metrics = measured(replace(CONFIG, model=model), result_of([stats_of([10.0, 0.0], TOKENS)]))
+    assert (metrics.balance_loss, metrics.z_loss) == (1.5, pytest.approx(0.3))
 
 
 def test_a_dense_layer_has_its_place_and_the_mtp_layer_is_last():
