@@ -17,6 +17,7 @@ from moebius.config import DataConfig
 from moebius.data import Batches, prepare, reopen
 from moebius.data.order import Mixture
 from moebius.data.source_names import weighted_sources
+from moebius.data.sources import documents as documents_in
 from moebius.data.stream import MappedShard, Part, TokenStream
 from moebius.data.tokenizer import Tokenizer
 
@@ -84,6 +85,26 @@ def documents(count: int) -> Costs:
         with _peak_beyond() as memory:
             prepare(replace(config, source=str(many)), VOCABULARY)
         return {"owner's memory, MB": memory[0] / 1e6}
+
+
+def bad_rows(count: int) -> Costs:
+    """Read a JSON array and a CSV file whose rows have no text, and leave all of them out."""
+    costs: Costs = {}
+    with tempfile.TemporaryDirectory() as name:
+        array, table = Path(name, "rows.json"), Path(name, "rows.csv")
+        with array.open("w") as file:
+            file.writelines(f'{"[" if n == 0 else ","}{{"text": {n}}}\n' for n in range(count))
+            file.write("]")
+        with table.open("w") as file:
+            file.write("text,number\n")
+            file.writelines(f"{n}\n" for n in range(count))
+        for kind, source in (("JSON", array), ("CSV", table)):
+            config = DataConfig(source=str(source), errors="skip", cache=f"{name}/{kind}")
+            tracemalloc.start()
+            assert not list(documents_in(config))
+            costs[f"{kind}, memory, MB"] = tracemalloc.get_traced_memory()[1] / 1e6
+            tracemalloc.stop()
+    return costs
 
 
 def huge_document(megabytes: int) -> Costs:

@@ -16,9 +16,9 @@ from pathlib import Path
 from moebius.config import DataConfig
 from moebius.config.paths import expanded
 from moebius.data.formats import READING_VERSION
+from moebius.data.inventory import STDLIB, Inventory, on_hub
 from moebius.data.shards import FORMAT_VERSION, file_sha256
 from moebius.data.source_names import weighted_sources
-from moebius.data.sources import STDLIB, Inventory, on_hub
 from moebius.data.tokenizer import tokenizer_file
 from moebius.errors import StorageError
 
@@ -107,7 +107,7 @@ def _contents(config: DataConfig, listed: Inventory) -> list[object]:
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror}") from None
     named = [
-        (os.path.basename(file.name), file.format, hash_)  # noqa: PTH119
+        (file.name.rpartition("/")[2], file.format, hash_)
         for file, hash_ in zip(listed.files, hashes, strict=True)
     ]
     tally = listed.tally

@@ -24,10 +24,15 @@ RECORDS = ".hashes"
 RECENT_NS = 3 * 10**9
 """Age of a change below which the hash is not remembered, because another change might get the
 same time stamp. Git calls such a file racily clean."""
-HASH, RULES, ENTRY_LENGTH = 5, 6, 8
-"""Places in an entry of the record, after the state of the file. The format is the last."""
-BLOCK_BYTES = 2**22
-"""Number of bytes that are read and hashed at a time."""
+HASH, FORMAT = 5, 6
+"""Places in the entry of a file in the record, after its state. The second has the number of its
+format in the record's list of formats."""
+BLOCK_BYTES = 2**20
+"""Number of bytes that are read and hashed at a time, into the same memory."""
+SMALL_BYTES = 2**16
+"""Number of bytes that are read first, because most files of a large folder are small."""
+FILES_AT_ONCE = 64
+"""Number of files that a thread hashes before it asks for more."""
 
 
 class Remembered:
@@ -37,19 +42,17 @@ class Remembered:
         """Read what is remembered. `as_text` is whether rows are read as plain text."""
         name = hashlib.sha256(source.encode()).hexdigest()[:20]
         self._record = cache / RECORDS / f"{name}.json"
-        self._rules = [READING_VERSION, as_text]
+        rules = [READING_VERSION, as_text]
         self._folder = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
-        self._known = _read(self._record)
+        self._rules, self._known, self._formats = rules, *_read(self._record, rules)
         self._is_complete = True
 
     def format(self, path: str, state: State) -> Format | None:
         """Return what a file is, or None if that is not known."""
         entry = self._entry(path, state)
-        if len(entry) == ENTRY_LENGTH and entry[RULES] == self._rules:
-            kind, compressions, *rest = entry[-1]
-            return Format(kind, tuple(compressions), *rest)
-        self._is_complete = False
-        return None
+        format_ = self._formats.get(entry[FORMAT]) if len(entry) > FORMAT else None
+        self._is_complete = self._is_complete and format_ is not None
+        return format_
 
     def content_hashes(
         self, files: Sequence[SourceFile], others: Sequence[SourceFile] = ()
@@ -62,58 +65,76 @@ class Remembered:
         now = time.time_ns()
         entries = (self._entry(file.location, file.state) for file in files)
         hashes = [str(entry[HASH]) if len(entry) > HASH else "" for entry in entries]
-        unknown = [file.path for file, hash_ in zip(files, hashes, strict=True) if not hash_]
+        unknown = [file.location for file, hash_ in zip(files, hashes, strict=True) if not hash_]
         new = iter(_all_sha256(unknown))
         hashes = [hash_ or next(new) for hash_ in hashes]
         if unknown or not self._is_complete or len(self._known) != len(files) + len(others):
             pairs = chain(zip(files, hashes, strict=True), zip(others, repeat(""), strict=False))
+            numbers: dict[Format, int] = {}
             kept = {
-                self._name(file.location): [*file.state, hash_, self._rules, file.format]
+                self._name(file.location): [
+                    *file.state,
+                    hash_,
+                    numbers.setdefault(file.format, len(numbers)),
+                ]
                 for file, hash_ in pairs
                 if abs(now - file.state[-1]) > RECENT_NS
             }
             if kept:
+                values = {"rules": self._rules, "formats": list(numbers), "files": kept}
                 with suppress(OSError):
-                    _write(self._record, kept)
+                    _write(self._record, values)
         return hashes
 
     def _entry(self, path: str, state: State) -> list[Any]:
         """Return what is remembered of a file; nothing if it has changed."""
-        entry = self._known.get(self._name(path))
-        return entry if isinstance(entry, list) and tuple(entry[:HASH]) == state else []
+        entry = self._known.get(path if path[:1] == "/" else self._name(path))
+        return entry if type(entry) is list and entry[:HASH] == [*state] else []
 
     def _name(self, path: str) -> str:
         return path if path.startswith("/") else self._folder + path
 
 
-def _all_sha256(files: Sequence[Path]) -> list[str]:
+def _all_sha256(files: Sequence[str]) -> list[str]:
     # hashlib works outside of Python's global lock, so threads use all cores.
     is_stopped = threading.Event()
+    groups = [files[n : n + FILES_AT_ONCE] for n in range(0, len(files), FILES_AT_ONCE)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         try:
-            return list(threads.map(lambda file: _sha256(file, is_stopped), files))
+            hashes = threads.map(
+                lambda group: [_sha256(file, is_stopped) for file in group], groups
+            )
+            return list(chain.from_iterable(hashes))
         finally:
             is_stopped.set()  # a signal need not wait for the end of a file of many gigabytes
 
 
-def _sha256(file: Path, is_stopped: threading.Event) -> str:
+def _sha256(file: str, is_stopped: threading.Event) -> str:
     """Return the hash of a file's contents, or of their first part if that is stopped."""
-    hash_ = hashlib.sha256()
-    with file.open("rb") as opened:
-        while not is_stopped.is_set() and (block := opened.read(BLOCK_BYTES)):
-            hash_.update(block)
+    with open(file, "rb", buffering=0) as opened:  # noqa: PTH123
+        hash_ = hashlib.sha256(opened.read(SMALL_BYTES))
+        if opened.tell() == SMALL_BYTES:
+            block = memoryview(bytearray(BLOCK_BYTES))
+            while not is_stopped.is_set() and (length := opened.readinto(block)):
+                hash_.update(block[:length])
     return hash_.hexdigest()
 
 
-def _read(record: Path) -> dict[str, Any]:
+def _read(record: Path, rules: list[Any]) -> tuple[dict[str, Any], dict[int, Format]]:
+    """Return the entries of the files, and the formats by number if they follow from the rules."""
     try:
         values = json.loads(record.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        formats: list[Any] = values["formats"] if values["rules"] == rules else []
+        by_number = {
+            number: Format(kind, tuple(compressions), *rest)
+            for number, (kind, compressions, *rest) in enumerate(formats)
+        }
+        return dict(values["files"]), by_number
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
 
 
-def _write(record: Path, values: dict[str, list[Any]]) -> None:
+def _write(record: Path, values: dict[str, Any]) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     partial = record.with_name(f"{record.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(values), encoding="utf-8")

@@ -112,6 +112,8 @@ class Format(NamedTuple):
 State = tuple[int, int, int, int, int]
 """The device, the number, the size, the modification time and the time of the last change of state
 of a file, the times in nanoseconds."""
+NO_STATE: State = (0, 0, 0, 0, 0)
+"""Stands for a state that is not known. A file of this state is read from its start to its end."""
 
 
 class SourceFile(NamedTuple):
@@ -129,6 +131,11 @@ class SourceFile(NamedTuple):
         """Where it is on this machine."""
         return Path(self.location)
 
+    @property
+    def size(self) -> int:
+        """The number of bytes on the disk."""
+        return self.state[2]
+
     @contextmanager
     def open(self) -> Iterator[BufferedReader]:
         """Open the contents, without their compression. Raises OSError.
@@ -136,11 +143,18 @@ class SourceFile(NamedTuple):
         Reading damaged or incomplete compressed data raises an error for which `is_damage` is
         true.
         """
-        with self.path.open("rb", BUFFER_BYTES) as raw:
+        with open(self.location, "rb", BUFFER_BYTES) as raw:  # noqa: PTH123
             yield decompressed(cast(BufferedReader, raw), self.format.compressions)
 
 
-def identify(path: Path, name: str, as_text: bool = False) -> Format:
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's name, like `Path.suffix`, which takes ten times as long."""
+    last = name.rpartition("/")[2]
+    start = last.rfind(".")
+    return last[start:] if 0 < start < len(last) - 1 else ""
+
+
+def identify(path: str | Path, name: str, as_text: bool = False) -> Format:
     """Return what a file is. Raises OSError if it cannot be read.
 
     `name` is the file's original name, which may differ from that of a copy. What is put behind a
@@ -153,7 +167,7 @@ def identify(path: Path, name: str, as_text: bool = False) -> Format:
     head = b""
     for _ in range(MOST_LAYERS):
         try:
-            with path.open("rb") as raw:
+            with open(path, "rb") as raw:  # noqa: PTH123
                 head = decompressed(raw, compressions).read(HEAD_BYTES)
         except Exception as error:
             if not is_damage(error):
@@ -163,10 +177,10 @@ def identify(path: Path, name: str, as_text: bool = False) -> Format:
         if not compression:
             break
         compressions += (compression,)
-        suffix = Path(name).suffix
+        suffix = suffix_of(name)
         if COMPRESSIONS.get(suffix.lower()) == compression:
             name = _original(name.removesuffix(suffix))
-    suffix = Path(name).suffix.lower()
+    suffix = suffix_of(name).lower()
     for start, what in _POINTERS.items():
         if head.startswith(start):
             return Format("", reason=what)

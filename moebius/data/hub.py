@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from moebius.data.chunk import Origin
 from moebius.data.messages import is_unreachable, one_line
 from moebius.data.rows import row_text
 from moebius.data.saved_sets import SPLITS, STATE
@@ -30,7 +31,7 @@ def local_data_set(source: str) -> Path | None:
     return folder if source.startswith(HUGGING_FACE) and is_saved else None
 
 
-def hub_rows(source: str, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+def hub_rows(source: str, field: str, refuse: Refuse) -> Iterator[tuple[str, Origin]]:
     """Yield the text and the origin (source and row number) of each row of `hf:NAME[:SUBSET]`.
 
     NAME is a dataset on the Hugging Face hub, whose split "train" is streamed, or a local folder.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from moebius.data.chunk import LATER_PART, Chunk
 from moebius.data.held_out import document_hash
 from moebius.data.long_text import LongText
-from moebius.data.packing import Piece, Rules
+from moebius.data.packing import WAITING, Piece, Rules
 from moebius.data.record import RECORD_FILE, Record
 from moebius.data.shards import TOKENIZER, ShardWriter, Split, shard_file, token_dtype
 from moebius.data.sources import Reading
@@ -93,8 +93,9 @@ def _ingest(
         packed_batches = pack_batches(batches, tokenizer, rules, folder / TOKENIZER, num_workers)
         for packed, readings in packed_batches:
             for number, reading in enumerate(readings):
-                for reason in packed.reasons(number):
-                    reading.refuse(reason)
+                refused = packed.refused[number]
+                if refused.num_documents:
+                    reading.refuse(refused.first_reason(), refused.num_documents)
                 reading.count(packed.documents[number], packed.num_bytes[number])
             if passed.batches < num_known:
                 passed.add(sum(packed.documents), packed.digest)
@@ -104,7 +105,9 @@ def _ingest(
                 record.add(sum(packed.documents), packed.digest, packed.lossy)
                 for name, writer in writers.items():
                     documents, num_bytes = packed.split_documents[name], packed.split_bytes[name]
-                    writer.append(packed.tokens[name], documents, num_bytes)
+                    for block in packed.blocks(name):
+                        writer.append(block, documents, num_bytes)
+                        documents = num_bytes = 0
                 unrecorded_bytes += sum(packed.num_bytes)
                 if unrecorded_bytes >= RECORD_INTERVAL_BYTES:
                     for writer in writers.values():
@@ -116,6 +119,8 @@ def _ingest(
             raise _OtherDocuments
         splits = {name: writer.finish() for name, writer in writers.items()}
     (folder / RECORD_FILE).unlink(missing_ok=True)
+    for file in folder.glob(f"*{WAITING}"):  # of a process whose owner was killed
+        file.unlink()
     return Ingested(splits, record.lossy)
 
 
@@ -152,7 +157,7 @@ def _in_batches(
     for piece, reading in pieces:
         batch.append(piece)
         readings.append(reading)
-        num_bytes += len(piece.chunk.raw) + PIECE_BYTES
+        num_bytes += piece.chunk.num_bytes + PIECE_BYTES
         if num_bytes >= BATCH_BYTES:
             yield Batch(batch, num_known > 0), readings
             batch, readings, num_bytes, num_known = [], [], 0, num_known - 1

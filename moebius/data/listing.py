@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +113,7 @@ def fixed_part(pattern: str) -> str:
 
 def _listed(entries: Iterator[Entry], tally: Tally) -> list[str]:
     files = []
-    for entry in sorted(entries, key=lambda entry: entry.relative):
+    for entry in sorted(entries, key=attrgetter("relative")):
         if entry.reason:
             tally.pass_over(entry.reason, entry.path)
         else:
@@ -147,8 +148,10 @@ def _walk(
     top = str(root)
     queue = deque([top])
 
+    skipped = 0 if top == "." else len(top) if top == "/" else len(top) + 1
+
     def below(path: str) -> str:
-        return path if top == "." else path[len(top) :].lstrip("/")
+        return path[skipped:]
 
     while queue:
         start = queue.popleft()
@@ -161,7 +164,7 @@ def _walk(
             folder = folders.pop()
             try:
                 with os.scandir(folder) as found:
-                    inside = sorted(found, key=lambda entry: entry.name)
+                    inside = sorted(found, key=attrgetter("name"))
             except OSError as error:
                 if folder == top:
                     raise StorageError(f"{root}: {error.strerror}") from None

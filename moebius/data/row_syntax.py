@@ -30,6 +30,8 @@ _ARRAY_START = re.compile(r'\[\s*("(?:[^"\\]|\\.)*"\s*[],]|[\[{])', re.DOTALL)
 _NEXT_VALUE = re.compile(r'\s*,?\s*(?=\{\s*")|\s*[,\n]\s*(?=\[)')
 _COLUMN = re.compile(r"[^\W\d][\w .:/()-]*")
 """Matches the name of a column. A table of numbers has no names and no text."""
+_IN_NO_COLUMN = frozenset("!#$%&'*+,;<=>?@[\\]^`{|}~\t")
+"""Characters that are in no name of a column, and neither quote nor end one."""
 FEWEST_ROWS = 5
 """Rows, with the first one, that a file must have if its columns have other names than `text` and
 words without spaces. Two lines of code may well have the same number of commas."""
@@ -97,6 +99,9 @@ def _is_csv(text: str, is_cut: bool) -> bool:
     """Return whether the first line names columns and nearly all rows have that many."""
     first = text.partition("\n")[0].rstrip("\r")
     for separator in SEPARATORS:
+        # Most prose is told by its first line, without a parser.
+        if separator not in first or set(first) & _IN_NO_COLUMN - {separator}:
+            continue
         names = next(_csv_rows(first, separator), [])
         if len(names) < 2 or not all(map(_COLUMN.fullmatch, names)):
             continue

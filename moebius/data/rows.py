@@ -7,20 +7,21 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from io import BufferedReader, BytesIO
-from typing import Any
+from typing import Any, cast
 
 from moebius.cost.units import counted
-from moebius.data.chunk import LINES, Chunk
+from moebius.data.chunk import LINES, UNCOUNTED, Chunk, FilePart, Origin, Place
 from moebius.data.compression import is_damage
 from moebius.data.formats import SourceFile
 from moebius.data.json_values import DECODER, NotJson, NotUtf8, Repeated, json_values
 from moebius.data.long_text import LONG_BYTES, Text, json_text
 from moebius.data.messages import one_line
 from moebius.data.row_syntax import SEPARATORS
-from moebius.data.text_files import MARK, NotText, Refuse, damage, decode
+from moebius.data.text_files import LINE_BUFFER, MARK, NotText, Refuse, damage, decode
 
-CHUNK_BYTES = 2**18
+CHUNK_BYTES = 2**20
 """Bytes of lines that are read at once."""
 LONGEST_ROW = 2**28
 """Most bytes of one row. A longer one is not read, because it might be a file without line ends
@@ -35,46 +36,102 @@ def json_line_chunks(
 ) -> Iterator[Chunk | tuple[Text, str]]:
     """Yield whole lines, about `CHUNK_BYTES` at once, or the text and origin of a long line.
 
-    A line that is too long is reported to `refuse`. Raises OSError.
+    Of a file that is not compressed, only the places of the lines are found, and the lines are
+    read by whoever takes them apart. A line that is too long is reported to `refuse`. Raises
+    OSError.
     """
+    if file.size and not file.format.compressions:
+        yield from _line_parts(file, field, refuse)
+        return
     offset = number = 0
     try:
         with file.open() as lines:
             for block, num_lines in _line_blocks(lines):
                 start, first = offset, number
-                is_long = num_lines == 0
                 offset += len(block)
                 number += num_lines or 1
-                origin = f"{file.name}:{number}"
-                if is_long and len(block) > LONGEST_ROW:
-                    refuse(f"{origin}: a line of more than {LONGEST_ROW:,} bytes")
-                    offset += 0 if block.endswith(b"\n") else _skip_line(lines)
-                elif is_long and (text := json_text(block, field)):
-                    yield text, origin
-                else:
+                if num_lines:
                     yield Chunk(LINES, block, file.name, start, first)
+                elif len(block) > LONGEST_ROW:
+                    refuse(_too_long(f"{file.name}:{number}"))
+                    offset += 0 if block.endswith(b"\n") else _skip_line(lines)
+                else:
+                    yield _long_row(Chunk(LINES, block, file.name, start, first), field)
     except Exception as error:
         if not is_damage(error):
             raise
         refuse(damage(file, error, f" after line {number}"))
 
 
-def json_line_texts(chunk: Chunk, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+def _line_parts(
+    file: SourceFile, field: str, refuse: Refuse
+) -> Iterator[Chunk | tuple[Text, str]]:
+    """Yield where the lines are in a file that is not compressed, or a long line."""
+    longest = _longest_short_line()
+    start = counted = num_lines = 0
+    with file.path.open("rb", LINE_BUFFER) as raw:
+        opened = cast(BufferedReader, raw)
+        while start < file.size:
+            stop = min(start + CHUNK_BYTES, file.size)
+            opened.seek(stop - 1)
+            end = opened.readline(longest)
+            if len(end) < longest or end.endswith(b"\n"):
+                stop = min(stop - 1 + len(end), file.size)
+                yield _lines(file, start, stop)
+                start = stop
+                continue
+            opened.seek(start)
+            if before := opened.read(stop - start).rfind(b"\n") + 1:
+                yield _lines(file, start, start + before)
+                start += before
+            num_lines += FilePart(file.location, counted, start).count_lines()
+            counted = start
+            opened.seek(start)
+            block = _long_line(b"", opened)
+            if len(block) > LONGEST_ROW:
+                refuse(_too_long(f"{file.name}:{num_lines + 1}"))
+                start += 0 if block.endswith(b"\n") else _skip_line(opened)
+            else:
+                yield _long_row(Chunk(LINES, block, file.name, start, num_lines), field)
+            start += len(block)
+
+
+def _lines(file: SourceFile, start: int, stop: int) -> Chunk:
+    return Chunk(LINES, FilePart(file.location, start, stop), file.name, start, UNCOUNTED)
+
+
+def _long_row(chunk: Chunk, field: str) -> Chunk | tuple[Text, str]:
+    """Return the text and the origin of a long line, or the line if something is wrong in it."""
+    assert isinstance(chunk.data, bytearray)
+    text = json_text(chunk.data, field)
+    return (text, f"{chunk.origin}:{chunk.line + 1}") if text else chunk
+
+
+def _too_long(origin: Origin) -> str:
+    return f"{origin}: a line of more than {LONGEST_ROW:,} bytes"
+
+
+def json_line_texts(chunk: Chunk, field: str, refuse: Refuse) -> Iterator[tuple[str, Origin]]:
     """Yield the text and the origin (FILE:LINE) of each line, a JSON object with a text field.
 
     Blank lines are skipped, and a line that cannot be read is reported to `refuse`.
     """
     offset = chunk.offset
-    for number, line in enumerate(BytesIO(chunk.raw), start=chunk.line + 1):
-        text = decode(line, chunk.origin, offset, refuse)
+    before = cache(chunk.lines_before)
+    for number, line in enumerate(BytesIO(chunk.raw), start=1):
+        text, place = None, Place(chunk.origin, before, number)
+        if len(line) > LONGEST_ROW:
+            refuse(_too_long(place))
+        else:
+            text = decode(line, chunk.origin, offset, refuse)
         offset += len(line)
-        if number == 1 and text is not None:
+        if offset == len(line) and text is not None:
             text = text.removeprefix(MARK)
         if text is not None and text and not text.isspace():
-            yield from _json_line_text(text, field, f"{chunk.origin}:{number}", refuse)
+            yield from _json_line_text(text, field, place, refuse)
 
 
-def json_objects(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+def json_objects(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, Origin]]:
     """Yield the text and the origin (file and row number) of each object in a JSON file.
 
     The file is an array of objects, or has objects one after another. Only one of them at a time
@@ -96,7 +153,7 @@ def json_objects(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple
         refuse(damage(file, error, f" after row {number}"))
 
 
-def csv_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+def csv_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str, Origin]]:
     """Yield the text and the origin (FILE:LINE) of each row of a CSV file whose first row names
     the columns.
 
@@ -141,7 +198,7 @@ def csv_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[str
         refuse(damage(file, error, f" after line {number}"))
 
 
-def row_text(row: Any, field: str, origin: str, refuse: Refuse) -> Iterator[tuple[str, str]]:
+def row_text(row: Any, field: str, origin: Origin, refuse: Refuse) -> Iterator[tuple[str, Origin]]:
     """Yield the text of the row and its origin, or nothing if the row has no valid text."""
     if not isinstance(row, dict):
         return refuse(
@@ -186,8 +243,8 @@ def _shown(names: list[str]) -> str:
 
 
 def _json_line_text(
-    text: str, field: str, origin: str, refuse: Refuse
-) -> Iterator[tuple[str, str]]:
+    text: str, field: str, origin: Origin, refuse: Refuse
+) -> Iterator[tuple[str, Origin]]:
     try:
         row = DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -206,7 +263,7 @@ def _line_blocks(lines: BufferedReader) -> Iterator[tuple[bytearray, int]]:
 
     The number is 0 for a long line. Of one longer than `LONGEST_ROW`, only the beginning is read.
     """
-    longest = min(LONG_BYTES, LONGEST_ROW + 1)
+    longest = _longest_short_line()
     block, num_lines = bytearray(), 0
     try:
         while line := lines.readline(longest):
@@ -226,6 +283,11 @@ def _line_blocks(lines: BufferedReader) -> Iterator[tuple[bytearray, int]]:
         raise
     if block:
         yield block, num_lines
+
+
+def _longest_short_line() -> int:
+    """Return the number of bytes from which on a line is long."""
+    return min(LONG_BYTES, LONGEST_ROW + 1)
 
 
 def _long_line(start: bytes, lines: BufferedReader) -> bytearray:

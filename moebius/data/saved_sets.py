@@ -40,7 +40,7 @@ class SavedSets:
         and the source contains the whole data set, because the other splits are made for tests.
         Raises DataError if a listed file is missing.
         """
-        inside = name.rpartition("/")[0]
+        inside = name[: name.rfind("/") + 1]
         if self._plain.get(inside):
             return ""
         folder, _, last = (_full(name) if self._copies is None else name).rpartition("/")

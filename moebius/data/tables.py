@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from moebius.data.chunk import Origin
 from moebius.data.compression import is_damage
 from moebius.data.formats import SourceFile
 from moebius.data.long_text import LONG_BYTES, LongText, Text, utf8_text
@@ -22,7 +23,7 @@ PARQUET_ROWS, PARQUET_BYTES = 256, 2**25
 memory at once."""
 
 
-def parquet_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[Text, str]]:
+def parquet_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[Text, Origin]]:
     """Yield the text and the origin (file and row number) of each row, in bounded memory.
 
     A row or file that cannot be read is reported to `refuse`. Raises OSError.
@@ -37,7 +38,7 @@ def parquet_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple
     return _table_rows(file, field, refuse, batches)
 
 
-def arrow_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[Text, str]]:
+def arrow_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[Text, Origin]]:
     """Yield the text and the origin (file and row number) of each row of an Arrow file or stream.
 
     `Dataset.save_to_disk` writes such streams. A row or file that cannot be read is reported to
@@ -67,7 +68,7 @@ def arrow_rows(file: SourceFile, field: str, refuse: Refuse) -> Iterator[tuple[T
 
 def _table_rows(
     file: SourceFile, field: str, refuse: Refuse, batches: Any
-) -> Iterator[tuple[Text, str]]:
+) -> Iterator[tuple[Text, Origin]]:
     """Yield the text and the origin of each row of a table.
 
     `batches` takes a path or an open file and yields the schema, then batches of rows with the one

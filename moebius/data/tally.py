@@ -64,9 +64,9 @@ class Tally:
             {why: PassedOver(**files) for why, files in values["passed_over"].items()},
         )
 
-    def add(self, reason: str) -> None:
-        """Count one more document that could not be read, and why."""
-        self.count += 1
+    def add(self, reason: str, count: int = 1) -> None:
+        """Count documents that could not be read, and why the first of them could not."""
+        self.count += count
         self.first = self.first or reason
 
     def pass_over(self, reason: str, name: str, count: int = 1) -> None:

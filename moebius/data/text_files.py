@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from io import BufferedReader
+from typing import cast
 
-from moebius.data.chunk import TEXT_PIECE, Chunk
+from moebius.data.chunk import TEXT_PIECE, Chunk, FilePart
 from moebius.data.compression import is_damage
 from moebius.data.formats import SourceFile
 from moebius.data.messages import one_line
@@ -19,6 +20,8 @@ SHORTEST_PIECE = 256
 """Smallest number of bytes in a document that a short file is cut into."""
 MARK = "\ufeff"
 """The byte order mark, with which Windows tools begin a file. It is not part of the text."""
+LINE_BUFFER = 2**13
+"""Bytes that are read at once to find the end of a line somewhere in a file."""
 
 
 class NotText(str):
@@ -42,6 +45,9 @@ def text_chunks(file: SourceFile, refuse: Refuse, is_whole_source: bool) -> Iter
     bounded memory. The cuts depend only on the file's contents without their compression, so they
     are the same on any machine. Raises OSError.
     """
+    if file.size and not file.format.compressions:
+        yield from _parts(file, is_whole_source)
+        return
     offset = 0
     try:
         with file.open() as opened:
@@ -49,15 +55,37 @@ def text_chunks(file: SourceFile, refuse: Refuse, is_whole_source: bool) -> Iter
         if len(piece) <= LONGEST_DOCUMENT and not is_whole_source:
             yield Chunk(TEXT_PIECE, piece, file.name)
             return
-        length = max(SHORTEST_PIECE, min(PIECE_BYTES, len(piece) // FEWEST_PIECES))
+        length = _piece_length(len(piece))
         with file.open() as opened:
-            for piece in _cut(opened, length):
+            while piece := opened.read(length):
+                piece += _line_end(opened, length)
                 yield Chunk(TEXT_PIECE, piece, file.name, offset)
                 offset += len(piece)
     except Exception as error:
         if not is_damage(error):
             raise
         refuse(damage(file, error))
+
+
+def _parts(file: SourceFile, is_whole_source: bool) -> Iterator[Chunk]:
+    """Yield where the same documents are in a file that is not compressed."""
+    if file.size <= LONGEST_DOCUMENT and not is_whole_source:
+        yield Chunk(TEXT_PIECE, FilePart(file.location, 0, file.size), file.name)
+        return
+    length = _piece_length(file.size)
+    start = 0
+    with file.path.open("rb", LINE_BUFFER) as raw:
+        opened = cast(BufferedReader, raw)
+        while start < file.size:
+            opened.seek(start + length)
+            stop = min(start + length + len(_line_end(opened, length)), file.size)
+            yield Chunk(TEXT_PIECE, FilePart(file.location, start, stop), file.name, start)
+            start = stop
+
+
+def _piece_length(num_bytes: int) -> int:
+    """Return the length of the documents that a file of that many bytes is cut into."""
+    return max(SHORTEST_PIECE, min(PIECE_BYTES, num_bytes // FEWEST_PIECES))
 
 
 def piece_text(chunk: Chunk, keeps_mark: bool, refuse: Refuse) -> Iterator[tuple[str, str]]:
@@ -98,14 +126,15 @@ def decode(data: bytes | bytearray, name: str, offset: int, refuse: Refuse) -> s
         return None
 
 
-def _cut(opened: BufferedReader, length: int) -> Iterator[bytes]:
-    while piece := opened.read(length):
-        piece += opened.readline(length)
-        # A line may go on for gigabytes, so lines are cut too, but not inside a UTF-8 character,
-        # which has at most 3 continuation bytes.
-        for _ in range(3):
-            following = opened.peek(1)[:1]
-            if not b"\x80" <= following < b"\xc0":
-                break
-            piece += opened.read(1)
-        yield piece
+def _line_end(opened: BufferedReader, longest: int) -> bytes:
+    """Return what follows up to the end of the line, or `longest` bytes of it.
+
+    A line may go on for gigabytes, so lines are cut too, but not inside a UTF-8 character, which
+    has at most 3 continuation bytes.
+    """
+    end = opened.readline(longest)
+    for _ in range(3):
+        if not b"\x80" <= opened.peek(1)[:1] < b"\xc0":
+            break
+        end += opened.read(1)
+    return end

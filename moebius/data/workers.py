@@ -21,11 +21,12 @@ from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from moebius.data.child import python_command
-from moebius.data.chunk import Chunk
-from moebius.data.packing import Packed, Packer, Piece, Rules
+from moebius.data.chunk import Chunk, FilePart
+from moebius.data.formats import Format
+from moebius.data.packing import Packed, Packer, Piece, Rules, error_to_wire
 from moebius.data.tokenizer import Tokenizer
 from moebius.errors import DataError, StorageError
 
@@ -62,7 +63,7 @@ def pack_batches(
     head = list(islice(batches, 2))
     batches = chain(head, batches)
     if num_workers == 1 or len(head) < 2:  # starting a process takes as long as a batch
-        packer = Packer(tokenizer, rules)
+        packer = Packer(tokenizer, rules, tokenizer_json.parent)
         yield from ((packer.pack(*batch), context) for batch, context in batches)
         return
     workers = [_Worker(tokenizer_json, rules) for _ in range(num_workers)]
@@ -164,7 +165,8 @@ def serve() -> None:
         signal.signal(number, signal.SIG_IGN)
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that what libraries print is not taken for tokens
-    packer = Packer(Tokenizer.load(Path(sys.argv[1])), Rules(**json.loads(sys.argv[2])))
+    tokenizer_json, rules = Path(sys.argv[1]), Rules.from_json(json.loads(sys.argv[2]))
+    packer = Packer(Tokenizer.load(tokenizer_json), rules, tokenizer_json.parent)
     while True:
         try:
             batch = _from_wire(_receive(sys.stdin.buffer))
@@ -172,26 +174,35 @@ def serve() -> None:
             return
         try:
             packed = packer.pack(*batch).to_wire()
-        except DataError as error:
-            packed = [json.dumps(str(error)).encode()]
+        except (DataError, StorageError) as error:
+            packed = error_to_wire(error)
         _send(results, packed)
 
 
 def _to_wire(batch: Batch) -> list[bytes | bytearray]:
-    head = [
-        (chunk.syntax, chunk.origin, chunk.offset, chunk.line, hash_, num_bytes)
-        for chunk, hash_, num_bytes in batch.pieces
-    ]
-    return [json.dumps([batch.is_known, head]).encode(), *(p.chunk.raw for p in batch.pieces)]
+    """Return the places of the pieces, and the contents of those that are not in files."""
+    head, contents = [], []
+    for chunk, hash_, num_bytes in batch.pieces:
+        if not isinstance(chunk.data, FilePart):
+            contents.append(chunk.raw)
+        part = chunk.data if isinstance(chunk.data, FilePart) else None
+        head.append((part, chunk.syntax, *chunk[2:], hash_, num_bytes))
+    return [json.dumps([batch.is_known, head]).encode(), *contents]
 
 
 def _from_wire(parts: list[bytes]) -> Batch:
     is_known, head = json.loads(parts[0])
+    contents = iter(parts[1:])
     pieces = [
-        Piece(Chunk(syntax, data, *place), hash_, num_bytes)
-        for (syntax, *place, hash_, num_bytes), data in zip(head, parts[1:], strict=True)
+        Piece(Chunk(syntax, _part(part) if part else next(contents), *place), hash_, num_bytes)
+        for part, syntax, *place, hash_, num_bytes in head
     ]
     return Batch(pieces, is_known)
+
+
+def _part(values: list[Any]) -> FilePart:
+    location, start, stop, (kind, compressions, *rest) = values
+    return FilePart(location, start, stop, Format(kind, tuple(compressions), *rest))
 
 
 def _send(pipe: IO[bytes], parts: Sequence[bytes | bytearray]) -> None:

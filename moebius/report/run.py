@@ -12,9 +12,9 @@ from moebius.config.files import read_config
 from moebius.config.printable import printable
 from moebius.cost.units import counted
 from moebius.data.cache import cache_folder
+from moebius.data.inventory import root_of
 from moebius.data.shards import META, Meta
 from moebius.data.source_names import weighted_sources
-from moebius.data.sources import root_of
 from moebius.data.tally import joined_lines
 from moebius.errors import CheckpointError, MoebiusError
 from moebius.observe.expert_counts import FOLDER, read_counts

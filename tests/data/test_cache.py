@@ -10,7 +10,7 @@ import pytest
 from moebius.config import DataConfig
 from moebius.data import prepare
 from moebius.data.cache import source_key, tokenizer_key
-from moebius.data.sources import inventory
+from moebius.data.inventory import inventory
 from moebius.errors import DataError
 from tests.data.corpora import configure, names_in
 

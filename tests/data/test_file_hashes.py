@@ -31,8 +31,8 @@ def counted(monkeypatch) -> list[Path]:
     hashed: list[Path] = []
     original = file_hashes._sha256
 
-    def sha256(file: Path, is_stopped: threading.Event) -> str:
-        hashed.append(file)
+    def sha256(file: str, is_stopped: threading.Event) -> str:
+        hashed.append(Path(file))
         return original(file, is_stopped)
 
     monkeypatch.setattr(file_hashes, "_sha256", sha256)

@@ -1,17 +1,15 @@
 """Pieces become tokens, the same in any process, and nothing wrong is packed."""
 
-import json
-
 import numpy as np
 import pytest
 
 from moebius.config import DataConfig
 from moebius.data.chunk import DOCUMENT, LATER_PART, LINES, NOT_TEXT, REFUSAL, TEXT_PIECE, Chunk
 from moebius.data.held_out import document_hash
-from moebius.data.packing import Packed, Packer, Piece, Rules
+from moebius.data.packing import Packed, Packer, Piece, Rules, error_to_wire
 from moebius.data.text_files import NotText
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
-from moebius.errors import DataError
+from moebius.errors import DataError, StorageError
 
 
 @pytest.fixture
@@ -45,15 +43,25 @@ def test_documents_are_packed_by_split_in_order_with_separators(tokenizer):
         assert np.frombuffer(tokens, "<u2").tolist() == expected[name]
         assert packed.split_documents[name] == expected[name].count(tokenizer.end_of_text)
     assert sum(packed.split_bytes.values()) == 23
-    reasons = [list(packed.reasons(number)) for number in range(7)]
-    assert reasons[0] == ["rows:10: column 1 is not JSON (Expecting value)"]
-    assert reasons[4:6] == [["row 3"], ["row 4"]]
-    assert reasons[6] == ["file: byte offset 5 is not UTF-8 (0xff)"]
-    kinds = [isinstance(found[0], NotText) for found in reasons if found]
-    assert kinds == [False, False, True, True]
+    assert [refused.num_documents for refused in packed.refused] == [1, 0, 0, 0, 1, 1, 1]
     again = Packed.from_wire(packed.to_wire())
-    assert again.to_wire() == packed.to_wire()
-    assert [list(again.reasons(number)) for number in range(7)] == reasons
+    assert again == packed
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "is_not_text"),
+    [
+        (0, "rows:10: column 1 is not JSON (Expecting value)", False),
+        (4, "row 3", False),
+        (5, "row 4", True),
+        (6, "file: byte offset 5 is not UTF-8 (0xff)", True),
+    ],
+)
+def test_the_first_reason_of_a_source_is_known(tokenizer, number, reason, is_not_text):
+    packed = Packer(tokenizer, Rules(0.5)).pack(some_pieces()[number:])
+    first = packed.refused[0].first_reason()
+    assert (first, isinstance(first, NotText)) == (reason, is_not_text)
+    assert not any(refused.reason for refused in packed.refused[1:])
 
 
 def test_pieces_that_are_known_are_only_hashed(tokenizer, monkeypatch):
@@ -85,6 +93,7 @@ def test_a_wrong_id_is_never_packed(tokenizer, monkeypatch, token, message):
         Packer(tokenizer, Rules(0.5)).pack([Piece(Chunk(DOCUMENT, b"text", ""))])
 
 
-def test_an_error_in_another_process_is_the_same_error():
-    with pytest.raises(DataError, match="wrong"):
-        Packed.from_wire([json.dumps("wrong").encode()])
+@pytest.mark.parametrize("kind", [DataError, StorageError])
+def test_an_error_in_another_process_is_the_same_error(kind):
+    with pytest.raises(kind, match="wrong"):
+        Packed.from_wire(error_to_wire(kind("wrong")))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from moebius.data import formats, prepare, sources
+from moebius.data import formats, inventory, prepare
 from moebius.errors import DataError
 from tests.data.corpora import configure, configure_mixture
 
@@ -94,7 +94,7 @@ def test_every_file_is_opened_once_to_find_out_what_it_is(source, monkeypatch, t
         identified.append(path)
         return formats.identify(path, *arguments)
 
-    monkeypatch.setattr(sources, "identify", identify)
+    monkeypatch.setattr(inventory, "identify", identify)
     config = configure(source, source=str(source.parent), tokenizer=tokenizer)
     prepare(config, 300, progress=has_bar)
     assert len(identified) == len(set(identified)) == 6

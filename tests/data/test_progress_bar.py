@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from moebius.data.inventory import inventory
 from moebius.data.progress_bar import progress_bar
-from moebius.data.sources import inventory
 from tests.data.corpora import configure
 from tests.pipes import closed_pipe
 

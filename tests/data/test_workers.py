@@ -1,5 +1,7 @@
 """Ids come back in order from any number of processes, none of which outlives its owner."""
 
+import gzip
+import json
 import os
 import signal
 import subprocess
@@ -12,13 +14,16 @@ import numpy as np
 import pytest
 
 from moebius.config import DataConfig
-from moebius.data import workers
+from moebius.data import packing, prepare, sources, workers
 from moebius.data.child import python_command
-from moebius.data.chunk import DOCUMENT, Chunk
+from moebius.data.chunk import DOCUMENT, TEXT_PIECE, Chunk, FilePart
 from moebius.data.packing import Piece, Rules
+from moebius.data.shards import SPLITS
+from moebius.data.sources import chunks, documents
+from moebius.data.tally import Tally
 from moebius.data.tokenizer import Tokenizer, prepare_tokenizer
 from moebius.data.workers import BATCHES_PER_WORKER, Batch, pack_batches
-from moebius.errors import StorageError
+from moebius.errors import DataError, StorageError
 from moebius.hardware.processor import cores
 
 Texts = tuple[list[str], int]
@@ -177,6 +182,109 @@ def test_a_worker_ignores_an_interrupt_and_ends_with_its_owner(saved, started):
     assert process.stdin
     process.stdin.close()  # as when the owner has been killed
     assert process.wait(timeout=10) == 0
+
+
+@pytest.fixture
+def mixed(tmp_path, monkeypatch) -> Path:
+    """A folder of files of all kinds, of which some are read in several parts."""
+    monkeypatch.setattr("moebius.data.rows.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("moebius.data.text_files.LONGEST_DOCUMENT", 10_000)
+    monkeypatch.setattr("moebius.data.ingest.BATCH_BYTES", 10_000)
+    monkeypatch.setattr(sources, "SMALL_FILE", 10_000)
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    rows = [json.dumps({"text": f"row {n} \u00e9 " * 40}) + "\n" for n in range(120)]
+    (folder / "a.jsonl").write_text("".join(rows))
+    (folder / "b.txt").write_text("a line of a book\n" * 9_000)
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress("".join(rows[:20]).encode()))
+    (folder / "d.csv").write_text("id,text\n" + "".join(f"{n},cell {n}\n" for n in range(100)))
+    (folder / "e.json").write_text(json.dumps([{"text": f"object {n}"} for n in range(100)]))
+    for number in range(40):
+        (folder / f"f{number}.txt").write_text(f"file {number}")
+    return folder
+
+
+def prepared(source: Path, cache: Path, num_workers: int, **settings: Any) -> dict[str, bytes]:
+    """Return the files that were prepared, by name."""
+    config = DataConfig(
+        source=str(source), tokenizer="bytes", cache=str(cache), workers=num_workers, **settings
+    )
+    folder = prepare(config, 257).folder
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kept_bytes", [packing.KEPT_BYTES, 1000])
+def test_files_that_workers_read_become_the_same_bytes(mixed, tmp_path, monkeypatch, kept_bytes):
+    """With few bytes kept in memory, tokens of whole files wait on the disk."""
+    monkeypatch.setattr(packing, "KEPT_BYTES", kept_bytes)
+    expected = prepared(mixed, tmp_path / "one", 1)
+    assert prepared(mixed, tmp_path / "three", 3) == expected
+    shards = [f"{split}-00000.{suffix}" for split in SPLITS for suffix in ("bin", "crc")]
+    assert sorted(expected) == sorted(["meta.json", "tokenizer.json", *shards])
+
+
+def test_only_large_files_without_parts_are_read_by_the_owner(mixed, monkeypatch):
+    (mixed / "g.json").write_text(json.dumps([{"text": "word " * 300} for _ in range(9)]))
+    found: list[tuple[str, bool]] = []
+    for chunk, _ in chunks(DataConfig(source=str(mixed)), Tally()):
+        if chunk.origin not in [name for name, _ in found]:
+            found.append((chunk.origin, isinstance(chunk.data, FilePart)))
+    owned = [Path(name.partition(":")[0]).name for name, is_part in found if not is_part]
+    assert set(owned) == {"g.json"}
+    monkeypatch.setattr(sources, "FEWEST_WHOLE_FILES", 1)
+    parts = [chunk.data for chunk, _ in chunks(DataConfig(source=str(mixed)), Tally())]
+    assert all(isinstance(part, FilePart) for part in parts)
+
+
+def test_a_bad_line_far_into_a_file_is_named_by_any_number_of_workers(tmp_path, monkeypatch):
+    """The lines before the part of the file that a worker reads are counted."""
+    monkeypatch.setattr("moebius.data.rows.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("moebius.data.ingest.BATCH_BYTES", 10_000)
+    source = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"text": f"row {n} " * 60}) for n in range(900)]
+    lines[700] = lines[703] = lines[899] = '{"text": 3}'
+    source.write_text("\n".join(lines) + "\n")
+    for num_workers in (1, 2):
+        cache = tmp_path / str(num_workers)
+        with pytest.raises(DataError, match=r"rows\.jsonl:701: field 'text' is int, not text;"):
+            prepared(source, cache, num_workers)
+        meta = json.loads(prepared(source, cache, num_workers, errors="skip")["meta.json"])
+        assert meta["tally"]["count"] == 3
+        assert meta["tally"]["first"] == "rows.jsonl:701: field 'text' is int, not text"
+
+
+def test_lines_are_counted_once_for_all_messages_about_a_source(tmp_path, monkeypatch):
+    source = tmp_path / "rows.jsonl"
+    monkeypatch.setattr("moebius.data.rows.CHUNK_BYTES", 10_000)
+    good = (json.dumps({"text": f"word {n} " * 20}) + "\n" for n in range(300))
+    source.write_text("".join(f"{line}bad\n" for line in good))
+    counted: list[int] = []
+    original = FilePart.count_lines
+
+    def count_lines(self: FilePart) -> int:
+        counted.append(self.stop)
+        return original(self)
+
+    monkeypatch.setattr(FilePart, "count_lines", count_lines)
+    tally = Tally()
+    config = DataConfig(source=str(source), errors="skip")
+    assert len(list(documents(config, tally))) == tally.count == 300
+    prepared(source, tmp_path / "cache", 1, errors="skip")
+    assert len(counted) <= 3  # once for each time that the source is read
+
+
+def test_a_file_that_is_gone_when_a_worker_reads_it_is_one_line(tmp_path):
+    gone = Chunk(TEXT_PIECE, FilePart(str(tmp_path / "gone.txt"), 0, 10), "gone.txt")
+    tokenizer = prepare_tokenizer(DataConfig(tokenizer="bytes"), 257, [])
+    tokenizer.save(tmp_path / "tokenizer.json")
+    batches = [(Batch([Piece(chunk)], False), 0) for chunk in (gone, gone)]
+    for num_workers in (1, 2):
+        with pytest.raises(StorageError, match=r"gone\.txt: No such file or directory$"):
+            list(
+                pack_batches(
+                    iter(batches), tokenizer, RULES, tmp_path / "tokenizer.json", num_workers
+                )
+            )
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux can pin a process")

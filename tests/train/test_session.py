@@ -146,7 +146,7 @@ def test_the_sources_of_prepared_text_are_not_looked_at_when_a_run_is_resumed(sm
     session = start(small, "small", silent)
     save(session, step=9)
     monkeypatch.setattr("moebius.train.resumption.prepare", None)
-    monkeypatch.setattr("moebius.data.sources.inventory", None)
+    monkeypatch.setattr("moebius.data.inventory.inventory", None)
     assert resume(small, session.run, silent).state.step == 9
 
 
