@@ -3,11 +3,11 @@
     python bench/generate.py --reference                             `tiny` on this machine
     python bench/generate.py standard --batch 1,16,64 --tokens 256   on a GPU
 
-The model has random weights, so the share of accepted drafts means nothing; `moebius generate RUN
---speculate` prints it for a trained model. The decoders take turns, A B A B. The first table shows
-tokens per second at several lengths, which should be equal with a cache. For each number of texts
-at once, the second table shows the time of a step beside the time that reading the weights would
-take if every expert is read, at the bandwidth that is measured in the same run.
+The model has random weights, so the share of accepted drafts means nothing;
+`bench/speculation.py` measures it for a trained model. The decoders take turns, A B A B. For each
+number of texts at once, a table shows tokens per second at several lengths, which should be equal
+with a cache. The line below it compares the time of a step with the time that reading what it
+needs would take, at the bandwidth that is measured in the same run.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import statistics
 import time
 
 import torch
+from torch import Tensor
 
 from moebius.config import Config
 from moebius.config.files import read_config
@@ -25,8 +26,8 @@ from moebius.infer.decoder import Decoder, Recomputing, Writing
 from moebius.infer.language_model import convert_products, new_model
 from moebius.infer.sampling import Sampling
 from moebius.model.transformer import Transformer
+from moebius.moe.layer import MoE
 
-ROUNDS = 5
 LENGTHS = (32, 64, 128, 256)
 NEAR = 16
 """Tokens whose time gives the speed at a length."""
@@ -39,24 +40,29 @@ def main() -> None:
         action="store_true",
         help="measure decoding without a cache, too; it is slow",
     )
-    options, config = parsed(parser)
+    options, config = parsed(parser, tokens=256, rounds=5)
     device = choose_device(config.train.device)
     dtype = matmul_dtype(config.train, device)
     torch.manual_seed(0)
     model = new_model(config, device)
     convert_products(model, dtype)
-    print(f"{options.config} on {describe(device)}, {dtype_name(dtype)}")
+    print(f"{options.config} on {describe(device)}, {dtype_name(dtype)}", flush=True)
     for batch in options.batch:
         compare(model, config, batch, options, dtype)
 
 
-def parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
-    """Return the options, also those that all comparisons of speed have, and the configuration."""
+def parsed(
+    parser: argparse.ArgumentParser, tokens: int, rounds: int
+) -> tuple[argparse.Namespace, Config]:
+    """Return the options, also those that all comparisons of speed have, and the configuration.
+
+    tokens, rounds: their values unless they are given.
+    """
     parser.add_argument(
         "--batch", type=numbers, default=[1], help="numbers of texts at once, as 1,16,64"
     )
-    parser.add_argument("--tokens", type=int, default=256, help="length of the texts")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--tokens", type=int, default=tokens, help="length of the texts")
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each contender")
     options, words = parser.parse_known_args()
     # As an argument of the parser, it would take the value of a setting such as --model.dim 64.
     options.config = words.pop(0) if words and not words[0].startswith("-") else "tiny"
@@ -105,10 +111,11 @@ def compare(
         row = "".join(f"{rate:12,.1f}" for rate in middle)
         print(f"{name:<14}{row}  largest over smallest: +{spread:.1%}")
     seconds = batch / statistics.median(turn[-1] for turn in rates["cache"])
-    floor = weight_bytes(model) / bandwidth(device)
+    floor = bytes_read(model, batch, length, dtype) / bandwidth(device)
     print(
-        f"a step with the cache takes {seconds * 1e3:.3f} ms; reading all weights of products "
-        f"takes {floor * 1e3:.3f} ms, {floor / seconds:.0%} of it"
+        f"a step with the cache takes {seconds * 1e3:.3f} ms at {length}; reading what it needs "
+        f"takes {floor * 1e3:.3f} ms, {floor / seconds:.0%} of it",
+        flush=True,
     )
 
 
@@ -136,10 +143,25 @@ def _advance(decoder: Decoder, texts: list[Writing]) -> None:
         text.tokens += tokens
 
 
-def weight_bytes(model: Transformer) -> int:
-    """Return the bytes of all weights but the embedding's, of which a token reads one row."""
-    parameters = {id(p): p for p in model.parameters() if p is not model.embedding.weight}
-    return sum(p.numel() * p.element_size() for p in parameters.values())
+def bytes_read(model: Transformer, batch: int, length: float, dtype: torch.dtype) -> float:
+    """Return the bytes that a step of `batch` texts has to read, each with `length` tokens.
+
+    These are the keys and values of the texts, and all weights but those that no token needs: of
+    the embedding, a token reads one row, and of E experts, T tokens with k each need
+    E * (1 - (1 - k / E)**T) on average, if all are equally likely.
+    """
+    config = model.config
+    read: dict[Tensor, float] = {}  # a tied head is the embedding, and counts once
+    for module in (model.layers, model.norm, model.lm_head):
+        read |= dict.fromkeys(module.parameters(), 1.0)
+    for module in model.layers.modules():
+        if isinstance(module, MoE) and module.experts is not None:
+            chosen = config.experts_per_token(module.num_experts)
+            unused = (1 - chosen / module.num_experts) ** batch
+            read |= dict.fromkeys(module.experts.parameters(), 1 - unused)
+    weights = sum(share * p.nbytes for p, share in read.items())
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_width
+    return weights + batch * length * per_token * dtype.itemsize
 
 
 def bandwidth(device: torch.device) -> float:

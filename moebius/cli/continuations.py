@@ -32,12 +32,13 @@ def print_texts(
     """
     from moebius.infer.generate import write
 
-    decoder = model.decoder(prompts, request, num_at_once, speculates)
+    ids = model.encoded(prompts)
+    decoder = model.decoder(ids, request, num_at_once, speculates)
     is_one = len(prompts) * request.num == 1 and not as_json
-    if note := model.note_on_length(prompts):
+    if note := model.note_on_length(ids):
         complain(note)
     start = time.perf_counter()
-    pieces = write(decoder, model.tokenizer, prompts, request, num_at_once, is_streamed=is_one)
+    pieces = write(decoder, model.tokenizer, ids, request, num_at_once, is_streamed=is_one)
     if is_one:
         num_tokens = _print_growing(prompts[0], pieces)
     else:

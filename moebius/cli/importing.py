@@ -38,6 +38,13 @@ def run(options: Namespace) -> None:
     folder = Path(options.dir)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
+    from moebius.train.not_a_run import is_run
+
+    if is_run(folder):
+        raise CheckpointError(
+            f"{folder}: a run, not an exported or published model; `moebius branch {folder}` "
+            "starts a new run from it"
+        )
     from moebius.infer.imported import import_stock
     from moebius.infer.upcycle import Upcycling
 

@@ -23,6 +23,9 @@ from moebius.errors import ConfigError
 
 FOLLOWING = tuple(f"train.{name}" for name in REPLACED)
 """Settings that are left out of a file with phases, from which they follow."""
+PHASES = "train.phases"
+"""The setting that is a list of tables. Without any, it is left out, so that tables can be added
+at the end of the file."""
 LONGEST_CHAIN = 100  # of files, each the base of the one before
 
 Report = Callable[[str], None]
@@ -106,12 +109,14 @@ def _is_toml(source: str) -> bool:
     return Path(source).suffix.lower() == ".toml"
 
 
-def from_values(values: Values, report: Report = print_note) -> Config:
+def from_values(values: Values, report: Report = print_note, origin: str = "") -> Config:
     """Return the configuration of nested values, as a whole file or `asdict` has them.
 
-    What is missing has its default. `report` is that of `read_config`. Raises ConfigError.
+    What is missing has its default. `report` is that of `read_config`, and `origin` that of
+    `override`. Raises ConfigError.
     """
-    return override(Config(), without_removed(values, report))
+    values = without_removed(values, lambda line: report(f"{origin}{line}"))
+    return override(Config(), values, origin)
 
 
 def read_toml(path: Path) -> Values:
@@ -166,14 +171,18 @@ def _replaced(section: Any, values: Values, path: str) -> Any:
 
 def _check_replaced(config: Config, values: Values) -> None:
     """Raise ConfigError if `values` have a setting that the phases replace by another value."""
+    if not config.train.phases:
+        return
     given = values.get("train", {})
-    for name in REPLACED if config.train.phases else ():
-        own = getattr(config.train, name)
-        if name in given and given[name] != own:
-            raise ConfigError(
-                f"train.{name}={shown(given[name])}: follows from train.phases, which give "
-                f"{name}={shown(own)}; leave it out, or change the phases"
-            )
+    names = [n for n in REPLACED if n in given and given[n] != getattr(config.train, n)]
+    if names:
+        wrong = ", ".join(f"train.{name}={shown(given[name])}" for name in names)
+        right = ", ".join(f"{name}={shown(getattr(config.train, name))}" for name in names)
+        follow, them = ("follows", "it") if len(names) == 1 else ("follow", "them")
+        raise ConfigError(
+            f"{wrong}: {follow} from train.phases, which give {right}; leave {them} out, or "
+            "change the phases"
+        )
 
 
 def _unknown_setting(name: str, value: Any) -> str:
@@ -214,6 +223,7 @@ def _tables(section: Any, path: str) -> list[str]:
         if not is_dataclass(value)
         and name not in arrays
         and not (arrays and f"{path}.{name}" in FOLLOWING)
+        and f"{path}.{name}" != PHASES
     ]
     tables = ["\n".join([f"[{path}]", *plain])] if path else []
     for name, value in values.items():

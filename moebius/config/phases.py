@@ -101,7 +101,8 @@ def _phase(values: dict[str, Any], path: str) -> Phase:
     names = list(annotations(Phase))
     for name in values:
         if name not in names:
-            raise ConfigError(f"{path}.{name}: no such setting{nearest(name, names)}")
+            hint = nearest(name, names) or f"; a phase has {', '.join(names)}"
+            raise ConfigError(f"{path}.{name}: no such setting{hint}")
     if "until" not in values:
         raise ConfigError(f"{path}: until is missing, the tokens at which the phase ends")
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moebius.config import Config, DataConfig, TrainConfig
 from moebius.config.routers import ROUTERS
+from moebius.cost.units import counted
 from moebius.data import Corpus, Tokenizer, TokenStream, prepare, reopen
 from moebius.data.shards import file_sha256
 from moebius.data.source_names import weighted_sources
@@ -18,6 +19,7 @@ from moebius.errors import CheckpointError, ConfigError, DataError, MoebiusError
 from moebius.hardware.backends import backends_for
 from moebius.infer.imported import stock_weights
 from moebius.infer.language_model import LanguageModel, language_model
+from moebius.infer.seen_text import seen
 from moebius.infer.stock_files import CONFIG
 from moebius.infer.stock_model import stock_model_of
 from moebius.infer.stock_tokenizer import FILE
@@ -107,7 +109,8 @@ class Evaluable:
     def other_text(self, source: str, report: Report) -> Corpus:
         """Return another text, tokenized for the model, all of which counts as held out.
 
-        Of a source that the run is trained on, only the held-out documents count.
+        Of a source that the run is trained on, only the held-out documents count; `report` gets a
+        line about that, and about other sources that share files with those of the run.
 
         Raises DataError, StorageError and ConfigError as `prepare` does.
         """
@@ -119,8 +122,7 @@ class Evaluable:
             vocab_size=0,
         )
         try:
-            names = {single.source for single in weighted_sources(data)}
-            own = names & self._own_sources()
+            own = self._own_among(list(weighted_sources(data)), report)
             if not own:
                 # The order of the documents, and so the sample, is then the same for any model.
                 data = replace(data, val_fraction=DataConfig().val_fraction)
@@ -128,15 +130,25 @@ class Evaluable:
         except (ConfigError, DataError, StorageError) as error:
             text = str(error).replace("data.source=", "--source ")
             raise type(error)(text) from None
-        for name in sorted(own):
-            report(f"{name}: the run is trained on it; only what it holds out is evaluated")
         return replace(corpus, val=_joined(corpus, own))
 
-    def _own_sources(self) -> set[str]:
+    def _own_among(self, sources: list[DataConfig], report: Report) -> set[str]:
         """Return the names of the sources that the run is trained on."""
+        own: set[str] = set()
         if self.run is None:
-            return set()
-        return {single.source for single in weighted_sources(self.config.data)}
+            return own
+        trained_on = list(weighted_sources(self.config.data))
+        for source in sources:
+            name, known = source.source, seen(source, trained_on)
+            if known.is_own:
+                own.add(name)
+                report(f"{name}: the run is trained on it; only what it holds out is evaluated")
+            elif known.num_shared:
+                report(
+                    f"{name}: {known.num_shared:,} of its {counted(known.num_files, 'file')} "
+                    "belong to the text that the run is trained on, and are evaluated as a whole"
+                )
+        return own
 
 
 def evaluable(path: str, step: int | None, report: Report) -> Evaluable:

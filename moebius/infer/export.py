@@ -103,9 +103,8 @@ def export(
         size = write_stock(folder, shape, own, text, options.dtype)
         write_tokenizer(folder, tokenizer, text.seq_len)
         report(f"weights        {byte_size(size, decimals=3)}, {options.dtype}")
-        verified = _verify(
-            folder, shape, own, text, options.dtype, _sample(run, config, tokenizer)
-        )
+        sample = _sample(run, config, tokenizer, context)
+        verified = _verify(folder, shape, own, text, options.dtype, sample)
         report(f"verified       transformers {verified.version}, in float32; largest difference")
         report(f"               of logits: {verified.random} (random)")
         report(f"               and {verified.real} ({verified.text})")
@@ -115,6 +114,7 @@ def export(
             weights.steps,
             read_metrics(run.metrics_path, weights.steps[0]),
             context,
+            record.origin if record else None,
         )
         readme = card(origin, shape, verified, options.dtype, options.license)
         (folder / CARD).write_text(readme, "utf-8")
@@ -225,12 +225,14 @@ def _checked(ours: Transformer, theirs: Callable, tokens_BS: Tensor, what: str) 
     return difference
 
 
-def _sample(run: RunDirectory, config: Config, tokenizer: Tokenizer) -> tuple[str, Tensor]:
+def _sample(
+    run: RunDirectory, config: Config, tokenizer: Tokenizer, context: int
+) -> tuple[str, Tensor]:
     """Return what the sample of text is, and its tokens: held-out text if it is in the cache.
 
     Otherwise it is this file, which any tokenizer can tokenize.
     """
-    length = min(config.train.seq_len, REAL_TOKENS)
+    length = min(context, REAL_TOKENS)
     record = run.record(lambda line: None)
     try:
         if record is None:

@@ -78,11 +78,12 @@ def generate(
     finite.
     """
     request = Request(max_tokens=max_tokens, sampling=Sampling(temperature=temperature), seed=seed)
-    longest = 1 + len(tokenizer.encode(prompt)) + max_tokens
+    prompt_ids = tokenizer.encode(prompt)
+    longest = 1 + len(prompt_ids) + max_tokens
     decoder = Cached(
         model, tokenizer.size, context, request.sampling, longest=longest, dtype=dtype
     )
-    for piece in write(decoder, tokenizer, [prompt], request):
+    for piece in write(decoder, tokenizer, [prompt_ids], request):
         if piece.text:
             yield piece.text
 
@@ -90,13 +91,14 @@ def generate(
 def write(
     decoder: Decoder,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[list[int]],
     request: Request,
     num_at_once: int = 1,
     is_streamed: bool = True,
 ) -> Iterator[Piece]:
     """Yield the pieces of all texts, each prompt's `request.num` one after another.
 
+    prompts: the tokens of each prompt, without the end of text that precedes them.
     num_at_once: number of texts that the decoder writes at the same time; their pieces mix.
     is_streamed: yield a piece as soon as it is certain. Otherwise a text comes in one piece,
     which is quicker for many texts.
@@ -108,7 +110,11 @@ def write(
         if isinstance(decoder, Cached):
             decoder.begin()
         numbers = range(first, min(first + num_at_once, total))
-        texts = [_Text(tokenizer, prompts, request, number, is_streamed) for number in numbers]
+        places = [divmod(number, request.num) for number in numbers]
+        texts = [
+            _Text(tokenizer, prompts[prompt], request, number, sample, is_streamed)
+            for number, (prompt, sample) in zip(numbers, places, strict=True)
+        ]
         for text in texts:
             if not request.max_tokens:
                 yield text.ended("length")
@@ -126,13 +132,12 @@ class _Text:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        prompts: Sequence[str],
+        ids: list[int],
         request: Request,
         number: int,
+        sample: int,
         is_streamed: bool,
     ):
-        prompt, sample = divmod(number, request.num)
-        ids = tokenizer.encode(prompts[prompt])
         # The random numbers do not depend on the other prompts, nor on how many samples there are.
         self.writing = Writing([tokenizer.end_of_text, *ids], (request.seed, sample))
         self._end_of_text = tokenizer.end_of_text

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from moebius.config import Config, ModelConfig
@@ -49,6 +50,8 @@ def import_stock(
     stock = stock_model_of(folder)
     model = stock.shape.model
     own = stock_weights(folder, stock)
+    with torch.device("meta"):
+        check_model(Transformer(model), own, folder)
     _check_logits(folder, model, stock.seq_len, own, report)
     if upcycling:
         mixture = upcycled_config(model, upcycling)

@@ -83,8 +83,9 @@ class LanguageModel:
         """Yield the text that follows the prompt, piece by piece as it is written."""
         speculates = options.get("speculate", False)
         request = _request(options)
-        decoder = self.decoder([prompt], request, 1, speculates)
-        for piece in write(decoder, self.tokenizer, [prompt], request):
+        ids = self.encoded([prompt])
+        decoder = self.decoder(ids, request, 1, speculates)
+        for piece in write(decoder, self.tokenizer, ids, request):
             if piece.text:
                 yield piece.text
 
@@ -101,17 +102,22 @@ class LanguageModel:
         """
         request = replace(_request(options), num=num)
         speculates = options.get("speculate", False)
-        decoder = self.decoder(prompts, request, num_at_once, speculates)
-        pieces = write(decoder, self.tokenizer, prompts, request, num_at_once, is_streamed=False)
+        ids = self.encoded(prompts)
+        decoder = self.decoder(ids, request, num_at_once, speculates)
+        pieces = write(decoder, self.tokenizer, ids, request, num_at_once, is_streamed=False)
         texts = [[""] * num for _ in prompts]
         for piece in pieces:
             texts[piece.number // num][piece.number % num] += piece.text
         return texts
 
+    def encoded(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each prompt, without the end of text that precedes them."""
+        return [self.tokenizer.encode(prompt) for prompt in prompts]
+
     def decoder(
-        self, prompts: Sequence[str], request: Request, num_at_once: int, speculates: bool
+        self, prompts: Sequence[list[int]], request: Request, num_at_once: int, speculates: bool
     ) -> Cached:
-        """Return a decoder whose cache is large enough for these prompts.
+        """Return a decoder whose cache is large enough for these prompts, as `encoded` has them.
 
         Raises ConfigError if it should speculate and the model has no multi-token prediction, or
         write fewer than one text at once.
@@ -124,14 +130,17 @@ class LanguageModel:
             self.context,
             request.sampling,
             num_texts=max(1, min(num_at_once, len(prompts) * request.num)),
-            longest=self._longest(prompts) + request.max_tokens,
+            longest=_longest(prompts) + request.max_tokens,
             dtype=self.dtype,
             speculates=speculates,
         )
 
-    def note_on_length(self, prompts: Sequence[str]) -> str:
-        """Return a line about prompts that do not fit into the context, or ""."""
-        longest = self._longest(prompts)
+    def note_on_length(self, prompts: Sequence[list[int]]) -> str:
+        """Return a line about prompts, as `encoded` has them, that the context is too short for.
+
+        It is "" if all fit.
+        """
+        longest = _longest(prompts)
         if longest <= self.context:
             return ""
         read = longest - window_start(longest, self.context)
@@ -140,10 +149,6 @@ class LanguageModel:
             f"{which} has {longest:,} tokens and the model reads {self.context:,} at most, as in "
             f"training: it reads the last {read:,}"
         )
-
-    def _longest(self, prompts: Sequence[str]) -> int:
-        """Return the tokens of the longest prompt and of the end of text, which precedes it."""
-        return 1 + max((len(self.tokenizer.encode(prompt)) for prompt in prompts), default=0)
 
 
 def load(
@@ -233,6 +238,11 @@ def convert_products(model: Transformer, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | Experts):
             module.to(dtype)
+
+
+def _longest(prompts: Sequence[list[int]]) -> int:
+    """Return the number of tokens of the longest prompt and of the end of text before it."""
+    return 1 + max(map(len, prompts), default=0)
 
 
 def _request(options: Options) -> Request:

@@ -12,6 +12,7 @@ from moebius.cost.units import short
 from moebius.infer.stock_check import Difference
 from moebius.infer.stock_shape import StockShape
 from moebius.observe.line_file import read_lines
+from moebius.train.origin import Origin as Beginning
 
 CURVE_POINTS = 20
 """Largest number of rows of the table of losses."""
@@ -43,6 +44,8 @@ class Origin(NamedTuple):
     """The lines of metrics.jsonl up to the newest of these steps."""
     context: int
     """Tokens in the longest sequences that the run had trained on."""
+    begun: Beginning | None = None
+    """The model that the run began with; None if its weights were new."""
 
 
 class Verified(NamedTuple):
@@ -74,7 +77,7 @@ def card(
     prompt = "def main():" if config.data.source == "python-stdlib" else "Once upon a time"
     sections = [
         "\n".join(["---", *header, "---"]),
-        f"# {_code(origin.run)}\n\nA language model that was pretrained with Moebius.",
+        f"# {_code(origin.run)}\n\n{_beginning(origin.begun)}",
         _table("figures", _figures(origin, shape, dtype)),
         f"## How to load it\n\n{_LOADING.format(dtype=dtype, prompt=prompt)}",
         f"## What to know\n\n{_remarks(origin, shape, dtype)}",
@@ -84,6 +87,24 @@ def card(
         f"## License\n\n{_license(license_name)}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _beginning(begun: Beginning | None) -> str:
+    """Return what the model is, and where the run's first weights come from."""
+    if begun is None:
+        return "A language model that was pretrained with Moebius."
+    name = _code(Path(begun.path).name)
+    if begun.how == "branched":
+        return (
+            "A language model that was pretrained with Moebius, in a run that branched from step "
+            f"{begun.step:,} of the run {name}."
+        )
+    how = f", made a mixture of experts ({_code(begun.upcycled)})" if begun.upcycled else ""
+    return (
+        f"A language model that was trained further with Moebius. Its first weights are those of "
+        f"the model {name}{how}, whose license and terms of use may apply. The figures are those "
+        "of the further training alone."
+    )
 
 
 def read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
@@ -165,10 +186,23 @@ def _losses(metrics: Sequence[dict[str, Any]]) -> str:
 
 
 def _data(config: Config) -> str:
-    return (
-        f"Source: {_code(config.data.source)}; tokenizer: {_code(config.data.tokenizer)}; "
-        f"{config.data.val_fraction:.2%} of the documents were held out."
+    text = (
+        f"Source: {_code(config.data.source)}{_mixture(config.data.weights)}; tokenizer: "
+        f"{_code(config.data.tokenizer)}; {config.data.val_fraction:.2%} of the documents were "
+        "held out."
     )
+    phases = [
+        f"- phase {number}, up to {phase.until:,} tokens{_mixture(phase.weights)}"
+        for number, phase in enumerate(config.train.phases, start=1)
+    ]
+    return "\n".join([text, *([""] if phases else []), *phases])
+
+
+def _mixture(weights: float | tuple[float, ...]) -> str:
+    """Return the weights of several sources in words, or "" for equal ones."""
+    if not isinstance(weights, tuple):
+        return ""
+    return f", mixed {' to '.join(f'{weight:g}' for weight in weights)}"
 
 
 def _license(name: str) -> str:

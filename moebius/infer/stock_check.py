@@ -8,6 +8,7 @@ is left out and counted.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,30 +88,57 @@ def check(difference: Difference, what: str, kind: str = "exported") -> None:
 def stock_model(folder: Path) -> Any:
     """Return the model in a folder as transformers loads it, in float32 and evaluation mode.
 
-    Raises NumericError if transformers does not find exactly the tensors that it looks for.
+    Raises NumericError if transformers cannot load the model, or does not find exactly the tensors
+    that it looks for.
     """
     import transformers
 
-    with _quiet(transformers), warnings.catch_warnings():
-        # of a shared MLP of width 0
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            output_loading_info=True,
-            local_files_only=True,
-            use_safetensors=True,
-        )
-    model, found = loaded
+    try:
+        model, found = _loaded(transformers, folder)
+    except Exception as error:  # a model class may raise anything for settings it does not expect
+        raise NumericError(
+            f"transformers {transformers.__version__} cannot load the model: {_reason(error)}"
+        ) from None
     problems = {kind: sorted(map(str, names))[:2] for kind, names in found.items() if names}
     if problems:
         raise NumericError(f"transformers loads the exported model with {problems}")
     return model.eval()
 
 
+def _loaded(transformers: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the model and what transformers says about its tensors, without any output."""
+    with _quiet(transformers), warnings.catch_warnings():
+        # of a shared MLP of width 0
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:200]
+
+
 def logits_of(model: Any) -> StockLogits:
-    """Return the function that computes a stock model's logits of complete sequences."""
-    return lambda tokens_BS: model(tokens_BS, use_cache=False).logits
+    """Return the function that computes a stock model's logits of complete sequences.
+
+    It raises NumericError if the model fails.
+    """
+
+    def logits(tokens_BS: Tensor) -> Tensor:
+        try:
+            return model(tokens_BS, use_cache=False).logits
+        except Exception as error:  # as when a model is loaded
+            raise NumericError(
+                f"the model of transformers {version('transformers')} fails: {_reason(error)}"
+            ) from None
+
+    return logits
 
 
 @contextmanager

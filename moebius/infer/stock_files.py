@@ -1,8 +1,9 @@
 """The files of a stock checkpoint: safetensors in parts of 5 GB with an index, and JSON."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,32 @@ METADATA = {"format": "pt"}
 def new_folder(place: Path) -> Iterator[Path]:
     """Yield a hidden folder beside `place`, which is renamed to it in the end.
 
-    If an error ends the block, nothing remains. Raises StorageError if the folder exists or cannot
-    be written.
+    If an error ends the block, nothing remains, nor do folders above it that did not exist.
+    Raises StorageError if the folder exists or cannot be written.
     """
-    aside = place.with_name(f".{place.name}.partial")
-    if place.exists() or place.is_symlink():
-        raise StorageError(f"{place}: exists; choose a folder that does not exist yet")
+    aside = place.with_name(f".{place.name}.partial") if place.name else place
+    new_parents: list[Path] = []
     try:
+        if os.path.lexists(place):
+            raise StorageError(f"{place}: exists; choose a folder that does not exist yet")
         remove(aside)
+        new_parents = [parent for parent in aside.parents if not parent.exists()]
         aside.mkdir(parents=True)
-    except OSError as error:
-        raise StorageError(f"{place}: {error.strerror or error}; choose another folder") from None
+    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"{place}: {reason}; choose another folder") from None
     try:
         yield aside
         aside.rename(place)
+        new_parents = []
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"{place}: could not be written: {reason}") from None
     finally:
         remove(aside)
+        for parent in new_parents:
+            with suppress(OSError):  # something else may be in it by now
+                parent.rmdir()
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -15,6 +17,8 @@ BOOTSTRAPS = 1000
 """Number of samples from which the harness estimates errors that have no formula."""
 PLAIN = ",none"
 """What the harness adds to the name of a metric without a filter."""
+NAMES_OTHERS = re.compile(r"""\b(group|include)["']?\s*:|\btask["']?\s*:\s*(\[|$)""", re.MULTILINE)
+"""Matches the YAML of a group, of a list of tasks, or of a task that is made from another one."""
 
 
 class TaskResult(NamedTuple):
@@ -51,9 +55,7 @@ class Tasks:
 
         Raises ConfigError for a name that is none of these, with the most similar one.
         """
-        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-
-        self._manager = TaskManager()
+        self._manager = _manager(not all(map(_stands_alone, names)))
         self.names: list[str] = []
         for name in names:
             found = [name] if _is_file(name) else sorted(self._manager.match_tasks([name]))
@@ -104,6 +106,27 @@ class Tasks:
             )
             for name, values in found["results"].items()
         }
+
+
+@cache
+def _manager(with_known_tasks: bool) -> Any:
+    """Return the harness's manager of tasks, of which only the known ones have names.
+
+    For these it parses 14,000 files, which takes a minute.
+    """
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    return TaskManager(include_defaults=with_known_tasks)
+
+
+def _stands_alone(name: str) -> bool:
+    """Return whether a name is that of a YAML file of one task, which names no other task."""
+    if not _is_file(name):
+        return False
+    try:
+        return not NAMES_OTHERS.search(Path(name).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return False  # the harness says what is wrong with it
 
 
 def _is_file(name: str) -> bool:

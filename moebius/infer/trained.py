@@ -110,7 +110,9 @@ def _mean(
         except ForeignCheckpointError:
             raise
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; without it there is no such mean") from None
+            raise CheckpointError(
+                f"{error}; without it there is no such mean (--step N ends it at step N)"
+            ) from None
         for name, tensor in tensors.items():
             sums[name] = sums[name] + tensor if name in sums else tensor.double()
     return {name: (total / len(folders)).float() for name, total in sums.items()}

@@ -78,18 +78,18 @@ def branch(
     latest = last_trained(source, record, say, step)
     place = {"train": {"out": _out(source, values), "name": name}}
     run = RunDirectory.plan(override(latest, place), name)
-    folder = (
-        checkpoint_at(source, step)
-        if step is not None
-        else checkpoint_store.latest(source.checkpoints, say)
-    )
-    state = checkpoint.read_state(folder)
+    if step is None:
+        saved = _newest(source, say)
+        folder, state = saved.folder, saved.values
+    else:
+        saved, folder = None, checkpoint_at(source, step)
+        state = checkpoint.read_state(folder)
     at_step = checkpoint_store.step_of(folder)
     before = at_its_place(settings_at(source, settings_of(state), latest, at_step), latest)
     config = branched_config(before, override(override(before, values), place))
     _check_goes_on(config, at_step, state.get("tokens", 0))
     run.check_writable()
-    saved = _saved(folder)
+    saved = saved or _saved(folder)
     check_belongs(folder, saved.values, latest, record.identity if record else "")
     with torch.device("meta"):
         check_model(Transformer(config.model), saved.tensors["model"], folder)
@@ -119,6 +119,13 @@ def _out(source: RunDirectory, values: Values) -> Any:
         case {"out": out}:
             return out
     return str(source.root.parent)
+
+
+def _newest(source: RunDirectory, say: Say) -> Saved:
+    """Return the newest intact checkpoint of a run. Raises CheckpointError if there is none."""
+    loaded: list[Saved] = []
+    checkpoint_store.latest(source.checkpoints, say, lambda folder: loaded.append(_saved(folder)))
+    return loaded[0]
 
 
 def _saved(folder: Path) -> Saved:

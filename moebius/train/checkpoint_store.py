@@ -65,13 +65,17 @@ def load_newest(
     return None
 
 
-def latest(checkpoints: Path, report: Callable[[str], None]) -> Path:
-    """Return the newest intact checkpoint, without loading it.
+def latest(
+    checkpoints: Path,
+    report: Callable[[str], None],
+    load: Callable[[Path], object] = checkpoint.verify,
+) -> Path:
+    """Return the newest intact checkpoint. By default it is read, but not loaded.
 
-    `report` gets a line for each checkpoint that is passed over. Raises CheckpointError if there
-    is no intact one.
+    `load` is that of `load_newest`. `report` gets a line for each checkpoint that is passed over.
+    Raises CheckpointError if there is no intact one.
     """
-    folder = load_newest(checkpoints, checkpoint.verify, report)
+    folder = load_newest(checkpoints, load, report)
     if folder is None:
         raise CheckpointError(
             f"{checkpoints}: no intact checkpoint; start the run anew, or copy one here"

@@ -21,6 +21,8 @@ def not_a_run(path: Path) -> str:
         return f"a file, not the directory of a run{meant}"
     if (path / "run.json").exists():
         return "its config.toml is missing; restore it from a copy, or its values from run.json"
+    if (path / "config.json").is_file():
+        return "an exported or published model, not a run; `moebius import` makes a run of it"
     listed = _listed(path)
     return f"not a run directory, there is no config.toml in it{meant or listed}"
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import time
+import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -14,7 +15,8 @@ from itertools import count
 from pathlib import Path
 
 from moebius.config import Config
-from moebius.config.files import FOLLOWING, read_config, read_toml, to_toml
+from moebius.config.files import FOLLOWING, PHASES, from_values, read_toml, to_toml
+from moebius.config.phases import REPLACED
 from moebius.data import Tokenizer
 from moebius.data.shards import TOKENIZER, file_sha256
 from moebius.errors import CheckpointError, ConfigError, StorageError
@@ -166,6 +168,7 @@ class RunDirectory:
     def config(self) -> Config:
         """Return the run's configuration.
 
+        If phases were added to config.toml, they replace what the run had in place of phases.
         Raises CheckpointError if a part of config.toml is missing, because defaults in its place
         would be another run, and ConfigError if a setting is not allowed.
         """
@@ -180,14 +183,18 @@ class RunDirectory:
         sections = [field.name for field in fields(Config)]
         missing = [f"[{name}]" for name in sections if not values.get(name)]
         if record and not missing:
-            follows = set(FOLLOWING) if values["train"].get("phases") else set[str]()
-            missing = sorted(record.settings - setting_names(values) - follows)
+            optional = {PHASES, *(FOLLOWING if values["train"].get("phases") else ())}
+            missing = sorted(record.settings - setting_names(values) - optional)
         if missing:
             raise CheckpointError(
                 f"{self.config_path}: damaged, {', '.join(missing[:3])} "
                 f"{'is' if len(missing) == 1 else 'are'} missing; {remedy}"
             )
-        return read_config(str(self.config_path), [])
+        if record and values["train"].get("phases") and not record.config.train.phases:
+            had = {name: getattr(record.config.train, name) for name in REPLACED}
+            kept = {n: v for n, v in values["train"].items() if n not in had or had[n] != v}
+            values = values | {"train": kept}
+        return from_values(values, origin=f"{self.config_path}: ")
 
     def record(self, report: Report) -> RunRecord | None:
         """Return what the run was trained with last, if it is known.
@@ -206,6 +213,13 @@ class RunDirectory:
             "says instead; `moebius resume` writes it anew"
         )
         return None
+
+    def has_written(self, config: Config) -> bool:
+        """Return whether config.toml has these settings and no others.
+
+        Others may be those that added phases replace, which `config` passes over.
+        """
+        return read_toml(self.config_path) == tomllib.loads(to_toml(config))
 
     def write_config(self, config: Config) -> None:
         """Write config.toml. A crash leaves either the old or the new one. Raises StorageError."""

@@ -153,7 +153,7 @@ def resume(
     say(f"resuming {run.root} at step {state.step:,} of {config.train.last_step(*at):,}")
     for line in resumed.lines() if resumed else ():
         say(line)
-    if process.writes and run.config() != config:
+    if process.writes and not run.has_written(config):
         run.write_config(config)
     origin = record.origin if record else None
     record = RunRecord.of(config, corpus, file_sha256(run.tokenizer_path), origin)

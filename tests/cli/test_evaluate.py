@@ -127,6 +127,36 @@ def test_another_text_counts_as_a_whole_and_the_runs_own_as_held_out(
     assert json.loads(again.out)["text"]["total"] == result_of(run)["text"]["total"]
 
 
+def test_the_runs_own_text_is_recognized_however_it_is_spelled(trained, run, tmp_path, moebius):
+    assert moebius("evaluate", run).code == 0
+    total = result_of(run)["text"]["total"]
+    (tmp_path / "link.txt").symlink_to(trained / "text.txt")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "text.txt").symlink_to(trained / "text.txt")
+    spellings = (
+        f"{trained}/../{trained.name}/text.txt",
+        f"{trained}/tex*.txt",
+        tmp_path / "link.txt",
+        folder,
+    )
+    for spelling in spellings:
+        result = moebius("evaluate", run, "--source", spelling, "--json")
+        assert result.code == 0, result
+        assert f"{spelling}: the run is trained on it" in result.err
+        assert json.loads(result.out)["text"]["total"] == total
+
+
+def test_a_text_that_shares_files_with_the_runs_own_is_announced(trained, run, tmp_path, moebius):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_text(folder / "other.txt", 50)
+    (folder / "same.txt").symlink_to(trained / "text.txt")
+    result = moebius("evaluate", run, "--source", folder, "--json")
+    assert "1 of its 2 files belong to the text that the run is trained on" in result.err
+    assert json.loads(result.out)["text"]["total"]["documents"] == 2
+
+
 def test_an_export_has_the_loss_of_its_run(exported, run, tmp_path, monkeypatch, moebius):
     monkeypatch.setenv("HOME", str(tmp_path))  # the cache of a model without settings is in it
     other = write_text(tmp_path / "other.txt", 300)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moebius.errors import NumericError
 from moebius.infer import export as module
 from moebius.infer.language_model import load_run
 from moebius.observe.line_file import read_lines
@@ -145,7 +146,32 @@ def test_folders_that_cannot_be_written(run, tmp_path, moebius):
     refused(moebius("export", run, tmp_path / "there"), 6, "there: exists")
     (tmp_path / "file").write_text("")
     refused(moebius("export", run, tmp_path / "file" / "out"), 6, "file")
+    refused(moebius("export", run, tmp_path / "a\0b"), 6, "null byte; choose another")
+    for place in ("/", ".", "", ".."):
+        refused(moebius("export", run, place), 6, "exists; choose a folder")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_failed_export_leaves_no_folder_above_it(run, tmp_path, monkeypatch, moebius):
+    def broken(*_):
+        raise NumericError("made to fail")
+
+    monkeypatch.setattr(module, "_verify", broken)
+    (tmp_path / "old").mkdir()
+    refused(moebius("export", run, tmp_path / "old" / "new" / "out"), 5, "made to fail")
+    assert not [*(tmp_path / "old").iterdir()]
+
+
+def test_what_transformers_cannot_load_is_one_line(run, tmp_path, monkeypatch, moebius):
+    """Model classes raise errors of any kind for settings that they do not expect."""
+    honest = module.config_json
+
+    def without_heads(*arguments):
+        return honest(*arguments) | {"num_attention_heads": 0}
+
+    monkeypatch.setattr(module, "config_json", without_heads)
+    refused(moebius("export", run, tmp_path / "out"), 5, "transformers 5", "cannot load the model")
+    assert not (tmp_path / "out").exists()
 
 
 def test_runs_without_a_good_checkpoint(run, tmp_path, moebius):
@@ -260,6 +286,9 @@ def test_damaged_exports(copy, tmp_path, moebius):
     refused(altered(renamed=tensors[name].clone()), 4, "tensor renamed: the model has no place")
     refused(altered(**{name: tensors[name][1:].clone()}), 4, f"tensor {name}: has shape")
     refused(altered(**{name: tensors[name] * float("nan")}), 4, f"tensor {name}: has values")
+    embedding = "model.embed_tokens.weight"
+    fewer = tensors[embedding][:-3].clone()
+    refused(altered(**{embedding: fewer}), 4, "embedding.weight is [254, 32]")
     gate = "model.layers.0.mlp.shared_expert_gate.weight"
     refused(altered(**{gate: tensors[gate] + 1}), 4, f"tensor {gate}: must be 0 everywhere")
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -290,3 +319,9 @@ def test_damaged_settings_of_exports(copy, tmp_path, moebius):
     (copy / "tokenizer.json").unlink()
     refused(imported(moebius, copy, tmp_path), 3, "no tokenizer.json", "--data.tokenizer")
     refused(imported(moebius, copy, tmp_path, "--model.dim", "64"), 2, "model.dim")
+
+
+def test_a_run_is_no_export_and_an_export_no_run(run, exported, tmp_path, moebius):
+    refused(imported(moebius, run, tmp_path), 4, "a run, not an exported", "moebius branch")
+    for words in (("generate", exported), ("export", exported, tmp_path / "out")):
+        refused(moebius(*words), 2, "not a run; `moebius import` makes a run of it")

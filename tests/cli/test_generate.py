@@ -185,3 +185,18 @@ def test_speculation_writes_the_same_and_tells_what_was_accepted(trained, tmp_pa
     plain, drafted = moebius(*words), moebius(*words, "--speculate")
     assert plain.out == drafted.out
     assert "drafted tokens accepted" in drafted.err and not plain.err
+
+
+def test_each_prompt_is_tokenized_once(trained, monkeypatch, moebius):
+    from moebius.data import Tokenizer
+
+    encode, encoded = Tokenizer.encode, []
+
+    def counted(self, text):
+        encoded.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    words = ("--prompt", "line 7", "--num", "3", "--max-tokens", "2", "--json")
+    assert moebius("generate", trained / "runs" / "run", *words).code == 0
+    assert encoded.count("line 7") == 1

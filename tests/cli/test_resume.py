@@ -313,3 +313,20 @@ def test_words_that_are_not_a_run_but_near_one(trained, monkeypatch, moebius):
     refused(moebius("resume", inside), 2, f"{inside}: inside of a run", "itself, runs/run")
     refused(moebius("generate", "runs/run/config.toml"), 2, "itself, runs/run")
     refused(moebius("train", "runs/run"), 2, "`moebius resume runs/run` continues it")
+
+
+def test_phases_can_be_added_to_a_runs_settings(trained, tmp_path, moebius):
+    """The run had 10 steps of 64 tokens; the phases replace them."""
+    run = tmp_path / "run"
+    shutil.copytree(trained / "runs" / "run", run)
+    text = (run / "config.toml").read_text()
+    phases = "\n[[train.phases]]\nuntil = 800\n"
+    (run / "config.toml").write_text(text.replace("steps = 10\n", "steps = 11\n") + phases)
+    refused(moebius("resume", run), 2, "train.steps=11: follows from train.phases")
+    (run / "config.toml").write_text(text + phases)
+    result = moebius("resume", run)
+    assert result.code == 0, result
+    assert "at step 10 of 13" in result.out
+    written = (run / "config.toml").read_text()
+    assert "[[train.phases]]" in written and "\nsteps = " not in written
+    assert moebius("generate", run, "--max-tokens", "1").code == 0

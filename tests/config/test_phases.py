@@ -62,9 +62,31 @@ def test_a_file_has_a_table_for_each_phase_and_reads_back_as_the_same(tmp_path):
 
 def test_a_configuration_without_phases_reads_back_as_the_same(tmp_path):
     text = to_toml(Config())
-    assert "phases = []" in text and "steps = 10000" in text
+    assert "phases" not in text and "steps = 10000" in text
     (tmp_path / "plain.toml").write_text(text)
     assert read_config(str(tmp_path / "plain.toml"), []) == Config()
+
+
+def test_phases_can_be_added_to_a_whole_file(tmp_path):
+    """The settings that they replace are then named in one error."""
+    text = to_toml(Config()) + "\n[[train.phases]]\nuntil = 1e9\n"
+    (tmp_path / "more.toml").write_text(text)
+    with pytest.raises(ConfigError) as refusal:
+        read_config(str(tmp_path / "more.toml"), [])
+    assert "train.steps=10000: follows from train.phases" in str(refusal.value)
+    text = text.replace("warmup_steps = 100", "warmup_steps = 7")
+    (tmp_path / "more.toml").write_text(text)
+    message = r"train.steps=10000, train.warmup_steps=7: follow .* warmup_steps=100; leave them"
+    with pytest.raises(ConfigError, match=message):
+        read_config(str(tmp_path / "more.toml"), [])
+    (tmp_path / "more.toml").write_text(
+        "".join(
+            line
+            for line in text.splitlines(True)
+            if not line.startswith(("steps", "warmup_steps"))
+        )
+    )
+    assert len(read_config(str(tmp_path / "more.toml"), []).train.phases) == 1
 
 
 @pytest.mark.parametrize(

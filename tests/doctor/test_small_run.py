@@ -55,7 +55,7 @@ def test_a_resume_that_forgets_something_fails(small_run, monkeypatch, forgotten
 def test_a_checkpoint_that_is_not_verified_fails(small_run, monkeypatch):
     def unverified(folder: Path, only: str = ""):
         for name in checkpoint._manifest(folder):
-            yield name, (folder / name).read_bytes()
+            yield name, bytearray((folder / name).read_bytes())
 
     monkeypatch.setattr(checkpoint, "verified_files", unverified)
     with pytest.raises(TrialFailed, match="went unnoticed"):

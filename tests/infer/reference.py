@@ -25,6 +25,6 @@ def generate(
     sampling = Sampling(temperature=temperature)
     decoder = Recomputing(model, torch.device("cpu"), tokenizer.size, context, sampling)
     request = Request(max_tokens=max_tokens, sampling=sampling, seed=seed, **options)
-    for piece in write(decoder, tokenizer, [prompt], request):
+    for piece in write(decoder, tokenizer, [tokenizer.encode(prompt)], request):
         if piece.text:
             yield piece.text

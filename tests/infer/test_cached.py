@@ -1,5 +1,6 @@
 """The decoder with a KV cache writes what the reference writes."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -10,10 +11,12 @@ from moebius.config import DataConfig, ModelConfig
 from moebius.data import Tokenizer
 from moebius.data.tokenizer import prepare_tokenizer
 from moebius.errors import ConfigError, NumericError
+from moebius.infer import cached
 from moebius.infer.cached import Cached
 from moebius.infer.decoder import Recomputing, Writing
 from moebius.infer.generate import Request, write
-from moebius.infer.sampling import Sampling
+from moebius.infer.language_model import convert_products
+from moebius.infer.sampling import Sampling, probabilities
 from moebius.model.transformer import Transformer, seeded
 from tests.model.tiny import ROUTERS
 
@@ -44,7 +47,8 @@ def model_of(router: str = "softmax_top3", **changes: Any) -> Transformer:
 
 def texts(decoder: Any, tokenizer: Tokenizer, request: Request, at_once: int) -> list[str]:
     result = [""] * (len(PROMPTS) * request.num)
-    for piece in write(decoder, tokenizer, PROMPTS, request, at_once):
+    ids = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    for piece in write(decoder, tokenizer, ids, request, at_once):
         result[piece.number] += piece.text
     return result
 
@@ -77,6 +81,7 @@ def test_greedy_speculation_is_identical(tokenizer):
     prompts = [
         f"{number * 7919}: {chr(97 + number % 26) * (number % 19)}" for number in range(200)
     ]
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
     for weight in (0.02, 0.25):
         model = model_of().float()
         torch.nn.init.normal_(model.lm_head.weight, std=weight)
@@ -86,7 +91,7 @@ def test_greedy_speculation_is_identical(tokenizer):
                 model, tokenizer.size, 32, sampling, num_texts=50, speculates=speculates
             )
             result = [""] * 200
-            for piece in write(decoder, tokenizer, prompts, request, 50):
+            for piece in write(decoder, tokenizer, ids, request, 50):
                 result[piece.number] += piece.text
             written.append(result)
         assert written[0] == written[1]
@@ -140,6 +145,43 @@ def test_a_text_does_not_depend_on_those_beside_it_or_on_earlier_ones(tokenizer)
     assert together == again == texts(alone, tokenizer, request, 1)
 
 
+@pytest.mark.parametrize("router", ["softmax_top3", "switch"])
+def test_in_bfloat16_tokens_are_drawn_as_by_the_reference(router, tokenizer, monkeypatch):
+    """Probabilities differ from those in float32 no more than the reference's do in bfloat16."""
+    exact = model_of(router, dim=64, num_heads=4, num_kv_heads=2).float()
+    torch.nn.init.normal_(exact.lm_head.weight, std=0.1)
+    model = copy.deepcopy(exact)
+    convert_products(model, torch.bfloat16)
+    drawn: list[torch.Tensor] = []
+
+    def recorded(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+        drawn.append(probabilities(logits, sampling))
+        return drawn[-1]
+
+    monkeypatch.setattr(cached, "probabilities", recorded)
+    sampling = Sampling(temperature=1.0)
+    num_texts, length = 16, 14
+    decoder = Cached(model, 257, 16, sampling, num_texts, dtype=torch.bfloat16)
+    writing = [Writing([0, row + 1], (row,)) for row in range(num_texts)]
+    while len(writing[0].tokens) < length:
+        for text, tokens in zip(writing, decoder.advance(writing), strict=True):
+            text.tokens += tokens
+    own = torch.cat(drawn, dim=1)
+    tokens_BS = torch.tensor([text.tokens[:-1] for text in writing])
+    with torch.no_grad():
+        in_float32 = exact(tokens_BS).logits_BSV[:, 1:, :257].softmax(dim=-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits_BSV = model(tokens_BS).logits_BSV[:, 1:, :257]
+    reference = logits_BSV.float().softmax(dim=-1)
+
+    def distance(p_BSV: torch.Tensor) -> float:
+        """Return the mean total variation distance from the probabilities in float32."""
+        return float((p_BSV - in_float32).abs().sum(dim=-1).mean() / 2)
+
+    assert own.shape == in_float32.shape
+    assert 1e-4 < distance(own) < 1.2 * distance(reference) < 0.1
+
+
 def test_the_cache_never_grows(tokenizer, monkeypatch):
     model, sampling = model_of(), Sampling(temperature=1.0)
     decoder = Cached(model, tokenizer.size, 16, sampling, longest=1000)
@@ -153,7 +195,7 @@ def test_the_cache_never_grows(tokenizer, monkeypatch):
         return plain(q, k, v, attn_mask=attn_mask, **options)
 
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", recorded)
-    list(write(decoder, tokenizer, ["ab"], Request(max_tokens=60, sampling=sampling)))
+    list(write(decoder, tokenizer, [[1, 2]], Request(max_tokens=60, sampling=sampling)))
     assert [layer[0].data_ptr() for layer in decoder._cache._layers] == before
     assert len(shapes) == 1
 
@@ -165,7 +207,7 @@ def test_logits_that_are_not_finite_are_one_line(value, tokenizer):
     for speculates in (False, True):
         decoder = Cached(model, 257, 16, Sampling(), speculates=speculates)
         with pytest.raises(NumericError, match="highest logit is"):
-            list(write(decoder, tokenizer, ["ab"], Request()))
+            list(write(decoder, tokenizer, [[1, 2]], Request()))
 
 
 def test_models_that_cannot_be_decoded_token_by_token():
@@ -185,7 +227,6 @@ def test_models_that_cannot_be_decoded_token_by_token():
 def test_a_captured_step_gives_what_its_kernels_give(router, dtype, speculates, tokenizer):
     """Replayed as a CUDA graph, the step gives the same results as without one."""
     from moebius.hardware.backends import choose_backends
-    from moebius.infer.language_model import convert_products
     from moebius.moe.few_tokens import use_few_or_many
 
     options = {"dim": 64, "num_heads": 4, "num_kv_heads": 2, "num_experts": 5}

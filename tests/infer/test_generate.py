@@ -225,7 +225,7 @@ def written(script: str, tokenizer: Tokenizer, **request: Any) -> list[Piece]:
     decoder = Recomputing(model, torch.device("cpu"), tokenizer.size, 64, sampling)
     is_streamed = request.pop("is_streamed", True)
     asked = Request(sampling=sampling, **request)
-    return list(write(decoder, tokenizer, ["", "xy"], asked, 1, is_streamed))
+    return list(write(decoder, tokenizer, [[], tokenizer.encode("xy")], asked, 1, is_streamed))
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])

@@ -57,8 +57,11 @@ def test_what_is_refused(model, trained, tmp_path):
 
 
 def test_a_note_only_on_prompts_beyond_the_context(model):
-    assert model.note_on_length(["x" * 31, ""]) == "" == model.note_on_length([])
-    assert "the longest prompt has 41 tokens" in model.note_on_length(["x" * 40, ""])
+    assert model.note_on_length(model.encoded(["x" * 31, ""])) == ""
+    assert model.note_on_length([]) == ""
+    assert "the longest prompt has 41 tokens" in model.note_on_length(
+        model.encoded(["x" * 40, ""])
+    )
 
 
 @pytest.mark.parametrize("counts", [4, (3, 8)])

@@ -12,6 +12,7 @@ from moebius.errors import ConfigError, DataError
 from moebius.infer.scoring import Text, scores
 from moebius.infer.tasks import Tasks, check_installed
 from moebius.infer.tasks import _metrics as metrics
+from moebius.infer.tasks import _stands_alone as stands_alone
 from tests.cli.conftest import trained
 
 __all__ = ["trained"]  # a fixture
@@ -123,6 +124,24 @@ def test_names_that_are_not_known_and_data_that_is_not_there(model, task, tmp_pa
     lost = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "gone.jsonl")}}}
     with pytest.raises(DataError, match=r"lost\.yaml: FileNotFoundError"):
         Tasks([task("lost", **CHOICE, **lost)]).run(model, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("task: mine\ndoc_to_text: a group of words", True),
+        ('{"task": "mine", "output_type": "multiple_choice"}', True),
+        ("group: mine\ntask:\n  - arc_easy", False),
+        ("task:\n  - arc_easy", False),
+        ('{"task": ["arc_easy"]}', False),
+        ("include: other.yaml\ntask: mine", False),
+    ],
+)
+def test_files_that_name_no_other_task(tmp_path, text, expected):
+    """The harness then need not parse the files of all its tasks, which takes a minute."""
+    (tmp_path / "mine.yaml").write_text(text)
+    assert stands_alone(str(tmp_path / "mine.yaml")) is expected
+    assert not stands_alone("mine.yaml") and not stands_alone("arc_easy")
 
 
 def test_metrics_of_the_harness():

@@ -284,3 +284,22 @@ def test_the_files_of_the_two_runs_are_not_shared(trained):
     assert theirs.pop("config") != ours.pop("config")  # it has another name
     assert theirs.pop("stretch") is None and ours.pop("stretch")["first"] == 0
     assert theirs == ours
+
+
+@pytest.mark.parametrize("step", [None, 12])
+def test_the_checkpoint_is_read_once(trained, monkeypatch, step):
+    """Besides what is read back after it was written anew."""
+    read: list[Path] = []
+    honest = checkpoint.read_verified
+
+    def counted(path: Path, entry: Any) -> bytearray:
+        read.append(path)
+        return honest(path, entry)
+
+    def unexpected(path: Path, entry: Any) -> None:
+        assert trained.run.root not in path.parents, path
+
+    monkeypatch.setattr(checkpoint, "read_verified", counted)
+    monkeypatch.setattr(checkpoint, "verify_file", unexpected)
+    branch(trained.run, "other", {"train": {"steps": 14}}, step, silent)
+    assert read.count(trained.run.checkpoints / "step-00000012" / "model.safetensors") == 1
