@@ -105,6 +105,11 @@ class Spread:
         return not self.lowest <= value <= self.highest
 
 
+def quoted(outcome: Outcome) -> str:
+    """Return a variant's name as it appears in sentences."""
+    return f"`{outcome.variant.name}`"
+
+
 def speed(outcome: Outcome, reference: Outcome) -> Spread:
     """Return a variant's tokens/s divided by the reference's, compared round by round."""
     unit = outcome.variant.tokens / reference.variant.tokens

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from moebius.ablate.ablation import Ablation
-from moebius.ablate.comparison import speed
-from moebius.ablate.verdict import quoted
+from moebius.ablate.comparison import quoted, speed
 
 STEADY = 1.5
 """How much the ratio of two variants' speeds may change between rounds: highest over lowest."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from moebius.ablate.ablation import Ablation
-from moebius.ablate.comparison import Outcome
-from moebius.ablate.verdict import comparable, quoted
+from moebius.ablate.comparison import Outcome, quoted
+from moebius.ablate.verdict import comparable
 
 
 def notes(ablation: Ablation) -> list[str]:

@@ -14,22 +14,30 @@ from moebius.ablate.comparison import (
     break_even,
     common_end,
     difference,
+    quoted,
     speed,
 )
+from moebius.ablate.doubts import doubts
 from moebius.ablate.variants import SAME_COMPUTE
 from moebius.cost.counts import active_parameters
 
 Sentence = tuple[str, str]
 """The title of a sentence, and the sentence."""
+UNTRUSTED = "these times cannot be trusted (see WARNING)"
 
 
 def verdict(ablation: Ablation) -> list[Sentence]:
-    """Return the sentences. There are none if fewer than two variants ran."""
-    sentences = [*_fastest(ablation.sound)]
+    """Return the sentences. There are none if fewer than two variants ran.
+
+    Times that cannot be trusted decide nothing.
+    """
+    axes: tuple[Axis, ...] = ("tokens",) if doubts(ablation) else ("tokens", "seconds")
+    sentences = [*_fastest(ablation)]
     learned = comparable(ablation)
     if len(learned) > 1:
-        sentences += [*_best(learned, "tokens"), *_best(learned, "seconds")]
-        sentences += _break_evens(learned)
+        for axis in axes:
+            sentences += _best(learned, axis)
+        sentences += _break_evens(learned, axes)
     return [*sentences, *_base_mlps(ablation)]
 
 
@@ -52,13 +60,12 @@ def place(axis: Axis, x: float) -> str:
     return f"{x:.3g} s" if x < 100 else f"{x:,.0f} s"
 
 
-def quoted(outcome: Outcome) -> str:
-    """Return a variant's name as it appears in sentences."""
-    return f"`{outcome.variant.name}`"
-
-
-def _fastest(sound: list[Outcome]) -> Iterator[Sentence]:
+def _fastest(ablation: Ablation) -> Iterator[Sentence]:
+    sound = ablation.sound
     if len(sound) < 2:
+        return
+    if doubts(ablation):
+        yield "fastest", f"no verdict, because {UNTRUSTED}"
         return
     best, second = sorted(sound, key=lambda outcome: -outcome.tokens_per_second)[:2]
     ratio = speed(best, second)
@@ -94,7 +101,7 @@ def _best(learned: list[Outcome], axis: Axis) -> Iterator[Sentence]:
         )
 
 
-def _break_evens(learned: list[Outcome]) -> Iterator[Sentence]:
+def _break_evens(learned: list[Outcome], axes: tuple[Axis, ...]) -> Iterator[Sentence]:
     """Yield where each mixture overtakes the dense twin, using the means over the seeds."""
     twin = next((outcome for outcome in learned if outcome.variant.is_twin), None)
     if twin is None:
@@ -102,8 +109,8 @@ def _break_evens(learned: list[Outcome]) -> Iterator[Sentence]:
     for mixture in learned:
         if mixture.variant.is_mixture:
             pair = f"{quoted(mixture)} against its twin"
-            yield "break-even", f"{pair}: {_break_even(mixture, twin, 'tokens')}"
-            yield "break-even", f"{pair}: {_break_even(mixture, twin, 'seconds')}"
+            for axis in axes:
+                yield "break-even", f"{pair}: {_break_even(mixture, twin, axis)}"
 
 
 def _break_even(mixture: Outcome, twin: Outcome, axis: Axis) -> str:
@@ -168,6 +175,8 @@ def _worth(
     learned = comparable(ablation)
     if wide not in learned or narrow not in learned:
         return "--learn tells whether it learns better for that"
+    if axis == "seconds" and doubts(ablation):
+        return f"undecided, because {UNTRUSTED}"
     end = common_end(learned, axis)
     values = wide.at(axis, end), narrow.at(axis, end)
     if not all(values):

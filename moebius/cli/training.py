@@ -3,16 +3,14 @@
 import shlex
 from typing import TYPE_CHECKING
 
-from moebius.cli.output import softly
-from moebius.cli.sample import continuation
 from moebius.config.printable import printable
 from moebius.config.resuming import changes
 from moebius.errors import MoebiusError
+from moebius.infer.training_sample import TrainingSamples
 from moebius.observe.terminal import Terminal
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.loop import train, unevaluated_step
 from moebius.train.resumption import check_steps, checkpoint_at, own_tokenizer
-from moebius.train.samples import record_sample
 from moebius.train.trained_settings import check_belongs, settings_of
 
 if TYPE_CHECKING:
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     from moebius.train.run_directory import RunDirectory
     from moebius.train.run_record import RunRecord
     from moebius.train.session import Session
-
-SAMPLE_TOKENS = 120
 
 
 def finished(
@@ -74,16 +70,15 @@ def train_to_end(session: "Session") -> None:
     state = session.state
     last = config.train.last_step(state.step, state.tokens)
     terminal = Terminal(last, config.observe.progress, session.process, config.observe)
-    evaluation = train(session, terminal)
+    samples = TrainingSamples(session) if config.observe.sample_tokens else None
+    evaluation = train(session, terminal, sampler=samples)
     if not session.process.writes:
         return
     print("\n" + "\n".join(evaluation.lines()))
-    prompt = "def " if config.data.source == "python-stdlib" else ""
-    sample = prompt + "".join(continuation(directory, session.device, prompt, SAMPLE_TOKENS))
-    with softly("the sample is not recorded"):
-        record_sample(directory, session.state.step, prompt, sample)
-    print("\na sample:\n" + "\n".join(f"    {line}" for line in printable(sample).splitlines()))
+    if sample := samples and (samples.latest or samples()):
+        lines = printable(sample.text).splitlines()
+        print("\na sample:\n" + "\n".join(f"    {line}" for line in lines))
     run = shlex.quote(str(directory.root))
     print(printable(f"\nrun directory: {directory.root}"))
-    more = f"moebius generate {run} --prompt {shlex.quote(prompt or 'The ')}"
+    more = f"moebius generate {run} --prompt {shlex.quote((samples and samples.prompt) or 'The ')}"
     print(printable(f"more text:     {more}"))

@@ -3,7 +3,13 @@
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from moebius.config.fields import NonNegativeFloat, NonNegativeInt, PositiveInt, check_fields
+from moebius.config.fields import (
+    FilledText,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    check_fields,
+)
 from moebius.errors import ConfigError
 
 Action = Literal["off", "warn", "raise_aux", "nudge_bias", "revive", "roll_back", "stop"]
@@ -40,6 +46,16 @@ class ObserveConfig:
     it."""
     tensorboard: bool = True
     """Also write the metrics for TensorBoard, into the run's folder tb/."""
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Also write the metrics for Weights & Biases (needs the extra wandb). online: upload them
+    while the run goes on. offline: keep them in the run's folder wandb/ until `wandb sync`."""
+    wandb_project: FilledText = "moebius"
+    """Project of the run in Weights & Biases, where it has the name of its directory."""
+    wandb_entity: str = ""
+    """User or team that the project belongs to in Weights & Biases. Empty means your default."""
+    sample_tokens: NonNegativeInt = 120
+    """Largest number of tokens of the sample that the model writes at each evaluation. 0 means
+    no samples."""
 
     cv: Rule = Rule(threshold=0.3, window=20, patience=100)
     """Fires when the coefficient of variation of a layer's tokens per expert is above the

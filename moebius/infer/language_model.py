@@ -202,15 +202,22 @@ def language_model(
 
 def new_model(config: Config, device: torch.device) -> Transformer:
     """Return an untrained model that is prepared to write text on the device."""
-    # The decoder captures its own pass. Texts have one document each, so no mask is needed.
-    plain = replace(
+    backends = backends_for(decoding(config), device)
+    model = Transformer(without_drops(config.model), backends).to(device)
+    use_few_or_many(model, device.type == "cuda")
+    return model.eval()
+
+
+def decoding(config: Config) -> Config:
+    """Return the configuration of the same model for writing text, uncompiled and without masks.
+
+    The decoder captures its own pass, and texts have one document each.
+    """
+    return replace(
         config,
         parallel=replace(config.parallel, compile="off"),
         data=replace(config.data, document_masking=False),
     )
-    model = Transformer(without_drops(config.model), backends_for(plain, device)).to(device)
-    use_few_or_many(model, device.type == "cuda")
-    return model.eval()
 
 
 def without_drops(config: ModelConfig) -> ModelConfig:

@@ -20,7 +20,7 @@ from moebius.config.printable import print_note
 from moebius.errors import StorageError
 from moebius.observe.line_file import DAMAGED, cut, read_lines
 from moebius.observe.metrics import COUNTS, StepMetrics
-from moebius.observe.sink import Event
+from moebius.observe.sink import Event, Sample
 
 FOLDER = COUNTS
 GROUP = 256
@@ -66,6 +66,9 @@ class ExpertCounts:
 
     def event(self, event: Event) -> None:
         """Write nothing: an event has its own counts."""
+
+    def sample(self, sample: Sample) -> None:
+        """Write nothing."""
 
     def rewind(self, step: int) -> None:
         """Drop what was written about later steps."""

@@ -1,4 +1,4 @@
-"""metrics.jsonl and events.jsonl: one JSON object per line, each with its step."""
+"""metrics.jsonl, events.jsonl and samples.jsonl: a JSON object per line, each with its step."""
 
 import json
 import math
@@ -10,26 +10,28 @@ from typing import Any, TextIO
 from moebius.config.printable import print_note
 from moebius.errors import StorageError
 from moebius.observe.expert_counts import counts_of, read_counts
-from moebius.observe.line_file import METRICS, Line, cut, last_line, read_lines
+from moebius.observe.line_file import METRICS, Line, append_after, cut, last_line, read_lines
 from moebius.observe.metrics import COUNTS, StepMetrics
-from moebius.observe.sink import Event
+from moebius.observe.sink import Event, Sample
 
-EVENTS = "events.jsonl"
+EVENTS, SAMPLES = "events.jsonl", "samples.jsonl"
 
 
 class JsonLines:
-    """The sink that every run has: two files of JSON lines in its directory."""
+    """The sink that every run has: files of JSON lines in its directory."""
 
     def __init__(self, report: Callable[[str], None] = print_note):
         """`report` gets a line for each file of which some lines are damaged."""
         self._report = report
 
     def open(self, run: Path, step: int) -> None:
-        """Open both files for appending, without the lines of steps after `step`.
+        """Open the files for appending, without the lines of steps after `step`.
 
         moebius/observe/line_file.py says which lines stay nevertheless, and what becomes of
         damaged ones.
         """
+        self._samples = run / SAMPLES
+        self._cut(self._samples, step)
         self._metrics = self._opened_after(run / METRICS, step)
         try:
             self._events = self._opened_after(run / EVENTS, step)
@@ -45,21 +47,35 @@ class JsonLines:
         """Append a line to events.jsonl and flush it."""
         _append(self._events, event.to_json())
 
+    def sample(self, sample: Sample) -> None:
+        """Append a line to samples.jsonl, in place of an earlier text of the same step."""
+        try:
+            append_after(self._samples, sample.step - 1, sample.to_json())
+        except OSError as error:
+            raise StorageError(f"{self._samples}: {error.strerror}") from None
+
     def rewind(self, step: int) -> None:
-        """Drop the metrics after `step`. Events stay, because they say why the run went back."""
+        """Drop metrics and samples after `step`. Events stay: they say why the run went back."""
         _close(self._metrics)
         self._metrics = self._opened_after(Path(self._metrics.name), step)
+        self._cut(self._samples, step)
 
     def close(self) -> None:
-        """Close both files."""
+        """Close the files."""
         _close(self._metrics)
         _close(self._events)
 
     def _opened_after(self, path: Path, step: int) -> TextIO:
         """Remove all lines of steps after `step`, and return the file, opened for appending."""
+        self._cut(path, step)
+        try:
+            return path.open("a", buffering=1)
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}") from None
+
+    def _cut(self, path: Path, step: int) -> None:
         try:
             cut(path, step, self._report)
-            return path.open("a", buffering=1)
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}") from None
 

@@ -108,6 +108,16 @@ def cut(path: Path, step: int, report: Callable[[str], None]) -> None:
             file.write(b"\n")
 
 
+def append_after(path: Path, step: int, line: Line) -> None:
+    """Append a line to a file that has no other writer, without its lines of steps after `step`.
+
+    Damaged lines are moved aside as `cut` says. Raises OSError.
+    """
+    cut(path, step, lambda _: None)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def copy_later(path: Path, step: int, to: Path) -> bool:
     """Copy the lines that `cut` would remove as later ones, if any, and say if there are any."""
     later = _scanned(path, step).later if path.exists() else []

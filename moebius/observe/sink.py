@@ -1,13 +1,14 @@
 """Where a run's metrics and events go: one interface, and one file for each kind of sink.
 
-To add a sink, write a class with the five methods of `Sink` in its own file, and add a line to
+To add a sink, write a class with the six methods of `Sink` in its own file, and add a line to
 moebius/observe/registry.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from moebius.errors import StorageError
 from moebius.observe.metrics import StepMetrics
@@ -31,6 +32,21 @@ class Event(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model of a step has written."""
+
+    step: int
+    prompt: str
+    """What the text begins with."""
+    text: str
+    """The whole text, with the prompt."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the sample as an object of samples.jsonl."""
+        return asdict(self)
+
+
 class Sink(Protocol):
     """A place that metrics and events are written to. Every method may raise StorageError."""
 
@@ -46,12 +62,47 @@ class Sink(Protocol):
         """Write an event."""
         ...
 
+    def sample(self, sample: Sample) -> None:
+        """Write a text of the model."""
+        ...
+
     def rewind(self, step: int) -> None:
-        """Drop the metrics of later steps, which the run is about to train again."""
+        """Drop the metrics and texts of later steps, which the run is about to train again."""
         ...
 
     def close(self) -> None:
         """Write what is still in memory and stop."""
+        ...
+
+
+@dataclass(frozen=True)
+class SinkNote:
+    """The event of a sink that has failed, or has left something out."""
+
+    step: int
+    sink: str
+    """The sink's name for people."""
+    text: str
+    """What happened, and what follows from it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as an object of events.jsonl."""
+        return {"event": "sink"} | asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.sink}: {self.text}"
+
+
+@runtime_checkable
+class Separate(Protocol):
+    """What a sink has in addition if it works in a thread of its own and cannot end the run."""
+
+    def end(self) -> None:
+        """Begin to close the sink. `close` waits for it."""
+        ...
+
+    def news(self) -> list[SinkNote]:
+        """Return what there is to say about the sink since the last call."""
         ...
 
 
@@ -71,12 +122,21 @@ class Sinks:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._opened.__exit__(*error)
+        try:
+            for sink in self._separate:
+                sink.end()  # all of them at once, so that the waiting times do not add up
+            for sink in self._sinks:
+                if isinstance(sink, Separate):
+                    sink.close()
+            self._tell()
+        finally:
+            self._opened.__exit__(*error)
 
     def write(self, metrics: StepMetrics) -> None:
         """Write a logged step to every sink."""
         for sink in self._sinks:
             sink.write(metrics)
+        self._tell()
 
     def event(self, event: Event) -> None:
         """Write an event to every sink, even if one fails: the terminal still shows it.
@@ -92,7 +152,22 @@ class Sinks:
         if failures:
             raise failures[0]
 
+    def sample(self, sample: Sample) -> None:
+        """Write a text of the model to every sink."""
+        for sink in self._sinks:
+            sink.sample(sample)
+
     def rewind(self, step: int) -> None:
-        """Drop the metrics of later steps from every sink."""
+        """Drop the metrics and texts of later steps from every sink."""
         for sink in self._sinks:
             sink.rewind(step)
+
+    @property
+    def _separate(self) -> Iterator[Separate]:
+        return (sink for sink in self._sinks if isinstance(sink, Separate))
+
+    def _tell(self) -> None:
+        """Write an event about each sink that has something to say, in this thread."""
+        for sink in self._separate:
+            for note in sink.news():
+                self.event(note)

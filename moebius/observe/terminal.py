@@ -19,7 +19,7 @@ from moebius.observe.growing_file import GrowingFile
 from moebius.observe.line_file import METRICS
 from moebius.observe.live import Live
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sink import Event
+from moebius.observe.sink import Event, Sample
 from moebius.observe.so_far import SoFar, add_line
 from moebius.observe.view import View
 from moebius.parallel.process import Process
@@ -87,6 +87,9 @@ class Terminal:
     def event(self, event: Event) -> None:
         """Print an event as a line."""
         self.say(str(event))
+
+    def sample(self, sample: Sample) -> None:
+        """Print nothing: the last text is printed when the run ends."""
 
     def rewind(self, step: int) -> None:
         """Go back to a step."""

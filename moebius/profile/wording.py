@@ -10,6 +10,9 @@ from moebius.profile.result import Profile
 EXPLAINED = 0.2
 """Share of the step from which its floor explains where the time goes. Below it, the step would
 take about as long if all matrix products and all copies were free."""
+NEAR = 0.5
+"""Share of the step from which its floor binds it. Below it, most of the time is lost in kernels
+that do not reach the speed of the device's products and copies."""
 
 
 def describe(profile: Profile, findings: Sequence[Finding]) -> list[str]:
@@ -63,6 +66,14 @@ def bound(profile: Profile) -> str:
             f"neither matrix products nor moving bytes bind the step, because their floor is "
             f"{floor / seconds:.0%} of it; the rest is overhead, such as launches, Python and "
             f"threads, most of all in {name}"
+        )
+    if floor < NEAR * seconds:
+        lost = max(profile.rows, key=lambda row: row.seconds - row.floor)
+        times = f", {lost.seconds / lost.floor:.1f} times its floor" if lost.floor else ""
+        return (
+            f"the step is bound by kernels that do not reach the speed of the device: it takes "
+            f"{seconds / floor:.1f} times its floor, and most of that is lost in "
+            f"{lost.component.replace('_', ' ')} ({lost.share:.0%} of the step{times})"
         )
     flops, bytes_ = profile.limits
     in_products = sum(row.floor for row in profile.rows if row.flops / flops > row.bytes / bytes_)

@@ -187,6 +187,9 @@ def _other(happenings: Happenings, line: Line) -> None:
         _rewind(happenings, step)
         text = f"resumed{_changes(line) or ' from an earlier step'}"
         _add(happenings, Happening(step, "resumed", "resumed", text))
+    elif event == "sink" and isinstance(line.get("text"), str):
+        text = f"{line.get('sink', '?')}: {line['text']}"
+        _add(happenings, Happening(step, "other", "sink", text))
     elif isinstance(origin := line.get("origin"), dict):  # a branch, or an imported model
         from_step = f", step {origin['step']}" if origin.get("step") else ""
         text = f"{event} from {origin.get('path', '?')}{from_step}{_changes(line)}"

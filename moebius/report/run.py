@@ -18,7 +18,7 @@ from moebius.data.source_names import weighted_sources
 from moebius.data.tally import joined_lines
 from moebius.errors import CheckpointError, MoebiusError
 from moebius.observe.expert_counts import FOLDER, read_counts
-from moebius.observe.json_lines import EVENTS, METRICS
+from moebius.observe.json_lines import EVENTS, METRICS, SAMPLES
 from moebius.observe.line_file import Line, each_line
 from moebius.report.curves import Curves, read_curves
 from moebius.report.happenings import Happenings, read_happenings
@@ -29,7 +29,6 @@ from moebius.train.not_a_run import not_a_run
 from moebius.train.ownership import is_owned
 from moebius.train.run_directory import EVALUATIONS, RunDirectory
 from moebius.train.run_record import RunRecord
-from moebius.train.samples import SAMPLES
 
 PROFILE, ABLATION = "profile.json", "ablate.json"
 """Files that other commands' `--json` may have been written to, in the run's directory."""

@@ -1,6 +1,5 @@
 """Record the machine and the versions that a run is trained with, in environment.jsonl."""
 
-import json
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +10,7 @@ import torch
 from moebius import __version__
 from moebius.errors import StorageError
 from moebius.hardware.device import describe
-from moebius.observe.line_file import cut
+from moebius.observe.line_file import append_after
 from moebius.train.run_directory import RunDirectory
 
 ENVIRONMENT = "environment.jsonl"
@@ -29,9 +28,7 @@ def record_environment(
     path = run.root / ENVIRONMENT
     line = {"step": step} | environment(device, num_processes)
     try:
-        cut(path, step, lambda _: None)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_after(path, step, line)
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}") from None
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from moebius.config import Config
-from moebius.errors import NumericError, StorageError
+from moebius.config.printable import print_note
+from moebius.errors import LostRunError, NumericError, StorageError
 from moebius.hardware.memory import PeakMemory
 from moebius.hardware.precision import matmul_dtype
 from moebius.hardware.rates import matmul_ceiling
 from moebius.observe.alarm import Alarm, together
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.registry import sinks_for
-from moebius.observe.sink import REWOUND_TO, Sinks
+from moebius.observe.sink import REWOUND_TO, Sample, Sinks
 from moebius.observe.terminal import Terminal
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.clock import Clock
@@ -131,6 +132,20 @@ class StepLog:
         """Replace the metrics of the latest step, which lack its evaluation, in every sink."""
         self.sinks.rewind(metrics.step - 1)
         self.sinks.write(evaluated(metrics, evaluation))
+
+    def sample(self, sample: Sample | None) -> None:
+        """Write a text of the model, if there is one, to every sink.
+
+        A run does not end because a text cannot be written, unless it is not this process's any
+        more, which raises LostRunError.
+        """
+        try:
+            if sample is not None:
+                self.sinks.sample(sample)
+        except LostRunError:
+            raise
+        except StorageError as error:
+            print_note(f"the sample is not recorded: {error}")
 
     def event(self, alarm: Alarm, done: str, rewound_to: int | None = None) -> None:
         """Write an alarm, and the action that was taken, to every sink."""

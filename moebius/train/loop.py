@@ -1,9 +1,19 @@
 """The training loop: each step, and the logging, evaluation and saving that is due after it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
 from moebius.config import Config, TrainConfig
-from moebius.errors import Interrupted, NumericError, StorageError
+from moebius.errors import (
+    Interrupted,
+    LostRunError,
+    MoebiusError,
+    NumericError,
+    StorageError,
+)
 from moebius.observe.json_lines import last_metrics
 from moebius.observe.metrics import StepMetrics
+from moebius.observe.sink import Sample
 from moebius.observe.terminal import Terminal
 from moebius.train.actions import answer
 from moebius.train.checkpoint_writer import CheckpointWriter
@@ -16,11 +26,18 @@ from moebius.train.session import Session
 from moebius.train.signals import StopSignals
 from moebius.train.step import StepResult, train_step
 
+Sampler = Callable[[Callable[[], bool]], Sample | None]
+"""Function that lets the model write a text. It gets a function that says whether to stop, and
+returns None if it has."""
 
-def train(session: Session, terminal: Terminal, listens: bool = True) -> Evaluation:
+
+def train(
+    session: Session, terminal: Terminal, listens: bool = True, sampler: Sampler | None = None
+) -> Evaluation:
     """Train to the configured step, evaluating, logging and saving on the way.
 
-    Without `listens`, signals are left to the caller: the run is not worth saving.
+    Without `listens`, signals are left to the caller: the run is not worth saving. With
+    `sampler`, the model writes a text after each evaluation.
 
     Returns the last evaluation. Raises NumericError when too many updates in a row are not finite,
     an alarm stops the run, or the weights that it ends with are not finite; Interrupted, with the
@@ -37,11 +54,16 @@ def train(session: Session, terminal: Terminal, listens: bool = True) -> Evaluat
     ):
         terminal.when_lost(stop.output_lost)
         session.begin(log.sinks.event)
+
+        def is_stopped() -> bool:
+            return stop.requested is not None
+
         at = state.step, state.tokens
         if unevaluated := unevaluated_step(session.run, *at, config, session.trained):
-            evaluation = evaluate(*trained, lambda: stop.requested is not None)
+            evaluation = evaluate(*trained, is_stopped)
             if evaluation:
                 log.complete(unevaluated, evaluation)
+                log.sample(sampler and sampler(is_stopped))
         while not config.is_over(state.step, state.tokens) and not stop.requested:
             log.clock.go_on()
             result, current = take_step(session)
@@ -51,32 +73,40 @@ def train(session: Session, terminal: Terminal, listens: bool = True) -> Evaluat
             evaluates = is_evaluated(state.step, state.tokens, config)
             if evaluates:
                 log.clock.pause()
-                latest = evaluate(*trained, lambda: stop.requested is not None)
+                latest = evaluate(*trained, is_stopped)
                 evaluation = latest or evaluation
             if is_due(state.step, config.log_every) or evaluates:
-                metrics = log.write(result, latest, current)
+                with saved_on_failure(log, writer):
+                    metrics = log.write(result, latest, current)
+                if latest and sampler:
+                    log.sample(sampler(is_stopped))
                 alarms = state.alarms.look(metrics, has_equal_experts(state.step - 1, config))
                 answer(alarms, state, writer, log, config.max_rollbacks)
             if is_due(state.step, config.checkpoint_every):
                 log.save(writer)
             terminal.step(state.step)
-        stop.heeded()
-        is_saved = log.save(writer)
-        writer.wait()
-        if not is_saved:  # the writer adds to this line which checkpoint is the last good one
-            raise NumericError(
-                f"step {state.step}: not saved: weights are not finite; lower --train.lr, or "
-                "lengthen --train.warmup_steps"
-            )
-        if stop.requested:
-            raise Interrupted(
-                f"stopped at step {state.step}{stop.reason}, state saved; "
-                f"`moebius resume {session.run.root}`",
-                stop.requested,
-            )
+        save_last(session, stop, log, writer)
     last = evaluation or evaluate(*trained)
     assert last is not None  # this evaluation has no `stopped` function
     return last
+
+
+def save_last(session: Session, stop: StopSignals, log: StepLog, writer: CheckpointWriter) -> None:
+    """Save the state that the run ends with. Raises NumericError and Interrupted as `train`."""
+    stop.heeded()
+    is_saved = log.save(writer)
+    writer.wait()
+    if not is_saved:  # the writer adds to this line which checkpoint is the last good one
+        raise NumericError(
+            f"step {session.state.step}: not saved: weights are not finite; lower --train.lr, or "
+            "lengthen --train.warmup_steps"
+        )
+    if stop.requested:
+        raise Interrupted(
+            f"stopped at step {session.state.step}{stop.reason}, state saved; "
+            f"`moebius resume {session.run.root}`",
+            stop.requested,
+        )
 
 
 def take_step(session: Session) -> tuple[StepResult, Config]:
@@ -86,6 +116,23 @@ def take_step(session: Session) -> tuple[StepResult, Config]:
     lr = learning_rate(state.step, config, state.tokens)
     tokens_BL = feed.at(state.sequences)
     return train_step(state, tokens_BL, feed.separator, current.train, lr), current
+
+
+@contextmanager
+def saved_on_failure(log: StepLog, writer: CheckpointWriter) -> Iterator[None]:
+    """Save the state if the log of its step cannot be written, which ends the run.
+
+    That line is then missing in metrics.jsonl, but no step has to be trained again. The error says
+    which checkpoint is the last good one, as `CheckpointWriter` does for each error.
+    """
+    try:
+        yield
+    except LostRunError:
+        raise
+    except StorageError:
+        with suppress(MoebiusError):
+            log.save(writer)
+        raise
 
 
 def writer_for(session: Session) -> CheckpointWriter:

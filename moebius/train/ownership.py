@@ -20,7 +20,7 @@ from typing import Any
 from moebius.data.lock import acquire, file_id, is_at
 from moebius.errors import ConfigError, LostRunError
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sink import Event
+from moebius.observe.sink import Event, Sample
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of a file system that has no locks, such as NFS without its lock service."""
@@ -90,6 +90,10 @@ class OwnedOnly:
 
     def event(self, event: Event) -> None:
         """Check before an event is written."""
+        self._check()
+
+    def sample(self, sample: Sample) -> None:
+        """Check before a text is written."""
         self._check()
 
     def rewind(self, step: int) -> None:

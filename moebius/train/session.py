@@ -13,6 +13,7 @@ from moebius.hardware.backends import backends_for
 from moebius.hardware.device import check_fits, choose_device
 from moebius.hardware.threads import use_threads
 from moebius.model.transformer import lookahead, seeded
+from moebius.observe.registry import check_sinks
 from moebius.observe.sink import Event
 from moebius.parallel.layout import lay_out
 from moebius.parallel.process import Process
@@ -102,6 +103,7 @@ def start(
     run = RunDirectory.plan(config, source)
     check_fits(config, device)
     if process.writes:
+        check_sinks(config.observe)
         run.check_writable()
     corpus = prepare(config.data, config.model.vocab_size, report=say, progress=progress)
     course = Course(config, corpus, device, process)
@@ -138,6 +140,7 @@ def resume(
     record = run.record(say)
     latest = last_trained(run, record, say, step)
     config = resumed_config(latest, config)
+    check_sinks(config.observe)
     owner = run.own(say) if process.writes else None
     if process.writes:
         tidy(run.checkpoints)

@@ -36,6 +36,15 @@ def test_the_fastest(rounds, sentence):
     assert sentences == [("fastest", sentence)]
 
 
+def test_times_that_cannot_be_trusted_decide_nothing():
+    a = outcome("a", [1.0], turns=[1.0], curves=[BITS])
+    b = outcome("b", [2.0], turns=[2.0], curves=[moved(-0.1, -0.1, -0.1)])
+    b.crowding = "others are using the processor"
+    said = verdict(ablation(a, b))
+    assert [title for title, _ in said] == ["fastest", "equal tokens"]
+    assert said[0][1] == "no verdict, because these times cannot be trusted (see WARNING)"
+
+
 def test_who_learns_best_at_equal_tokens_and_at_equal_time():
     """`b` learns more from each token and takes twice as long for it."""
     a = outcome("a", [1.0], turns=[1.0], curves=[BITS])

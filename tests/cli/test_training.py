@@ -13,6 +13,8 @@ import torch
 from moebius.cli import training
 from moebius.config import Config, DataConfig, ObserveConfig
 from moebius.errors import NumericError
+from moebius.infer.training_sample import TrainingSamples
+from moebius.observe.sink import Sample
 from moebius.parallel.process import Process
 from moebius.train.evaluate import Evaluation
 from moebius.train.run_directory import RunDirectory
@@ -36,12 +38,13 @@ def prompts(monkeypatch) -> list[str]:
     """The prompts of the samples so far. Every sample is the same text, and no run trains."""
     given: list[str] = []
 
-    def continuation(directory: Any, device: Any, prompt: str, max_tokens: int):
-        given.append(prompt)
-        yield from ("one\n", "\ttwo", " \x1b[31mred\n")
+    def write(samples: TrainingSamples) -> Sample:
+        given.append(samples.prompt)
+        text = f"{samples.prompt}one\n\ttwo \x1b[31mred\n"
+        return Sample(7, samples.prompt, text)
 
-    monkeypatch.setattr(training, "continuation", continuation)
-    monkeypatch.setattr(training, "train", lambda *_: Evaluation(1.23456, 2.0, 34_567))
+    monkeypatch.setattr(TrainingSamples, "__call__", write)
+    monkeypatch.setattr(training, "train", lambda *_, **__: Evaluation(1.23456, 2.0, 34_567))
     return given
 
 
@@ -85,10 +88,16 @@ def test_only_the_first_process_prints(printed, prompts):
 
 
 def test_a_run_that_fails_ends_without_these_lines(printed, prompts, monkeypatch, capsys):
-    def fail(*_: Any) -> Evaluation:
+    def fail(*_: Any, **__: Any) -> Evaluation:
         raise NumericError("too many updates")
 
     monkeypatch.setattr(training, "train", fail)
     with pytest.raises(NumericError):
         printed()
     assert capsys.readouterr().out == "" and prompts == []
+
+
+def test_without_samples_there_is_none(printed, prompts):
+    silent = replace(FILE, observe=replace(FILE.observe, sample_tokens=0))
+    out = printed(silent)
+    assert "a sample" not in out and prompts == [] and out.endswith("--prompt 'The '\n")

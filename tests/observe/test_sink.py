@@ -9,7 +9,7 @@ from moebius.errors import StorageError
 from moebius.observe.json_lines import EVENTS, METRICS, JsonLines
 from moebius.observe.line_file import read_lines
 from moebius.observe.metrics import StepMetrics
-from moebius.observe.sink import Event, Sink, Sinks
+from moebius.observe.sink import Event, Sample, Sink, Sinks
 from tests.observe.made_up import Happening, metrics_of
 
 
@@ -32,6 +32,9 @@ class Diary:
 
     def event(self, event: Event) -> None:
         self._note("event", event.to_json()["step"])
+
+    def sample(self, sample: Sample) -> None:
+        self._note("sample", sample)
 
     def rewind(self, step: int) -> None:
         self._note("rewind", step)
@@ -98,6 +101,9 @@ def test_a_sink_of_ones_own_stands_beside_the_others(tmp_path: Path):
         def event(self, event: Event) -> None:
             self._file.write(f"# {event}\n")
 
+        def sample(self, sample: Sample) -> None:
+            self._file.write(f"# {sample.text}\n")
+
         def rewind(self, step: int) -> None:
             self._file.write(f"# back to step {step}\n")
 
@@ -108,8 +114,10 @@ def test_a_sink_of_ones_own_stands_beside_the_others(tmp_path: Path):
     with Sinks([JsonLines(), own], tmp_path, 0) as sinks:
         sinks.write(metrics_of(step=1, loss=2.5))
         sinks.event(Happening(1))
+        sinks.sample(Sample(1, "", "a text"))
         sinks.rewind(0)
-    assert (tmp_path / "losses.txt").read_text() == "1 2.5\n# happening 1\n# back to step 0\n"
+    written = (tmp_path / "losses.txt").read_text().splitlines()
+    assert written == ["1 2.5", "# happening 1", "# a text", "# back to step 0"]
     assert read_lines(tmp_path / METRICS) == [] and len(read_lines(tmp_path / EVENTS)) == 1
 
 

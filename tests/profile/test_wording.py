@@ -69,6 +69,19 @@ def test_a_floor_that_explains_little_of_the_step_does_not_bind_it(share, says):
 
 
 @pytest.mark.parametrize(
+    ("share", "says"), [(0.22, "it takes 4.5 times its floor"), (0.28, "3.6 times its floor")]
+)
+def test_far_from_its_floor_a_step_loses_its_time_in_a_component(share, says):
+    profile = made_up(small_config())
+    rows = [replace(row, floor=row.floor * 4 * share) for row in profile.rows]
+    text = bound(replace(profile, rows=rows))
+    lost = max(rows, key=lambda row: row.seconds - row.floor)
+    own = f"{lost.share:.0%} of the step, {lost.seconds / lost.floor:.1f} times its floor)"
+    assert says in text and f"lost in {lost.component.replace('_', ' ')} ({own}" in text
+    assert "bound by matrix products" not in text and "bound by moving bytes" not in text
+
+
+@pytest.mark.parametrize(
     ("rates", "what"), [((1e9, 1e15), "matrix products"), ((1e15, 1e9), "moving bytes")]
 )
 def test_the_longer_floors_bind_a_step_near_its_floor(rates, what):

@@ -141,3 +141,8 @@ def test_an_imported_model_says_where_it_comes_from():
     origin = {"path": "/models/stock", "step": 0}
     event = {"event": "imported", "step": 0, "origin": origin, "changed": {}}
     assert texts([event]) == ["imported from /models/stock"]
+
+
+def test_a_sink_that_failed_is_named():
+    event = {"event": "sink", "step": 5, "sink": "TensorBoard", "text": "the disk is full"}
+    assert texts([event]) == ["TensorBoard: the disk is full"]

@@ -197,8 +197,8 @@ def test_an_evaluation_that_a_signal_prevented_is_made_up_for(
     assert without_timing(whole) == without_timing(broken)
     board = EventAccumulator(str(broken.run.root / FOLDER))
     board.Reload()
-    assert [scalar.step for scalar in board.Scalars("val_loss")] == [5, 10, 12]
-    assert [scalar.step for scalar in board.Scalars("loss")] == [3, 5, 6, 9, 10, 12]
+    assert [scalar.step for scalar in board.Scalars("1_loss/val_loss")] == [5, 10, 12]
+    assert [scalar.step for scalar in board.Scalars("1_loss/loss")] == [3, 5, 6, 9, 10, 12]
 
 
 def test_an_evaluation_that_is_made_up_for_has_the_figures_of_each_source(

@@ -168,6 +168,37 @@ def test_a_restart_after_both_goes_on_to_the_end(small, fill_disk, monkeypatch):
     assert [line["step"] for line in read_lines(session.run.metrics_path)] == list(range(1, 13))
 
 
+@pytest.mark.parametrize("is_lasting", [True, False])
+def test_metrics_that_cannot_be_written_end_the_run_with_its_state_saved(
+    small, fill_disk, monkeypatch, is_lasting
+):
+    """Unless the disk is too full for that, too."""
+    append, full = json_lines._append, os.strerror(errno.ENOSPC)
+
+    def failing(file: TextIO, line: dict[str, Any]) -> None:
+        if line["step"] == 8 and Path(file.name).name == "metrics.jsonl":
+            file.write('{"step": 8, "tok')
+            raise StorageError(f"{file.name}: {full}")
+        append(file, line)
+
+    session = session_of(small)
+    with monkeypatch.context() as patched:
+        patched.setattr(json_lines, "_append", failing)
+        if is_lasting:
+            fill_disk(8)
+        with pytest.raises(StorageError, match=rf"metrics\.jsonl: {full}") as raised:
+            train(session)
+    good = 6 if is_lasting else 8
+    assert raised.value.exit_code == 6
+    assert raised.value.__notes__[-1] == f"the last good checkpoint is step {good}"
+    monkeypatch.undo()
+    resumed = resume(session.config, session.run, silent)
+    assert resumed.state.step == good
+    train(resumed)
+    steps = [line["step"] for line in read_lines(session.run.metrics_path)]
+    assert steps == [step for step in range(1, 13) if is_lasting or step != 8]
+
+
 FULL_EVENTS = "events.jsonl: No space left on device"
 
 

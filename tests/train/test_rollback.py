@@ -81,7 +81,9 @@ def test_a_spike_is_rolled_back_and_its_batches_are_left_out(small):
     assert max(losses[step] for step in range(11, STEPS + 1)) < 1.3 * losses[11]
     board = EventAccumulator(str(session.run.root / FOLDER), size_guidance={"scalars": 0})
     board.Reload()
-    for tag, key in (("loss", "loss"), ("grad_norm", "grad_norm"), ("tokens", "tokens")):
+    tags = {"1_loss": "loss", "4_optimizer": "grad_norm", "2_speed": "tokens"}
+    for group, key in tags.items():
+        tag = f"{group}/{key}"
         shown = [(scalar.step, scalar.value) for scalar in board.Scalars(tag)]
         expected = [(line["step"], pytest.approx(line[key], rel=1e-6)) for line in metrics]
         assert shown == expected, tag

@@ -1,19 +1,19 @@
-"""A continuation comes from the run's own weights and tokenizer, or there is none."""
+"""A run that is loaded has its own tokenizer, or there is none."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from moebius.cli.sample import continuation
+import moebius
 from moebius.config import DataConfig
 from moebius.data.tokenizer import prepare_tokenizer
 from moebius.errors import DataError
 from moebius.train.run_directory import RunDirectory
+from tests.cli.conftest import trained
 
-CPU = torch.device("cpu")
+__all__ = ["trained"]  # a fixture
 
 
 @pytest.fixture
@@ -22,14 +22,10 @@ def run(trained, tmp_path) -> RunDirectory:
     return RunDirectory(shutil.copytree(trained / "runs" / "run", tmp_path / "run"))
 
 
-def text(run: RunDirectory) -> str:
-    return "".join(continuation(run, CPU, "line", 5))
-
-
 def test_a_tokenizer_that_is_gone_is_named(run):
     run.tokenizer_path.unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json: the run's tokenizer was deleted"):
-        continuation(run, CPU, "line", 5)
+        moebius.load(run.root, device="cpu")
 
 
 def swap_two_ids(path: Path) -> None:
@@ -47,4 +43,4 @@ def use_more_ids(path: Path) -> None:
 def test_a_tokenizer_that_has_changed_is_named(run, change):
     change(run.tokenizer_path)
     with pytest.raises(DataError, match=r"tokenizer\.json: the run's tokenizer has changed"):
-        continuation(run, CPU, "line", 5)
+        moebius.load(run.root, device="cpu")
