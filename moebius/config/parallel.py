@@ -22,6 +22,9 @@ class ParallelConfig:
     results of matrix products and attention."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile each block. auto: on a GPU."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Run each forward and backward pass as a CUDA graph, which the host starts with one call.
+    auto: where launching its kernels takes the host at least half of the pass."""
     loss_chunks: PositiveInt = 1
     """Number of parts in which the LM head's loss and gradient are computed. With more parts,
     fewer logits are in memory at a time."""

@@ -15,6 +15,7 @@ from moebius.config.attention import ATTENTION
 from moebius.config.expert_backends import EXPERT_BACKENDS, ExpertBackendRecord
 from moebius.hardware.precision import matmul_dtype
 
+HAS_TRITON = find_spec("triton") is not None
 HOPPER = 9  # the major compute capability that our kernels and torch's FP8 products are made for
 
 
@@ -84,6 +85,11 @@ def is_compiled(parallel: ParallelConfig, device: torch.device) -> bool:
 def is_hopper(device: torch.device) -> bool:
     """Return whether the device is a GPU of the Hopper generation (H100, H200)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
+
+
+def runs_router_kernels(tensor: torch.Tensor) -> bool:
+    """Return whether routing and its statistics run as our own kernels: on a GPU with Triton."""
+    return tensor.is_cuda and HAS_TRITON
 
 
 def _choose_experts(

@@ -16,6 +16,7 @@ from torch import Tensor
 from moebius.kernels import backward as backward_kernels
 from moebius.kernels import forward as forward_kernels
 from moebius.kernels.activation import Between
+from moebius.kernels.operators import differentiate, operator
 from moebius.kernels.order import TILE_ROWS, Order, sort_by_expert
 from moebius.kernels.rows import combine, gather
 from moebius.kernels.tiles import Tile
@@ -68,7 +69,7 @@ def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
 
 
 def _gradients(
-    ctx: Any, grad_TD: Tensor, run: Callable[..., list[Tensor]]
+    ctx: Any, grad_TD: Tensor, *_: Any, run: Callable[..., list[Tensor]]
 ) -> tuple[Tensor | None, ...]:
     """Return one gradient for each input of `_forward`, with None for those that have none.
 
@@ -95,7 +96,7 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_TD):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _gradients(ctx, grad_TD, _backward)
+        return _gradients(ctx, grad_TD, run=_backward)
 
 
 def _forward(
@@ -148,22 +149,9 @@ def _rows_for(tile: Tile, vectors: Tensor, order: Order) -> Tensor:
     return vectors if tile.gathers or is_gathered else gather(vectors, order)
 
 
-# torch.library.custom_op would wrap every call in Python code that costs the host too much time.
-_library = torch.library.Library("moebius", "FRAGMENT")
-
-
-def _operator(name: str, run: Callable[..., list[Tensor]]) -> Any:
-    """Define the operator moebius::NAME, which calls `run`, and return it."""
-    _library.define(name + torch.library.infer_schema(run, mutates_args=()))
-    _library.impl(name, run, "CompositeExplicitAutograd")
-    return getattr(torch.ops.moebius, name).default
-
-
-_forward_operator = _operator("experts_forward", _forward)
-
-
-@torch.library.register_fake("moebius::experts_forward", lib=_library)
-def _(x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, seed, activation, dropout):
+def _empty_forward(
+    x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, seed, activation, dropout
+):
     """Return empty tensors with the shapes and dtypes that `_forward` returns."""
     R, (E, D, F) = expert_TK.numel(), w_up_EDF.shape
     order_shapes = ((R,), expert_TK.shape, (E + 2,), (1 + -(-R // TILE_ROWS) + E, 4))
@@ -171,6 +159,9 @@ def _(x_TD, gate_TK, expert_TK, w_gate_EDF, w_up_EDF, w_down_EFD, seed, activati
     x_RD = x_TD.new_empty(R, D) if gate_TK.shape[1] == 1 else x_TD.new_empty(0)
     pre_PRF = x_TD.new_empty(1 if w_gate_EDF is None else 2, R, F)
     return [x_TD.new_empty(x_TD.shape), x_RD, pre_PRF, *order]
+
+
+_forward_operator = operator("experts_forward", _forward, _empty_forward)
 
 
 def _backward(
@@ -232,25 +223,14 @@ def _backward(
     return gradients if w_gate_grad is None else [*gradients, w_gate_grad]
 
 
-_backward_operator = _operator("experts_backward", _backward)
-
-
-@torch.library.register_fake("moebius::experts_backward", lib=_library)
-def _(grad_TD, x_saved, gate_TK, w_gate_EDF, w_up_EDF, w_down_EFD, *_):
+def _empty_backward(grad_TD, x_saved, gate_TK, w_gate_EDF, w_up_EDF, w_down_EFD, *_):
     """Return empty tensors with the shapes and dtypes that `_backward` returns."""
     weights = [w for w in (w_up_EDF, w_down_EFD, w_gate_EDF) if w is not None]
     return [w.new_empty(w.shape) for w in (grad_TD, gate_TK, *weights)]
 
 
-# The gradient is registered on the operator. If instead an autograd function called the
-# operators, activation checkpointing in compiled code could not recompute what the function saves
-# (torch 2.11).
-torch.library.register_autograd(
-    "moebius::experts_forward",
-    lambda ctx, grads: _gradients(ctx, grads[0], _backward_operator),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
-    lib=_library,
-)
+_backward_operator = operator("experts_backward", _backward, _empty_backward)
+differentiate("experts_forward", _save, _gradients, _backward_operator)
 
 
 def _shape(w_gate_EDF: Tensor | None, w_up_EDF: Tensor, gate_TK: Tensor) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ each of its experts, followed by the layer's number of tokens.
 class Balancing(NamedTuple):
     """How to balance a micro-batch. A training step knows this; the model does not."""
 
-    coefficients: Sequence[float]
+    coefficients: Sequence[float] | Tensor
     """Weight of each layer's balance loss, in the order of the statistics."""
     over_batch: OverBatch | None = None
     """Returns the counts of the whole batch. None balances every micro-batch on its own."""
@@ -57,7 +57,8 @@ def balance_losses(stats: Sequence[LayerStats], over_batch: OverBatch | None = N
         tokens_per_group_M = tokens_M
     share_MPE = chosen_MPE / choosing_tokens_M[:, None, None]
     mean_MPE = probability_MPE / tokens_per_group_M[:, None, None]
-    num_experts_M = _vector([float(count) for count in num_experts], mean_MPE)
+    # Filled on the device: a CUDA graph cannot contain a copy from the host.
+    num_experts_M = torch.stack([mean_MPE.new_full((), count) for count in num_experts])
     return num_experts_M * (share_MPE * mean_MPE).sum(dim=2).mean(dim=1)
 
 
@@ -70,14 +71,16 @@ def z_losses(stats: Sequence[LayerStats]) -> Tensor:
     return squared_M / torch.stack([layer.tokens for layer in stats])
 
 
-def weighted_sum(losses_M: Tensor, coefficients: Sequence[float]) -> Tensor:
+def weighted_sum(losses_M: Tensor, coefficients: Sequence[float] | Tensor) -> Tensor:
     """Return the sum of the layers' losses, each times its coefficient, as a scalar.
 
     Raises ValueError if there is not one coefficient per layer.
     """
     if len(coefficients) != len(losses_M):
         raise ValueError(f"{len(coefficients)} coefficients for {len(losses_M)} layers' losses")
-    return (_vector(list(coefficients), losses_M) * losses_M).sum()
+    if not isinstance(coefficients, Tensor):
+        coefficients = _vector(list(coefficients), losses_M)
+    return (coefficients * losses_M).sum()
 
 
 def _counts(stats: Sequence[LayerStats]) -> Tensor:

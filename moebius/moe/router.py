@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from moebius.config import ModelConfig
 from moebius.config.routers import ROUTERS
+from moebius.hardware.backends import runs_router_kernels
 from moebius.hardware.precision import wide
 
 ROUNDING = 1e-6
@@ -26,6 +27,9 @@ ROUNDING = 1e-6
 VANISHED = 1e-7
 """A score below this has vanished: float32 can no longer add it to a bias, and a gate of this size
 mutes its expert. Of softmax scores, the largest of a token is never that small."""
+
+MOST_EXPERTS = 1024
+"""Most experts whose scores a kernel sorts in registers."""
 
 Score = Literal["softmax", "sigmoid"]
 
@@ -42,6 +46,19 @@ class Routing(NamedTuple):
     """Probability of each expert, for the balance loss and the statistics."""
     logits_TE: Tensor
     """Logits of the experts, for the z-loss and the statistics."""
+
+
+def uses_kernels(values_TX: Tensor, num_experts: int) -> bool:
+    """Return whether moebius/kernels routes these tokens, and counts how they were routed.
+
+    The functions of this file and of statistics.py are the readable reference.
+    """
+    return (
+        runs_router_kernels(values_TX)
+        and values_TX.dtype == torch.float32
+        and 1 <= num_experts <= MOST_EXPERTS
+        and len(values_TX) > 0
+    )
 
 
 class Router(nn.Module):
@@ -71,17 +88,48 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Routing:
         """Return the routing of the tokens x_TD."""
-        with torch.autocast(x_TD.device.type, enabled=False):
+        device = x_TD.device.type
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.autocast(device, enabled=False):
             wide_TD = wide(x_TD)
             if self.training and self.config.router_jitter:
                 jitter = self.config.router_jitter
                 wide_TD = wide_TD * torch.empty_like(wide_TD).uniform_(1 - jitter, 1 + jitter)
+            if uses_kernels(wide_TD, self.num_experts):
+                return self._route_by_kernels(wide_TD, narrow or x_TD.dtype)
             product_TE = F.linear(wide_TD, self.weight_ED.to(wide_TD.dtype))
             return self.route(product_TE / math.sqrt(self.config.dim))
 
     def route(self, logits_TE: Tensor) -> Routing:
         """Return the routing that the configured type of router derives from the logits."""
         return ROUTES[self.config.router_type](self, wide(logits_TE))
+
+    def _route_by_kernels(self, wide_TD: Tensor, narrow: torch.dtype) -> Routing:
+        """Return what `forward` returns, in a few launches on a GPU.
+
+        For the backward pass the tokens are kept as `narrow`, in which the experts' products keep
+        them, too, and their gradient is computed in it. The logits are those of the wide tokens.
+        """
+        from moebius.kernels import choice, router
+
+        logits_TE = router.logits(wide_TD, self.weight_ED, wide_TD.to(narrow))
+        config, scores_by_sigmoid = self.config, self.config.has_sigmoid_scores
+        k = 0 if self.record.chooses_by_threshold else min(config.router_top_k, self.num_experts)
+        rule = choice.Rule(
+            k=1 if self.record.is_top_1 else k,
+            is_sigmoid=scores_by_sigmoid,
+            renormalizes=config.renormalize_gates and k > 1 and not self.record.is_top_1,
+            scale=self.gate_factor,
+            threshold=config.router_threshold,
+            capacity=self._capacity(len(wide_TD)) if self.record.has_capacity else -1,
+        )
+        gate_TK, expert_TK = choice.choose(logits_TE, self.bias_E, rule)
+        probs_TE = logits_TE.sigmoid() if scores_by_sigmoid else logits_TE.softmax(dim=-1)
+        return Routing(gate_TK, expert_TK, probs_TE, logits_TE)
+
+    def _capacity(self, num_tokens: int) -> int:
+        """Return the number of tokens that one expert may take of these."""
+        return expert_capacity(num_tokens, self.num_experts, self.capacity_factor)
 
     @property
     def gate_factor(self) -> float:
@@ -147,7 +195,7 @@ def _route_softmax_topk(router: Router, logits_TE: Tensor) -> Routing:
 
 
 def _route_switch(router: Router, logits_TE: Tensor) -> Routing:
-    capacity = expert_capacity(logits_TE.shape[0], router.num_experts, router.capacity_factor)
+    capacity = router._capacity(len(logits_TE))
     return switch(logits_TE, capacity, router.gate_factor, router.bias_E)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moebius.moe.router import VANISHED, Router, Routing
+from moebius.moe.router import VANISHED, Router, Routing, uses_kernels
 
 
 class LayerStats(NamedTuple):
@@ -67,6 +67,8 @@ def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
     groups: the number of groups with a balance loss of their own, each of T / groups consecutive
     tokens.
     """
+    if uses_kernels(routing.logits_TE, router.num_experts):
+        return _stats_by_kernels(router, routing, groups)
     E, T = router.num_experts, routing.logits_TE.shape[0]
     probs_TE = router.distribution(routing)
     log_partition_T1 = routing.logits_TE.logsumexp(dim=-1, keepdim=True)
@@ -103,6 +105,36 @@ def layer_stats(router: Router, routing: Routing, groups: int) -> LayerStats:
         not_finite=not_finite,
         vanished=vanished,
         tokens=taken_E.new_full((), T),
+    )
+
+
+def _stats_by_kernels(router: Router, routing: Routing, groups: int) -> LayerStats:
+    """Return what `layer_stats` returns, in a few launches on a GPU."""
+    from moebius.kernels.routing_sums import routing_sums
+
+    probability_PE, squared_log_partition, chosen_PE, taken_E, figures = routing_sums(
+        routing.logits_TE,
+        routing.gate_TK,
+        routing.expert_TK,
+        router.bias_E,
+        groups,
+        router.config.has_sigmoid_scores,
+        router.record.has_capacity,
+        VANISHED,
+    )
+    entropy, gate, unrouted, dropped, not_finite, vanished, tokens = figures.unbind()
+    return LayerStats(
+        tokens_per_expert_E=taken_E,
+        chosen_PE=chosen_PE,
+        probability_PE=probability_PE,
+        squared_log_partition=squared_log_partition,
+        entropy=entropy,
+        gate=gate,
+        unrouted=unrouted,
+        dropped=dropped,
+        not_finite=not_finite,
+        vanished=vanished,
+        tokens=tokens,
     )
 
 

@@ -18,7 +18,8 @@ from moebius.config.expert_backends import EXPERT_BACKENDS
 from moebius.model.transformer import Transformer
 
 MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm")
-KEPT_OPERATORS = frozenset(MATRIX_PRODUCTS).union(
+ROUTING = ("moebius.router_logits", "moebius.choose_experts", "moebius.routing_sums")
+KEPT_OPERATORS = frozenset(MATRIX_PRODUCTS + ROUTING).union(
     *(record.kept_operators for record in chain(EXPERT_BACKENDS.values(), ATTENTION.values()))
 )
 """Names of the operators whose results selective checkpointing keeps."""

@@ -19,6 +19,7 @@ from moebius.train.actions import answer
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.common_start import has_equal_experts
 from moebius.train.evaluate import Evaluation, evaluate
+from moebius.train.graphs import GraphedPasses
 from moebius.train.log import StepLog
 from moebius.train.run_directory import RunDirectory
 from moebius.train.schedule import learning_rate
@@ -54,6 +55,7 @@ def train(
     ):
         terminal.when_lost(stop.output_lost)
         session.begin(log.sinks.event)
+        passes = GraphedPasses(session.config, session.device, terminal.say, session.process)
 
         def is_stopped() -> bool:
             return stop.requested is not None
@@ -66,9 +68,8 @@ def train(
                 log.sample(sampler and sampler(is_stopped))
         while not config.is_over(state.step, state.tokens) and not stop.requested:
             log.clock.go_on()
-            result, current = take_step(session)
+            result, current = take_step(session, passes)
             log.note(result, current)
-
             latest: Evaluation | None = None
             evaluates = is_evaluated(state.step, state.tokens, config)
             if evaluates:
@@ -109,13 +110,13 @@ def save_last(session: Session, stop: StopSignals, log: StepLog, writer: Checkpo
         )
 
 
-def take_step(session: Session) -> tuple[StepResult, Config]:
+def take_step(session: Session, passes: GraphedPasses | None = None) -> tuple[StepResult, Config]:
     """Train one step. Return its result, and the plain configuration of its phase."""
     state, config = session.state, session.config.train
     current, feed = session.course.next_step(state)
     lr = learning_rate(state.step, config, state.tokens)
     tokens_BL = feed.at(state.sequences)
-    return train_step(state, tokens_BL, feed.separator, current.train, lr), current
+    return train_step(state, tokens_BL, feed.separator, current.train, lr, passes), current
 
 
 @contextmanager

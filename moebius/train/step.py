@@ -1,5 +1,6 @@
 """One optimizer step and its measurements. Nothing here waits for the device."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from moebius.hardware.precision import autocast
 from moebius.model.loss import Divisors, Loss, all_targets, documents
 from moebius.model.transformer import Transformer, routed_layers
 from moebius.moe.balance import Balancing
-from moebius.moe.statistics import LayerStats, flat, summed, unflat
+from moebius.moe.statistics import LayerStats, flat, unflat
 from moebius.parallel.ranks import sum_gradients, sum_over_ranks
 from moebius.train.common_start import has_equal_experts, share_expert_gradients
 from moebius.train.optimizer import set_learning_rate, skip_update_if
@@ -53,26 +54,26 @@ def train_step(
     separator: int | None,
     config: TrainConfig,
     lr: float | None = None,
+    run: "ForwardBackward | None" = None,
 ) -> StepResult:
     """Run forward, backward and the update on this process's part of a batch.
 
     separator is the token that each document begins with, for attention that stays inside a
     document; None lets attention cross documents. lr is the learning rate; by default it is that
-    of `config` at this step. The state advances by one step. If the loss or gradient of any
-    process is not finite, no process changes its weights, optimizers or biases.
+    of `config` at this step. run computes each micro-batch; by default it is `forward_backward`.
+    The state advances by one step. If the loss or gradient of any process is not finite, no
+    process changes its weights, optimizers or biases.
     """
-    model, optimizers = state.model, state.optimizers
+    model, optimizers, run = state.model, state.optimizers, run or forward_backward
     lr = learning_rate(state.step, config, state.tokens) if lr is None else lr
     set_learning_rate(optimizers, lr)
     is_global = model.config.aux_loss_scope == "global_batch"
     balancing = Balancing(aux_coefficients(state), CountsSoFar() if is_global else None)
     divisors = divisors_of(tokens_BL, separator, model.config)
-    parts: list[Loss] = []
-    for micro_BL in tokens_BL.chunk(config.accumulation_steps):
-        with autocast(config, tokens_BL.device):
-            part = model.loss(micro_BL, separator, balancing, divisors)
-        part.total.backward()
-        parts.append(detached(part))
+    parts = [
+        run(model, micro_BL, separator, balancing, divisors, config)
+        for micro_BL in tokens_BL.chunk(config.accumulation_steps)
+    ]
     sum_gradients(model)
     if has_equal_experts(state.step, config):
         share_expert_gradients(model)
@@ -104,6 +105,27 @@ def train_step(
     )
 
 
+def forward_backward(
+    model: Transformer,
+    micro_BL: Tensor,
+    separator: int | None,
+    balancing: Balancing,
+    divisors: Divisors,
+    config: TrainConfig,
+) -> Loss:
+    """Run a micro-batch forward and backward, and return its figures without their graph."""
+    with autocast(config, micro_BL.device):
+        part = model.loss(micro_BL, separator, balancing, divisors)
+    part.total.backward()
+    return detached(part)
+
+
+ForwardBackward = Callable[
+    [Transformer, Tensor, int | None, Balancing, Divisors, TrainConfig], Loss
+]
+"""A function that does what `forward_backward` does."""
+
+
 def divisors_of(tokens_BL: Tensor, separator: int | None, config: ModelConfig) -> Divisors:
     """Return the counts of targets and sequences of the whole step, over all processes.
 
@@ -133,15 +155,22 @@ class CountsSoFar:
 
 def over_the_batch(parts: list[Loss]) -> list[LayerStats]:
     """Return each layer's statistics, summed over the step's micro-batches and processes."""
-    stats = [summed(layer) for layer in zip(*(part.stats for part in parts), strict=True)]
-    return unflat(sum_over_ranks(flat(stats)), stats) if stats else []
+    if not parts[0].stats:
+        return []
+    figures_X = flat(parts[0].stats)
+    for part in parts[1:]:
+        figures_X = figures_X + flat(part.stats)
+    return unflat(sum_over_ranks(figures_X), parts[0].stats)
 
 
 def router_grad_norms(model: Transformer) -> Tensor | None:
     """Return the norm of each router's gradient, or None if no router has one."""
     gradients = [layer.router.weight_ED.grad for layer in routed_layers(model)]
-    norms = [gradient.norm() for gradient in gradients if gradient is not None]
-    return torch.stack(norms) if norms else None
+    present = [gradient for gradient in gradients if gradient is not None]
+    if not present:
+        return None
+    # One launch for all of them, as in torch's own clipping.
+    return torch.stack(torch._foreach_norm(present))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def shift_biases(

@@ -15,8 +15,9 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from moebius.kernels import experts, momentum, symmetric, tune
+from moebius.kernels import choice, experts, momentum, router, symmetric, tune
 from moebius.kernels.hopper import down_backward, product, up, weight_gradient
+from moebius.kernels.routing_sums import routing_sums
 
 HOPPER = 90
 SHARED = 227 * 1024  # bytes of shared memory that one program can use
@@ -46,6 +47,8 @@ def main(capability: int) -> None:
             layer(k=1 + candidate % 2, activation=activation, candidate=candidate)
     for candidate in range(len(tune.CANDIDATES["gram"])):
         optimizer(candidate)
+    for k, is_sigmoid, capacity in ((0, True, -1), (1, False, 5), (2, False, -1), (2, True, -1)):
+        routing(k, is_sigmoid, capacity)
     for name, shared in largest.items():
         print(name, shared)
 
@@ -109,6 +112,22 @@ def optimizer(candidate: int) -> None:
         momentum.subtract(weight_EDF, direction, scalar, scalar)
     for scales in (None, torch.ones(E)):
         symmetric.polynomial(symmetric.gram(direction), (1.0, 2.0, 3.0), scales)
+
+
+def routing(k: int, is_sigmoid: bool, capacity: int) -> None:
+    """Compile the router and the statistics, forward and backward."""
+    x_TD, bias_E = torch.randn(T, D), torch.zeros(E)
+    for num_experts in (router.FEW_EXPERTS + 1, E):
+        weight_ED = torch.randn(num_experts, D, requires_grad=True)
+        for dtype in (torch.float32, torch.bfloat16):
+            kept_TD = x_TD.to(dtype).requires_grad_()
+            logits_TE = router.logits(x_TD, weight_ED, kept_TD)
+            torch.autograd.grad(logits_TE, [kept_TD, weight_ED], torch.ones_like(logits_TE))
+    logits_TE = logits_TE.detach().requires_grad_()
+    rule = choice.Rule(k, is_sigmoid, k > 1, 1.0, 0.5, capacity)
+    gate_TK, expert_TK = choice.choose(logits_TE, bias_E, rule)
+    sums = routing_sums(logits_TE, gate_TK, expert_TK, bias_E, 1, is_sigmoid, capacity >= 0, 1e-7)
+    torch.autograd.grad(gate_TK.sum() + sums[0].sum() + sums[1], logits_TE)
 
 
 if __name__ == "__main__":

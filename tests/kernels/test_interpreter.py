@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is for Linux")
 
 FOLDER = Path(__file__).parent
-FILES = ["test_order.py", "test_momentum.py", "test_symmetric.py"]
+FILES = ["test_order.py", "test_momentum.py", "test_symmetric.py", "test_router.py"]
 LONG_FILES = [*FILES, "test_experts.py"]
 
 
@@ -22,6 +22,9 @@ PLAIN_KERNELS = {
     *("_count", "_accumulate", "_place", "_gather", "_combine", "_up", "_down", "_down_backward"),
     *("_activation_backward", "_product", "_sum_gate_gradients", "_weight_gradients"),
     *("_symmetric", "_advance", "_subtract"),
+    *("_few_logits", "_logits", "_logits_backward", "_add_slices"),
+    *("_choose", "_drop", "_choose_backward"),
+    *("_sum_block", "_add_up", "_sum_block_backward"),
 }
 BY_HAND = {"_hopper_up", "_hopper_down_backward", "_hopper_product", "_hopper_weights"}
 
