@@ -12,7 +12,7 @@ train: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-all: $(VENV)/.installed-dev
+test-all: $(VENV)/.installed-all
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m '' $(ARGS)
 
 # Without a GPU this fails, rather than skip everything and look as if all were well.
@@ -45,6 +45,12 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo 'installing Moebius, PyTorch and the tools of its tests into $(VENV) (once)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.installed
+
+# lm-evaluation-harness brings 340 MB, which only tests of `make test-all` need.
+$(VENV)/.installed-all: pyproject.toml | $(VENV)/bin/python
+	@echo 'installing Moebius, PyTorch and the tools of all its tests into $(VENV) (once)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,eval]'
+	touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache
