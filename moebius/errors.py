@@ -55,6 +55,12 @@ class LostRunError(StorageError):
     """A run's directory was moved, deleted or replaced, or its lock was, while it was trained."""
 
 
+class PeerError(MoebiusError):
+    """Another process of the run has ended, or does not answer."""
+
+    exit_code = 7
+
+
 class Interrupted(MoebiusError):
     """A signal ended the run after its state was saved."""
 

@@ -16,7 +16,7 @@ def run(options: Namespace) -> None:
     from moebius.config.files import read_config
     from moebius.parallel.process import Process
 
-    Process.from_environment()  # refuses to run as one of several processes
+    Process.single("`moebius ablate`")
     config = read_config(options.config, options.settings)
     check_file("--html", options.html, ".html")
     from moebius.ablate.ablation import AblateOptions

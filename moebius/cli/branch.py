@@ -21,7 +21,7 @@ def run(options: Namespace) -> None:
     from moebius.parallel.process import Process
     from moebius.train.run_directory import RunDirectory
 
-    process = Process.from_environment()
+    Process.single("`moebius branch`")
     values = _merged(_from_file(options.file), parse_flags(options.settings))
     name = _name(options.name, values)
     source = RunDirectory.open(options.run)
@@ -31,7 +31,7 @@ def run(options: Namespace) -> None:
     from moebius.train.session import resume
 
     directory = branch(source, name, values, options.step, say, is_terminal(sys.stderr))
-    session = resume(directory.config(), directory, say, is_terminal(sys.stderr), process)
+    session = resume(directory.config(), directory, say, is_terminal(sys.stderr))
     with reported(session):
         train_to_end(session)
 

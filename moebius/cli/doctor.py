@@ -14,7 +14,7 @@ def run(options: Namespace) -> None:
     from moebius.config.flags import parse_flags
     from moebius.parallel.process import Process
 
-    Process.from_environment()  # refuses to run as one of several processes
+    Process.single("`moebius doctor`")
     config = override(Config(), parse_flags(options.settings))
     from moebius.doctor.examine import as_json, examine
     from moebius.hardware.device import choose_device

@@ -14,7 +14,7 @@ def run(options: Namespace) -> None:
     from moebius.config.files import read_config
     from moebius.parallel.process import Process
 
-    Process.from_environment()  # refuses to run as one of several processes
+    Process.single("`moebius profile`")
     config = read_config(options.config, options.settings)
     _check(options)
     from moebius.hardware.device import choose_device

@@ -18,21 +18,26 @@ def run(options: Namespace) -> None:
     from moebius.train.trained_settings import last_trained
 
     process = Process.from_environment()
-    directory = RunDirectory.open(options.run)
-    config = override(directory.config(), parse_flags(options.settings))
-    record = directory.record(_ignore)
-    latest = last_trained(directory, record, _ignore, options.step)
-    resumed_config(latest, config)  # refuses a change before anything slow begins
-    from moebius.cli.report import reported
-    from moebius.cli.training import finished, train_to_end
-    from moebius.train.session import resume
+    with process.first_speaks():
+        directory = RunDirectory.open(options.run)
+        config = override(directory.config(), parse_flags(options.settings))
+        record = directory.record(_ignore)
+        latest = last_trained(directory, record, _ignore, options.step)
+        resumed_config(latest, config)  # refuses a change before anything slow begins
+        from moebius.cli.report import reported
+        from moebius.cli.training import finished, train_to_end
+        from moebius.parallel.group import joined
+        from moebius.train.session import resume
 
-    if record and (line := finished(directory, record, config, options.step)):
-        say(line)
-        return
-    session = resume(config, directory, say, is_terminal(sys.stderr), process, options.step)
-    with reported(session):
-        train_to_end(session)
+        if record and (line := finished(directory, record, config, options.step)):
+            if process.writes:
+                say(line)
+            return
+    with joined(process, config.parallel.timeout) as peers, peers.announced():
+        progress = is_terminal(sys.stderr)
+        session = resume(config, directory, say, progress, peers, options.step)
+        with reported(session), peers.announced():
+            train_to_end(session)
 
 
 def _ignore(line: str) -> None:

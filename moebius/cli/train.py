@@ -13,14 +13,17 @@ def run(options: Namespace) -> None:
     from moebius.parallel.process import Process
 
     process = Process.from_environment()
-    config = read_config(options.config, options.settings)
+    with process.first_speaks():
+        config = read_config(options.config, options.settings)
     from moebius.cli.report import reported
     from moebius.cli.training import train_to_end
+    from moebius.parallel.group import joined
     from moebius.train.session import start
 
-    session = start(config, options.config, say, is_terminal(sys.stderr), process)
-    with reported(session):
-        train_to_end(session)
+    with joined(process, config.parallel.timeout) as peers, peers.announced():
+        session = start(config, options.config, say, is_terminal(sys.stderr), peers)
+        with reported(session), peers.announced():
+            train_to_end(session)
 
 
 COMMAND = Command(

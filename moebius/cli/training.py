@@ -70,7 +70,9 @@ def train_to_end(session: "Session") -> None:
     state = session.state
     last = config.train.last_step(state.step, state.tokens)
     terminal = Terminal(last, config.observe.progress, session.process, config.observe)
-    samples = TrainingSamples(session) if config.observe.sample_tokens else None
+    # A model that is spread over processes cannot write a text in one of them.
+    is_whole = session.process.writes and not state.placement.has_parts
+    samples = TrainingSamples(session) if config.observe.sample_tokens and is_whole else None
     evaluation = train(session, terminal, sampler=samples)
     if not session.process.writes:
         return

@@ -3,13 +3,23 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from moebius.config.fields import PositiveInt, check_fields
+from moebius.config.fields import NonNegativeInt, PositiveInt, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """How the model is laid out on the hardware. Nothing here changes what is computed."""
 
+    replicate: NonNegativeInt = 0
+    """Number of copies of the weights, each with its own part of the batch. replicate * shard is
+    the number of processes that torchrun starts. 0 means as many as there are."""
+    shard: PositiveInt = 1
+    """Number of processes that store each copy of the weights in parts, as FSDP does."""
+    expert: PositiveInt = 1
+    """Number of processes that split each layer's experts between them and exchange tokens. They
+    are among those of replicate * shard, and train on different sequences."""
+    timeout: PositiveInt = 600
+    """Seconds after which a process that waits for the others gives up."""
     expert_backend: Literal["auto", "loop", "grouped", "triton"] = "auto"
     """How the experts are computed. loop runs anywhere, grouped uses torch's grouped matrix
     products, triton Moebius's own kernels. The first lines of a run say what auto chose and

@@ -180,6 +180,10 @@ SYNONYMS: dict[str, Synonym] = {
             "parallel.expert_backend": "experts_implementation moe_impl moe_implementation "
             "moe_backend",
             "parallel.loss_chunks": "chunked_cross_entropy ce_chunks",
+            "parallel.replicate": "data_parallel_replicate_degree dp_replicate ddp num_replicas",
+            "parallel.shard": "data_parallel_shard_degree dp_shard fsdp fsdp_size zero_stage",
+            "parallel.expert": "ep expert_parallel expert_parallel_size expert_parallel_degree "
+            "expert_model_parallel_size",
             "observe.tensorboard": "enable_tensorboard use_tensorboard tensorboard_dir",
         }
     ),
@@ -214,24 +218,22 @@ SYNONYMS: dict[str, Synonym] = {
             "n_gpus",
             "nproc_per_node",
             "num_nodes",
-            "fsdp",
+        ),
+        Synonym((), "`torchrun --nproc-per-node N -m moebius train ...` trains on N GPUs"),
+    ),
+    **dict.fromkeys(
+        (
             "deepspeed",
             "tp",
             "pp",
-            "ep",
             "tensor_parallel",
             "tensor_parallel_size",
             "tensor_parallel_degree",
             "tensor_model_parallel_size",
             "pipeline_parallel_degree",
             "pipeline_model_parallel_size",
-            "expert_parallel",
-            "expert_parallel_size",
-            "expert_parallel_degree",
-            "expert_model_parallel_size",
-            "data_parallel_shard_degree",
         ),
-        Synonym((), "Moebius trains on one GPU; `moebius plan --gpus N` estimates what more take"),
+        Synonym((), "the layouts are parallel.replicate, parallel.shard and parallel.expert"),
     ),
 }
 

@@ -126,16 +126,20 @@ def layouts(config: Config, gpus: int) -> Iterator[Layout]:
 
     Each device's sequences are divided evenly into passes, and the experts of every layer evenly
     between devices. Unless the configuration asks for one kind of activation checkpointing, all
-    kinds are tried. `train.batch_size` must be a multiple of `gpus`.
+    kinds are tried. `train.batch_size` must be a multiple of `gpus`. What training refuses in a
+    layout leaves that layout out.
     """
+    is_whole = bool(config.train.common_start) or any(
+        rule.action == "revive" for rule in config.observe.rules().values()
+    )
     per_device = config.train.batch_size // gpus
     largest = min(per_device, MOST_SEQUENCES)
     sizes = [size for size in range(largest, 0, -1) if per_device % size == 0]
     asked = config.parallel.activation_checkpointing
     every_kind: tuple[Recomputing, ...] = ("none", "selective", "full")
     for recomputing in every_kind if asked == "none" else (asked,):
-        for is_sharded in (False, True) if gpus > 1 else (False,):
-            for spread in _expert_spreads(config.model, gpus):
+        for is_sharded in (False, True) if gpus > 1 and not is_whole else (False,):
+            for spread in [1] if is_whole else _expert_spreads(config.model, gpus):
                 for size in sizes:
                     passes = per_device // size
                     yield Layout(gpus, spread, is_sharded, recomputing, size, passes)

@@ -95,19 +95,19 @@ class Batches:
         The batch is the `batch_size` sequences from `first_sequence` on. Sequences are numbered
         from 0 over the whole run.
 
-        The result is int64, of shape (batch_size / world_size, seq_len + lookahead). The rows of
-        all ranks, one after another, are the same global batch for any `world_size`. A batch may
-        contain the end of one epoch and the start of the next. Raises ConfigError if `world_size`
-        does not divide the batch size, and DataError if the shards are damaged.
+        The result is int64, of shape (rows, seq_len + lookahead). The ranks have equally many rows
+        or, if `world_size` does not divide the batch size, some have one more than others. The
+        rows of all ranks, one after another, are the same global batch for any `world_size`. A
+        batch may contain the end of one epoch and the start of the next. Raises ConfigError if
+        there are more processes than sequences, and DataError if the shards are damaged.
         """
-        if self.batch_size % world_size:
+        if self.batch_size < world_size:
             raise ConfigError(
-                f"train.batch_size={self.batch_size}: must be a multiple of the number of "
-                f"processes ({world_size}), which get equally many sequences"
+                f"train.batch_size={self.batch_size}: must be at least the number of processes "
+                f"({world_size}), so that each has a sequence"
             )
-        num_rows = self.batch_size // world_size
-        first = first_sequence + rank * num_rows
-        starts = self._starts(np.arange(first, first + num_rows)).tolist()
+        first, last = (self.batch_size * place // world_size for place in (rank, rank + 1))
+        starts = self._starts(np.arange(first_sequence + first, first_sequence + last)).tolist()
         return np.stack(
             [self.stream.read(start, start + self.seq_len + self.lookahead) for start in starts]
         )

@@ -37,14 +37,14 @@ class Feed:
     rank: int = 0
     """Number of this process, from 0 to world_size - 1."""
     world_size: int = 1
-    """Number of processes that share each global batch equally."""
+    """Number of processes that share each global batch."""
 
     def at(self, first_sequence: int) -> "Tensor":
         """Return this process's rows of a global batch, on the device.
 
         The batch begins with sequence `first_sequence`, counted from the start of the run. The
-        result `tokens_BL` is int64, of shape (batch_size / world_size, seq_len + lookahead).
-        Raises ConfigError if `world_size` does not divide the batch size, and DataError if the
-        shards are damaged.
+        result `tokens_BL` is int64, of shape (rows, seq_len + lookahead), where the processes have
+        equally many rows or some of them one more. Raises ConfigError if there are more processes
+        than sequences, and DataError if the shards are damaged.
         """
         return on_device(self.batches.at(first_sequence, self.rank, self.world_size), self.device)

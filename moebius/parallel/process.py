@@ -1,12 +1,12 @@
 """The process context: which of a run's processes this one is, and whether it may write."""
 
 import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from moebius.errors import ConfigError
+from moebius.errors import ConfigError, MoebiusError
 
 SPEAKING_SECONDS = 10.0  # for the first process to say what is wrong, before a launcher ends it
 
@@ -31,8 +31,7 @@ class Process:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Process":
         """Return the process that a launcher such as torchrun describes in the environment.
 
-        Raises ConfigError if it describes more than one process, which is not supported yet, or
-        a process that cannot exist.
+        Raises ConfigError if it describes a process that cannot exist.
         """
         if "RANK" not in environment:  # WORLD_SIZE alone may stand for something else
             return cls()
@@ -50,20 +49,35 @@ class Process:
                 f"the environment has {variables}: RANK and LOCAL_RANK must be from 0 to "
                 "WORLD_SIZE - 1; unset the three, or start with torchrun"
             )
-        if process.world_size > 1:
-            process._leave_the_word_to_the_first()
-            raise ConfigError(
-                f"{process.world_size} processes were started, and Moebius trains with one; start "
-                "it without torchrun, or with --nproc-per-node 1"
-            )
         return process
 
-    def _leave_the_word_to_the_first(self) -> None:
-        """Exit without a message unless this is rank 0, after giving rank 0 time to print its own.
+    @classmethod
+    def single(cls, what: str, environment: Mapping[str, str] = os.environ) -> "Process":
+        """Return the only process of something that does not work with several.
 
-        A launcher ends all processes as soon as one has failed. If a silent process failed first,
-        nobody would say what is wrong.
+        what: its name, for the error. Raises ConfigError if the environment describes more than
+        one process.
         """
-        if not self.writes:
-            time.sleep(SPEAKING_SECONDS)
-            sys.exit(ConfigError.exit_code)
+        process = cls.from_environment(environment)
+        with process.first_speaks():
+            if process.world_size > 1:
+                raise ConfigError(
+                    f"{process.world_size} processes were started, and {what} works "
+                    "with one; start it without torchrun, or with --nproc-per-node 1"
+                )
+        return process
+
+    @contextmanager
+    def first_speaks(self) -> Iterator[None]:
+        """Let rank 0 say what is wrong in the with block, before the processes are connected.
+
+        A launcher ends all processes as soon as one has failed. The other ranks, which probably
+        have the same error, therefore wait. One that is not ended meanwhile speaks for itself.
+        """
+        try:
+            yield
+        except MoebiusError as error:
+            if not self.writes:
+                time.sleep(SPEAKING_SECONDS)
+                error.args = (f"rank {self.rank}: {error}", *error.args[1:])
+            raise

@@ -185,7 +185,7 @@ def _notes(plan: Plan) -> Iterator[str]:
         "`moebius profile` measures a step"
     )
     if layout.gpus > 1:
-        yield "on paper: this version of Moebius trains on one GPU"
+        yield f"{_command(layout)}; the figures are on paper until they are measured there"
     if plan.best.computing["waiting"] > BOUND_BY_HOST * plan.best.seconds:
         yield (
             "the GPU waits for the host, which launches its kernels: more tokens in a pass would "
@@ -196,6 +196,16 @@ def _notes(plan: Plan) -> Iterator[str]:
             f"an imbalance of {plan.imbalance:g} costs nothing here, because every GPU has all "
             "experts"
         )
+
+
+def _command(layout: Layout) -> str:
+    """Return the command that trains in a layout."""
+    flags = f" --parallel.shard {layout.gpus}" if layout.is_sharded else ""
+    if layout.expert_parallel > 1:
+        flags += f" --parallel.expert {layout.expert_parallel}"
+    if layout.recomputing != "none":
+        flags += f" --parallel.activation_checkpointing {layout.recomputing}"
+    return f"start with `torchrun --nproc-per-node {layout.gpus} -m moebius train ...{flags}`"
 
 
 def _largest_first(values: Mapping[str, float]) -> dict[str, float]:

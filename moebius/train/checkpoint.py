@@ -64,8 +64,14 @@ def save(folder: Path, tensors: Groups, state: dict[str, Any]) -> Path:
     return write(folder, snapshot(tensors), state)
 
 
-def snapshot(tensors: Groups, into: Groups | None = None) -> Groups:
+def snapshot(
+    tensors: Groups,
+    into: Groups | None = None,
+    whole: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+) -> Groups:
     """Return copies on the CPU, which later training steps do not change.
+
+    whole: returns the whole of a tensor, given its name and the part of it that this process has.
 
     Tied tensors are separated: each name gets its own copy. `into` is an earlier snapshot, whose
     tensors are reused where they fit. Copies of a GPU's tensors are in pinned memory, which is
@@ -74,7 +80,7 @@ def snapshot(tensors: Groups, into: Groups | None = None) -> Groups:
     into = into or {}
     copies = {
         group: {
-            name: _copied(tensor.detach(), into.get(group, {}).get(name))
+            name: _copied(whole(name, tensor.detach()), into.get(group, {}).get(name))
             for name, tensor in named.items()
         }
         for group, named in tensors.items()
@@ -210,8 +216,18 @@ def random_state() -> dict[str, Tensor]:
 def set_random_state(states: dict[str, Tensor]) -> None:
     """Restore the states of those generators that this machine has.
 
-    Raises CheckpointError for a tensor that is not the state of a generator; nothing is restored
-    then.
+    Raises CheckpointError as `check_random_state` does; nothing is restored then.
+    """
+    own = check_random_state(states)
+    torch.set_rng_state(own.pop("cpu"))
+    for device, state in own.items():
+        torch.cuda.set_rng_state(state, device)
+
+
+def check_random_state(states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the states of those generators that this machine has, ready to be restored.
+
+    Raises CheckpointError for a tensor that is not the state of a generator.
     """
     try:
         # Copies, because torch reads a state from the beginning of its storage, and the tensors of
@@ -226,9 +242,7 @@ def set_random_state(states: dict[str, Tensor]) -> None:
         raise CheckpointError(
             f"random: not the state of torch's generators, {one_line(error)}; {ADVICE}"
         ) from None
-    torch.set_rng_state(own.pop("cpu"))
-    for device, state in own.items():
-        torch.cuda.set_rng_state(state, device)
+    return own
 
 
 def _copied(tensor: Tensor, buffer: Tensor | None) -> Tensor:

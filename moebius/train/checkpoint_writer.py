@@ -8,6 +8,7 @@ from typing import Any
 
 from moebius.errors import Interrupted, LostRunError, StorageError
 from moebius.parallel.process import Process
+from moebius.parallel.ranks import from_first
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.state import TrainState
 
@@ -52,7 +53,7 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self.wait()
+            self._wait()
         except Exception as failure:
             if error is None:
                 self._add_notes(failure)
@@ -84,7 +85,23 @@ class CheckpointWriter:
         self._start(state)
 
     def wait(self) -> None:
-        """Wait until the current checkpoint is written. Raises StorageError if that failed."""
+        """Wait until the current checkpoint is written. Raises StorageError if that failed.
+
+        Several processes wait together, and all of them raise it.
+        """
+        failure: Exception | None = None
+        try:
+            self._wait()
+        except Exception as error:
+            failure = error
+        reason = from_first(failure and str(failure))
+        if failure is not None:
+            raise failure
+        if reason is not None:
+            self._saved = None
+            raise StorageError(reason)
+
+    def _wait(self) -> None:
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -100,11 +117,13 @@ class CheckpointWriter:
         return checkpoint_store.last_good(self.checkpoints)
 
     def _start(self, state: TrainState) -> None:
-        if not self.writes or self._saved == (state.step, state.sequences):
+        if self._saved == (state.step, state.sequences):
             return
         self._saved = (state.step, state.sequences)
         tensors, values = state.captured()
-        self._copies = checkpoint.snapshot(tensors, into=self._copies)
+        if not self.writes:
+            return state.placement.give_parts(tensors.values())
+        self._copies = checkpoint.snapshot(tensors, self._copies, state.placement.whole)
         folder = checkpoint_store.folder_of(self.checkpoints, state.step)
         self._pending = self._pool.submit(self._write, folder, self._copies, values)
 

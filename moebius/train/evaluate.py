@@ -14,6 +14,7 @@ from moebius.data.batches import PADDING, EvaluationBatch
 from moebius.hardware.precision import autocast
 from moebius.model.transformer import Transformer, lookahead
 from moebius.observe.metrics import SourceMetrics
+from moebius.parallel.ranks import num_ranks, own_rank, sum_over_ranks
 
 Observer = Callable[[EvaluationBatch, Tensor], None]
 """Function that gets each batch of an evaluation and its nats_BS, the loss of each next token."""
@@ -61,20 +62,24 @@ def evaluate(
 
     The sample is spread over all of the text, and is the same whatever the micro-batch.
     `stopped` is called before each batch; None is returned once it returns true. `observe` is
-    called after each batch.
+    called after each batch. Several processes share each batch, and all get the result.
     """
     was_training = model.training
     model.eval()
     S, ahead = config.train.seq_len, lookahead(config.model)
-    batch_size = config.train.micro_batch_size or config.train.batch_size
-    batches = evaluation_windows(corpus.val, S, ahead, config.train.eval_tokens, batch_size)
+    batch_size = config.train.micro_batch_size or -(-config.train.batch_size // num_ranks())
+    rows = slice(batch_size * own_rank(), batch_size * (own_rank() + 1))  # of this process
+    batches = evaluation_windows(
+        corpus.val, S, ahead, config.train.eval_tokens, batch_size * num_ranks()
+    )
     num_sources = len(corpus.val.parts)
     nats = torch.zeros(num_sources, device=device, dtype=torch.float64)
     tokens, num_bytes = [0] * num_sources, [0] * num_sources
-    for batch in batches:
+    for source, windows, starts in batches:
         if stopped():
             break
-        source, window, _ = batch
+        window = windows[rows]
+        batch = EvaluationBatch(source, window, starts[rows])
         with autocast(config.train, device):
             nats_BS = model.token_losses(on_device(window, device), corpus.separator)
         nats[source] += nats_BS.sum(dtype=torch.float64)
@@ -85,7 +90,8 @@ def evaluate(
     model.train(was_training)
     if stopped():
         return None
-    return _evaluation(corpus, nats.tolist(), tokens, num_bytes)
+    counts = sum_over_ranks(torch.tensor([tokens, num_bytes], device=device))
+    return _evaluation(corpus, sum_over_ranks(nats).tolist(), *counts.tolist())
 
 
 def _evaluation(

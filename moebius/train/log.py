@@ -15,6 +15,7 @@ from moebius.observe.metrics import StepMetrics
 from moebius.observe.registry import sinks_for
 from moebius.observe.sink import REWOUND_TO, Sample, Sinks
 from moebius.observe.terminal import Terminal
+from moebius.parallel.ranks import of_all
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.clock import Clock
 from moebius.train.evaluate import Evaluation
@@ -112,7 +113,8 @@ class StepLog:
         `config` has the step's batch size and sequence length, if the run has phases. Raises
         NumericError as `settle` does.
         """
-        seconds = self.clock.lap()
+        times, sizes = zip(*of_all([self.clock.lap(), self.memory.bytes()]), strict=True)
+        seconds = max(times)  # the ranks wait for the slowest of them
         self.settle()
         speed = (self.state.tokens - self.tokens) / max(seconds, 1e-9)
         self.tokens = self.state.tokens
@@ -122,7 +124,7 @@ class StepLog:
             result,
             speed,
             self.matmul_ceiling,
-            self.memory.bytes(),
+            max(sizes),
             evaluation,
         )
         self.sinks.write(metrics)

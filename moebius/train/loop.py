@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import torch
+
 from moebius.config import Config, TrainConfig
 from moebius.errors import (
     Interrupted,
@@ -15,6 +17,7 @@ from moebius.observe.json_lines import last_metrics
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Sample
 from moebius.observe.terminal import Terminal
+from moebius.parallel.ranks import from_first, has_peers
 from moebius.train.actions import answer
 from moebius.train.checkpoint_writer import CheckpointWriter
 from moebius.train.common_start import has_equal_experts
@@ -47,9 +50,9 @@ def train(
     """
     config, state = session.config.train, session.state
     trained = (state.model, session.corpus, session.config, session.device)
-    evaluation: Evaluation | None = None
+    speaks = session.process.writes
     with (
-        StopSignals(session.run.checkpoints, listens=listens) as stop,
+        StopSignals(session.run.checkpoints, listens=listens, speaks=speaks) as stop,
         StepLog(session, terminal) as log,
         writer_for(session) as writer,
     ):
@@ -57,16 +60,18 @@ def train(
         session.begin(log.sinks.event)
         passes = GraphedPasses(session.config, session.device, terminal.say, session.process)
 
-        def is_stopped() -> bool:
+        def stops() -> bool:
+            is_stopping = stop.agree()
+            session.peers.beat()
+            return is_stopping
+
+        def is_stopped() -> bool:  # of the first process alone
             return stop.requested is not None
 
-        at = state.step, state.tokens
-        if unevaluated := unevaluated_step(session.run, *at, config, session.trained):
-            evaluation = evaluate(*trained, is_stopped)
-            if evaluation:
-                log.complete(unevaluated, evaluation)
-                log.sample(sampler and sampler(is_stopped))
-        while not config.is_over(state.step, state.tokens) and not stop.requested:
+        evaluation = _made_up(session, log, stops)
+        if evaluation:
+            log.sample(sampler and sampler(is_stopped))
+        while not config.is_over(state.step, state.tokens) and not stops():
             log.clock.go_on()
             result, current = take_step(session, passes)
             log.note(result, current)
@@ -74,7 +79,7 @@ def train(
             evaluates = is_evaluated(state.step, state.tokens, config)
             if evaluates:
                 log.clock.pause()
-                latest = evaluate(*trained, is_stopped)
+                latest = evaluate(*trained, stops)
                 evaluation = latest or evaluation
             if is_due(state.step, config.log_every) or evaluates:
                 with saved_on_failure(log, writer):
@@ -95,6 +100,7 @@ def train(
 def save_last(session: Session, stop: StopSignals, log: StepLog, writer: CheckpointWriter) -> None:
     """Save the state that the run ends with. Raises NumericError and Interrupted as `train`."""
     stop.heeded()
+    session.peers.rest()
     is_saved = log.save(writer)
     writer.wait()
     if not is_saved:  # the writer adds to this line which checkpoint is the last good one
@@ -102,7 +108,8 @@ def save_last(session: Session, stop: StopSignals, log: StepLog, writer: Checkpo
             f"step {session.state.step}: not saved: weights are not finite; lower --train.lr, or "
             "lengthen --train.warmup_steps"
         )
-    if stop.requested:
+    if stop.agree():
+        assert stop.requested is not None
         raise Interrupted(
             f"stopped at step {session.state.step}{stop.reason}, state saved; "
             f"`moebius resume {session.run.root}`",
@@ -110,11 +117,32 @@ def save_last(session: Session, stop: StopSignals, log: StepLog, writer: Checkpo
         )
 
 
+def _made_up(session: Session, log: StepLog, stops: Callable[[], bool]) -> Evaluation | None:
+    """Return the evaluation that a signal prevented before the run was resumed, if there is one.
+
+    It is None, too, if that is prevented again.
+    """
+    state, config = session.state, session.config
+    at = state.step, state.tokens
+    # only the first process has written metrics
+    metrics = unevaluated_step(session.run, *at, config.train, session.trained)
+    if not from_first(metrics is not None):
+        return None
+    evaluation = evaluate(state.model, session.corpus, config, session.device, stops)
+    if evaluation and metrics:
+        log.complete(metrics, evaluation)
+    return evaluation
+
+
 def take_step(session: Session, passes: GraphedPasses | None = None) -> tuple[StepResult, Config]:
     """Train one step. Return its result, and the plain configuration of its phase."""
     state, config = session.state, session.config.train
     current, feed = session.course.next_step(state)
     lr = learning_rate(state.step, config, state.tokens)
+    if session.process.world_size > 1:
+        # A generator for each rank and step, so that no two ranks drop the same activations. Their
+        # states are then not a part of the checkpoint, whose content is that of one process.
+        torch.manual_seed(hash((config.seed, state.step, session.process.rank)) % 2**63)
     tokens_BL = feed.at(state.sequences)
     return train_step(state, tokens_BL, feed.separator, current.train, lr, passes), current
 
@@ -123,6 +151,7 @@ def take_step(session: Session, passes: GraphedPasses | None = None) -> tuple[St
 def saved_on_failure(log: StepLog, writer: CheckpointWriter) -> Iterator[None]:
     """Save the state if the log of its step cannot be written, which ends the run.
 
+    One of several processes cannot save alone, and the others do not know of its log.
     That line is then missing in metrics.jsonl, but no step has to be trained again. The error says
     which checkpoint is the last good one, as `CheckpointWriter` does for each error.
     """
@@ -131,8 +160,9 @@ def saved_on_failure(log: StepLog, writer: CheckpointWriter) -> Iterator[None]:
     except LostRunError:
         raise
     except StorageError:
-        with suppress(MoebiusError):
-            log.save(writer)
+        if not has_peers():
+            with suppress(MoebiusError):
+                log.save(writer)
         raise
 
 

@@ -4,12 +4,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from moebius.hardware.backends import is_hopper
+from moebius.parallel.placement import local
+from moebius.parallel.whole_matrices import has_whole_matrices, on_whole_matrices, split_group
 
 # Jordan 2024 chose the polynomial that is steepest at 0; singular values end between about 0.7 and
 # 1.2.
@@ -52,14 +54,16 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            same_sides: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+            same_sides: dict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    same_sides[tuple(sorted(parameter.shape[-2:]))].append(parameter)
+                    spread = None if has_whole_matrices(parameter) else split_group(parameter)
+                    same_sides[*sorted(parameter.shape[-2:]), spread].append(parameter)
             settings = {name: group[name] for name in ("lr", "weight_decay", "momentum")}
-            for parameters in same_sides.values():
+            for (*_, spread), parameters in same_sides.items():
                 for batch in _batches(parameters):
-                    self._update(batch, **settings)
+                    update = self._update if spread is None else self._update_parts
+                    update(batch, **settings)
 
     def momentum_of(self, parameter: Tensor) -> Tensor:
         """Return the parameter's momentum; zeros before its first gradient."""
@@ -76,20 +80,47 @@ class Muon(torch.optim.Optimizer):
         The matrices of some may be the transposes of the others' shape. All directions are stored
         with the shorter side first.
         """
-        first = parameters[0]
+        first = local(parameters[0])
         R, C = sorted(first.shape[-2:])
-        sizes = [parameter.numel() // (R * C) for parameter in parameters]
+        sizes = [local(parameter).numel() // (R * C) for parameter in parameters]
+        if not any(sizes):  # there are fewer experts than processes that store them
+            return
         directions_XRC = first.new_empty(sum(sizes), R, C, dtype=_dtype_of_products(first))
         is_taken = 1.0 - _scalar_on(first.device, self.found_inf)
         passes = _kernels(directions_XRC) or Passes(advance, subtract)
         for parameter, direction in zip(parameters, directions_XRC.split(sizes), strict=True):
             assert parameter.grad is not None
-            momentum_XRC = _stacked(self.momentum_of(parameter))
-            passes.advance(_stacked(parameter.grad), momentum_XRC, direction, momentum, is_taken)
+            momentum_XRC = _stacked(local(self.momentum_of(parameter)))
+            gradient_XRC = _stacked(local(parameter.grad))
+            passes.advance(gradient_XRC, momentum_XRC, direction, momentum, is_taken)
         updates_XRC = orthogonalize(directions_XRC)
         kept, scale = 1 - lr * weight_decay * is_taken, lr * UPDATE_RMS * math.sqrt(C) * is_taken
         for parameter, update in zip(parameters, updates_XRC.split(sizes), strict=True):
-            passes.subtract(_stacked(parameter), update, kept, scale)
+            passes.subtract(_stacked(local(parameter)), update, kept, scale)
+
+    def _update_parts(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        """Update parameters whose matrices are spread over the same processes.
+
+        Everything but the orthogonalization is done by every process with its own parts.
+        """
+        is_taken = 1.0 - _scalar_on(parameters[0].device, self.found_inf)
+        directions: list[Tensor] = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            own = local(parameter.grad)
+            directions.append(own.new_empty(own.shape, dtype=_dtype_of_products(own)))
+            advance(own, local(self.momentum_of(parameter)), directions[-1], momentum, is_taken)
+
+        def orthogonalized(matrices: list[Tensor]) -> list[Tensor]:
+            return [orthogonalize(_stacked(m)).reshape(m.shape) for m in matrices]
+
+        updates = on_whole_matrices(directions, parameters, orthogonalized)  # pyright: ignore
+        columns = max(parameters[0].shape[-2:])
+        kept, scale = 1 - lr * weight_decay * is_taken, lr * UPDATE_RMS * math.sqrt(columns)
+        for parameter, update in zip(parameters, updates, strict=True):
+            subtract(local(parameter), update, kept, scale * is_taken)
 
 
 class Passes(NamedTuple):

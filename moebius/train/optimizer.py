@@ -2,9 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from moebius.config import TrainConfig
 from moebius.train.muon import Muon
@@ -65,12 +67,13 @@ def _adamw(
     parameters: dict[str, nn.Parameter], config: TrainConfig
 ) -> list[torch.optim.Optimizer]:
     """Return AdamW for all of the parameters, or an empty list if there are none."""
-    decayed = [p for name, p in parameters.items() if is_decayed(name, p)]
-    others = [p for name, p in parameters.items() if not is_decayed(name, p)]
+    by_kind: dict[tuple[bool, Any], list[nn.Parameter]] = {}
+    for name, p in parameters.items():  # one call of torch's fused update takes one kind
+        mesh = p.device_mesh if isinstance(p, DTensor) else None
+        by_kind.setdefault((not is_decayed(name, p), mesh), []).append(p)
     groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, config.weight_decay), (others, 0.0))
-        if params
+        {"params": params, "weight_decay": 0.0 if is_other else config.weight_decay}
+        for (is_other, _), params in sorted(by_kind.items(), key=lambda kind: kind[0][0])
     ]
     if not groups:
         return []

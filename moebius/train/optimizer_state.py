@@ -1,11 +1,12 @@
 """Convert optimizer state to plain named tensors for checkpoints, and back."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from moebius.errors import ForeignCheckpointError
+from moebius.parallel.placement import local
 from moebius.train.muon import Muon
 
 
@@ -28,18 +29,24 @@ def named_state(
 
 
 def check_named_state(
-    optimizers: Iterable[torch.optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
+    optimizers: Iterable[torch.optim.Optimizer],
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    shape_of: Callable[[str, Tensor], torch.Size] = lambda name, tensor: tensor.shape,
 ) -> None:
     """Raise ForeignCheckpointError unless the tensors are the state of these optimizers.
 
-    It names the first entries that do not fit.
+    It names the first entries that do not fit. shape_of: the shape that the whole of a tensor has,
+    of which this process may have a part.
     """
     own = named_state(optimizers, model)
     _refuse("missing", own.keys() - tensors.keys())
     _refuse("unexpected", tensors.keys() - own.keys())
     for name, value in own.items():
-        if (tensors[name].shape, tensors[name].dtype) != (value.shape, value.dtype):
-            stored, needed = (f"{list(t.shape)} {t.dtype}" for t in (tensors[name], value))
+        shape = shape_of(name, value)
+        if (tensors[name].shape, tensors[name].dtype) != (shape, value.dtype):
+            stored = f"{list(tensors[name].shape)} {tensors[name].dtype}"
+            needed = f"{list(shape)} {value.dtype}"
             raise ForeignCheckpointError(
                 f"optimizer state: {name} is {stored}, not {needed}; "
                 "resume with the run's own model"
@@ -54,7 +61,7 @@ def load_named_state(
     The tensors are those that `check_named_state` has accepted.
     """
     for name, value in named_state(optimizers, model).items():
-        value.copy_(tensors[name])
+        local(value).copy_(tensors[name])
 
 
 def _refuse(problem: str, names: set[str]) -> None:

@@ -17,11 +17,12 @@ from moebius.errors import CheckpointError, ConfigError, DataError, MoebiusError
 from moebius.observe.expert_counts import copy_later_counts
 from moebius.observe.line_file import copy_later, read_lines
 from moebius.observe.sink import RESUMED
+from moebius.parallel.ranks import from_first, has_peers
 from moebius.train import checkpoint_store
 from moebius.train.run_directory import EVALUATIONS, RunDirectory
 from moebius.train.run_record import RunRecord
 from moebius.train.schedule import learning_rate
-from moebius.train.state import TrainState
+from moebius.train.state import Content, TrainState
 
 Say = Callable[[str], None]
 
@@ -174,11 +175,19 @@ def load_checkpoint(
     checkpoint. Checkpoints that are passed over are set aside. Raises CheckpointError if no
     checkpoint can be loaded.
     """
-    if step is not None:
-        state.load(checkpoint_at(run, step))
-        return True
-    folder = checkpoint_store.load_newest(run.checkpoints, state.load, say, set_aside=owns)
-    return folder is not None
+    contents: list[Content] = []
+
+    def read(folder: Path) -> None:
+        contents.append(state.read(folder))
+
+    if owns or not has_peers():  # the others get it from the first process
+        if step is not None:
+            read(checkpoint_at(run, step))
+        else:
+            checkpoint_store.load_newest(run.checkpoints, read, say, set_aside=owns)
+    if is_any := from_first(bool(contents)):
+        state.take(contents.pop() if contents else None)
+    return is_any
 
 
 def checkpoint_at(run: RunDirectory, step: int) -> Path:

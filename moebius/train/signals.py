@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from moebius.errors import Interrupted
+from moebius.parallel.ranks import largest
 from moebius.train.checkpoint_store import last_good
 
 LAST_WORDS_SECONDS = 1.0  # for looking at the disk, which may hang, before the process ends
@@ -32,13 +33,18 @@ class StopSignals:
 
     `checkpoints` is the folder of the run's checkpoints, for the message of an immediate end. An
     error that is raised after a signal gets a note on that signal. Without `listens`, signals are
-    left to the caller, whose run is not worth saving.
+    left to the caller, whose run is not worth saving. Without `speaks`, an immediate end is
+    silent, because another process of the run says the same.
     """
 
     def __init__(
-        self, checkpoints: Path, grace_seconds: float = GRACE_SECONDS, listens: bool = True
+        self,
+        checkpoints: Path,
+        grace_seconds: float = GRACE_SECONDS,
+        listens: bool = True,
+        speaks: bool = True,
     ) -> None:
-        self._listens = listens
+        self._listens, self._speaks = listens, speaks
         self.requested: int | None = None
         """The number of the first signal; SIGPIPE's for output that was lost."""
         self.reason = ""
@@ -70,6 +76,17 @@ class StopSignals:
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
         if self.requested and error is not None and not isinstance(error, Interrupted):
             error.add_note(f"{signal.Signals(self.requested).name} had asked the run to stop")
+
+    def agree(self) -> bool:
+        """Return whether this process or one of its peers was asked to stop; all of them do then.
+
+        All processes have to call this at the same point of the training.
+        """
+        number = largest(self.requested or 0)
+        if number and self.requested is None:
+            self._request(number)
+        self.requested = number or self.requested
+        return bool(number)
 
     def heeded(self) -> None:
         """Stop the countdown, now and later: the last step has ended, and saving may take long."""
@@ -113,6 +130,8 @@ class StopSignals:
         This does not wait for a compiler, the device, or a checkpoint that is being written; the
         previous checkpoint stays.
         """
+        if not self._speaks:
+            os._exit(128 + number)
         with suppress(Exception):  # stderr may be closed, and the process must end all the same
             # A picture may be half drawn: show the cursor and what was written, in plain text.
             sane = "\x1b[0m\x1b[?25h\x1b[?2026l" if sys.stderr.isatty() else ""

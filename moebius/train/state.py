@@ -1,9 +1,10 @@
 """Everything that a run needs to continue exactly where it stopped, in one place."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +15,8 @@ from moebius.data.batches import Stretch
 from moebius.errors import CheckpointError, ForeignCheckpointError
 from moebius.model.transformer import Transformer, routed_layers
 from moebius.observe.alarms import Alarms
+from moebius.parallel.placement import Placement, local
+from moebius.parallel.ranks import from_first, has_peers, largest
 from moebius.train import checkpoint
 from moebius.train.optimizer import build_optimizers
 from moebius.train.optimizer_state import check_named_state, load_named_state, named_state
@@ -22,6 +25,15 @@ from moebius.train.trained_settings import CONFIG, check_belongs, settings_of
 
 _NUMBERS = ("step", "sequences", "tokens", "skipped", "rollbacks", "aux_levels")
 SMALLEST_RAISED = 0.005  # smallest coefficient that `raise_aux` doubles, if the configured is less
+
+
+class Content(NamedTuple):
+    """The verified contents of a checkpoint."""
+
+    folder: Path
+    tensors: checkpoint.Groups
+    values: dict[str, Any]
+    """The values of its state.json."""
 
 
 @dataclass
@@ -52,6 +64,8 @@ class TrainState:
     stretch: Stretch | None = None
     """How the text has been cut and mixed since the latest change of that, and which sequences
     the sources have given before. None if it has not changed since the run began."""
+    placement: Placement = field(default_factory=Placement)
+    """Where the weights are among the processes."""
     config: Config = field(default_factory=Config)
     """The configuration that the next step is trained with."""
     loaded: tuple[int, Config | None] = (-1, None)
@@ -59,12 +73,24 @@ class TrainState:
     if it says so."""
 
     @classmethod
-    def new(cls, model: Transformer, config: Config, corpus: str = "") -> "TrainState":
-        """Return the state of a run before its first step."""
+    def new(
+        cls,
+        model: Transformer,
+        config: Config,
+        corpus: str = "",
+        placement: Placement | None = None,
+    ) -> "TrainState":
+        """Return the state of a run before its first step.
+
+        Without a placement, this process has all weights.
+        """
         levels = [0] * len(routed_layers(model))
         optimizers = build_optimizers(model, config.train)
         alarms = Alarms(config.observe)
-        return cls(model, optimizers, alarms, levels, corpus=corpus, config=config)
+        placement = placement or Placement()
+        state = cls(model, optimizers, alarms, levels, placement=placement)
+        state.corpus, state.config = corpus, config
+        return state
 
     @property
     def trained(self) -> Config | None:
@@ -88,7 +114,11 @@ class TrainState:
         return tensors, self._values()
 
     def load(self, folder: Path) -> None:
-        """Load a checkpoint; nothing of it if anything is wrong with it.
+        """Load a checkpoint; nothing of it if anything is wrong with it. Raises as `read` does."""
+        self.take(self.read(folder))
+
+    def read(self, folder: Path) -> "Content":
+        """Return the contents of a checkpoint that belongs to this state, and change nothing.
 
         Raises CheckpointError if it is damaged, and ForeignCheckpointError if it is intact but
         from another model, optimizer or text.
@@ -103,17 +133,30 @@ class TrainState:
             raise CheckpointError(
                 f"{folder}: without {', '.join(sorted(missing))}; {checkpoint.ADVICE}"
             )
-        check_model(self.model, tensors["model"], folder)
-        check_named_state(self.optimizers, self.model, tensors["optimizer"])
+        shape_of = self.placement.whole_shape
+        check_model(self.model, tensors["model"], folder, shape_of)
+        check_named_state(self.optimizers, self.model, tensors["optimizer"], shape_of)
         check_belongs(folder, state, self.config, self.corpus)
-        stretch = stretch_of(folder, state, len(mixture_in_phase(self.config, 0)))
-        checkpoint.set_random_state(tensors["random"])
-        # All has been checked, so the state is replaced as a whole or not at all.
-        load_model(self.model, tensors["model"])
-        load_named_state(self.optimizers, self.model, tensors["optimizer"])
+        stretch_of(folder, state, len(mixture_in_phase(self.config, 0)))
+        checkpoint.check_random_state(tensors["random"])
+        return Content(folder, tensors, state)
+
+    def take(self, content: "Content | None") -> None:
+        """Replace the state by what `read` has returned, on all ranks.
+
+        Only the first rank needs to have read it; the others give None.
+        """
+        place, state = from_first(content and (str(content.folder), content.values))
+        tensors = content.tensors if content else {}
+        parts, own = self.placement.parts, named_state(self.optimizers, self.model)
+        if not has_peers():  # each step of several processes begins with generators of its own
+            checkpoint.set_random_state(tensors["random"])
+        load_model(self.model, parts(model_tensors(self.model), tensors.get("model")))
+        optimizer = parts(own, tensors.get("optimizer"))
+        load_named_state(self.optimizers, self.model, optimizer)
         for name in _NUMBERS:
             setattr(self, name, state[name])
-        self.stretch = stretch
+        self.stretch = stretch_of(Path(place), state, len(mixture_in_phase(self.config, 0)))
         self.alarms.load(state["alarms"])
         self.loaded = self.step, settings_of(state)
 
@@ -153,9 +196,9 @@ def aux_coefficients(state: TrainState) -> list[float]:
 
 
 def is_finite(model: Transformer) -> bool:
-    """Return whether all weights are finite. Waits for the device."""
-    flags = [parameter.isfinite().all() for parameter in model.parameters()]
-    return bool(torch.stack(flags).all())
+    """Return whether all weights are finite, on all ranks. Waits for the device."""
+    flags = [local(parameter).isfinite().all() for parameter in model.parameters()]
+    return not largest(not torch.stack(flags).all())
 
 
 def model_tensors(model: Transformer) -> dict[str, torch.Tensor]:
@@ -164,10 +207,16 @@ def model_tensors(model: Transformer) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in named}
 
 
-def check_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> None:
+def check_model(
+    model: Transformer,
+    tensors: dict[str, Any],
+    folder: Path,
+    shape_of: Callable[[str, torch.Tensor], torch.Size] = lambda name, tensor: tensor.shape,
+) -> None:
     """Raise ForeignCheckpointError unless a checkpoint's weights fit into the model.
 
-    It names the first keys or shapes that differ.
+    It names the first keys or shapes that differ. shape_of: the shape that the whole of a tensor
+    has, of which this process may have a part.
     """
     own = model_tensors(model)
     if differing := sorted(own.keys() ^ tensors.keys()):
@@ -175,9 +224,9 @@ def check_model(model: Transformer, tensors: dict[str, Any], folder: Path) -> No
             f"{folder}: the checkpoint of another model; it differs at {', '.join(differing[:3])}"
         )
     for name, tensor in tensors.items():
-        if own[name].shape != tensor.shape:
+        if (shape := shape_of(name, own[name])) != tensor.shape:
             raise ForeignCheckpointError(
-                f"{folder}: {name} is {list(tensor.shape)}, the model's is {list(own[name].shape)}"
+                f"{folder}: {name} is {list(tensor.shape)}, the model's is {list(shape)}"
             )
 
 
@@ -185,4 +234,4 @@ def load_model(model: Transformer, tensors: dict[str, Any]) -> None:
     """Copy a checkpoint's weights, which `check_model` has accepted, into the model."""
     own = model_tensors(model)
     for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+        local(own[name]).copy_(tensor)

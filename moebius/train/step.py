@@ -1,10 +1,10 @@
 """One optimizer step and its measurements. Nothing here waits for the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moebius.config import ModelConfig, TrainConfig
 from moebius.hardware.precision import autocast
@@ -12,7 +12,8 @@ from moebius.model.loss import Divisors, Loss, all_targets, documents
 from moebius.model.transformer import Transformer, routed_layers
 from moebius.moe.balance import Balancing
 from moebius.moe.statistics import LayerStats, flat, unflat
-from moebius.parallel.ranks import sum_gradients, sum_over_ranks
+from moebius.parallel.placement import Placement
+from moebius.parallel.ranks import num_ranks, sum_over_ranks
 from moebius.train.common_start import has_equal_experts, share_expert_gradients
 from moebius.train.optimizer import set_learning_rate, skip_update_if
 from moebius.train.schedule import learning_rate
@@ -70,15 +71,17 @@ def train_step(
     is_global = model.config.aux_loss_scope == "global_batch"
     balancing = Balancing(aux_coefficients(state), CountsSoFar() if is_global else None)
     divisors = divisors_of(tokens_BL, separator, model.config)
-    parts = [
-        run(model, micro_BL, separator, balancing, divisors, config)
-        for micro_BL in tokens_BL.chunk(config.accumulation_steps)
-    ]
-    sum_gradients(model)
+    parts: list[Loss] = []
+    batches = micro_batches(tokens_BL, config)
+    for number, micro_BL in enumerate(batches, start=1):
+        if number == len(batches):
+            state.placement.begin_sums()
+        parts.append(run(model, micro_BL, separator, balancing, divisors, config))
+    state.placement.sum_gradients(model)
     if has_equal_experts(state.step, config):
         share_expert_gradients(model)
-    router_grad_norm_M = router_grad_norms(model)
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or torch.inf)
+    router_grad_norm_M = router_grad_norms(model, state.placement)
+    grad_norm = state.placement.clip_gradients(model, config.grad_clip or torch.inf)
     loss = sum_over_ranks(torch.stack([part.next_token for part in parts]).sum())
     is_broken = sum_over_ranks((~(loss + grad_norm).isfinite()).float()) > 0
     skip_update_if(is_broken, optimizers)
@@ -103,6 +106,18 @@ def train_step(
         lr=lr,
         mtp_loss_O=_sum([part.mtp_O for part in parts], divisors.targets_O[1:] == 0),
     )
+
+
+def micro_batches(tokens_BL: Tensor, config: TrainConfig) -> Sequence[Tensor]:
+    """Return the micro-batches of this process's part of a batch.
+
+    Every process has equally many, also if some have a sequence more than others, because in some
+    layouts they wait for each other in every pass.
+    """
+    most_sequences = -(-config.batch_size // num_ranks())
+    passes = -(-most_sequences // (config.micro_batch_size or most_sequences))
+    parts = tokens_BL.chunk(passes)
+    return parts if len(parts) == passes else tokens_BL.tensor_split(passes)
 
 
 def forward_backward(
@@ -163,10 +178,10 @@ def over_the_batch(parts: list[Loss]) -> list[LayerStats]:
     return unflat(sum_over_ranks(figures_X), parts[0].stats)
 
 
-def router_grad_norms(model: Transformer) -> Tensor | None:
+def router_grad_norms(model: Transformer, placement: Placement) -> Tensor | None:
     """Return the norm of each router's gradient, or None if no router has one."""
     gradients = [layer.router.weight_ED.grad for layer in routed_layers(model)]
-    present = [gradient for gradient in gradients if gradient is not None]
+    present = [placement.whole("router", grad) for grad in gradients if grad is not None]
     if not present:
         return None
     # One launch for all of them, as in torch's own clipping.

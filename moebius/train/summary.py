@@ -9,7 +9,7 @@ from moebius.config.in_phases import all_phases, largest_phase, mixture_in_phase
 from moebius.config.routers import ROUTERS
 from moebius.cost import counts as cost
 from moebius.cost.exports import export_line
-from moebius.cost.memory import memory
+from moebius.cost.memory import Share, memory
 from moebius.cost.units import counted, itemized, short
 from moebius.data import Corpus
 from moebius.hardware.backends import Backends, is_compiled
@@ -20,11 +20,17 @@ from moebius.train.remarks import remarks
 
 
 def summary(
-    config: Config, corpus: Corpus, device: torch.device, backends: Backends, choices: list[str]
+    config: Config,
+    corpus: Corpus,
+    device: torch.device,
+    backends: Backends,
+    choices: list[str],
+    share: Share | None = None,
 ) -> list[str]:
     """Return the lines that a run begins with.
 
-    Each of the choices reads "name: what was chosen (why)".
+    Each of the choices reads "name: what was chosen (why)". share: what this process holds of the
+    run; by default all of it.
     """
     model, largest = config.model, largest_phase(config)
     train = largest.train
@@ -38,6 +44,7 @@ def summary(
         largest,
         dtype.itemsize,
         compiled,
+        share,
         experts=backends.experts,
         attention=backends.attention,
     )

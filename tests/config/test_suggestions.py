@@ -103,7 +103,7 @@ WITH_REMARK = {
     "moe_intermediate_size": "--model.moe_min_expansion and --model.moe_max_expansion (a hidden",
     "total_batch_size": "did you mean --train.batch_size (in sequences)?",
     "report_to": "; figures go to metrics.jsonl and TensorBoard",
-    "tensor_model_parallel_size": "Moebius trains on one GPU",
+    "tensor_model_parallel_size": "the layouts are parallel.replicate",
     "lr_min": "did you mean --train.min_lr_fraction (the last rate divided by train.lr)?",
     "betas": "did you mean --train.beta1 and --train.beta2?",
     "moe_layer_freq": "did you mean --model.num_experts (one number per layer, 0 for a dense",

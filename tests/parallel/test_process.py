@@ -27,19 +27,25 @@ def test_one_process_is_one_however_it_was_started(environment, expected):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 64])
-def test_several_processes_are_refused_in_one_line(world_size):
+def test_a_command_for_one_process_refuses_several_in_one_line(world_size):
     environment = {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
-    with pytest.raises(ConfigError, match=f"^{world_size} processes were started") as refusal:
-        Process.from_environment(environment)
-    assert refusal.value.exit_code == 2 and "\n" not in str(refusal.value)
+    assert Process.from_environment(environment) == Process(0, world_size)
+    with pytest.raises(
+        ConfigError, match=rf"^{world_size} processes were .*moebius profile"
+    ) as no:
+        Process.single("`moebius profile`", environment)
+    assert no.value.exit_code == 2 and "\n" not in str(no.value)
 
 
 def test_the_other_processes_let_the_first_say_what_is_wrong(monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    with pytest.raises(SystemExit) as ending:
-        Process.from_environment({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
-    assert ending.value.code == 2 and pauses == [SPEAKING_SECONDS]
+    with pytest.raises(ConfigError, match=r"^rank 1: lr") as error, Process(1, 2).first_speaks():
+        raise ConfigError("lr")
+    assert error.value.exit_code == 2 and pauses == [SPEAKING_SECONDS]
+    with pytest.raises(ConfigError, match=r"^lr"), Process(0, 2).first_speaks():
+        raise ConfigError("lr")
+    assert pauses == [SPEAKING_SECONDS]
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
@@ -69,14 +75,11 @@ def test_a_process_that_cannot_exist_is_refused(variables):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["train", pytest.param("resume", marks=pytest.mark.heavy), "profile", "ablate", "doctor"],
-)
-def test_every_command_that_trains_asks_which_process_it_is(command):
+@pytest.mark.parametrize("command", ["branch", "profile", "ablate", "doctor"])
+def test_a_command_for_one_process_asks_which_process_it_is(command):
     """Two profiles on one GPU would spoil each other's figures, as two runs would."""
     done = subprocess.run(
-        [sys.executable, "-m", "moebius", command, *["nosuch"] * (command == "resume")],
+        [sys.executable, "-m", "moebius", command, *["nosuch"] * (command == "branch")],
         env=os.environ | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
         capture_output=True,
         text=True,
@@ -90,25 +93,3 @@ def test_every_command_that_trains_asks_which_process_it_is(command):
 
 def test_only_the_first_process_writes():
     assert [Process(rank, 4).writes for rank in range(4)] == [True, False, False, False]
-
-
-def test_torchrun_with_two_processes_is_one_line_and_exit_code_2():
-    """Two processes are started as torchrun starts them, and only the first one writes."""
-    command = [sys.executable, "-m", "moebius", "train", "tiny"]
-    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    first, second = processes
-    out, errors = first.communicate(timeout=60)
-    second.kill()  # what a launcher does once one of its processes has failed
-    late_out, late_errors = second.communicate(timeout=60)
-    assert first.returncode == 2 and out == late_out == late_errors == ""
-    assert errors.startswith("moebius: 2 processes were started") and errors.count("\n") == 1

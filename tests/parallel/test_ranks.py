@@ -12,7 +12,8 @@ from torch.multiprocessing.spawn import spawn
 from moebius.config import Config, ModelConfig, TrainConfig
 from moebius.model.transformer import routed_layers, seeded
 from moebius.moe.statistics import LayerStats, unflat
-from moebius.parallel.ranks import sum_gradients, sum_over_ranks
+from moebius.parallel.placement import Placement
+from moebius.parallel.ranks import sum_over_ranks
 from moebius.train import step
 from moebius.train.state import TrainState
 from moebius.train.step import CountsSoFar, train_step
@@ -81,7 +82,7 @@ def measure_step(
     """
     size = len(tokens_BL)
     settings = TrainConfig(
-        batch_size=size, micro_batch_size=size // micro_batches, seq_len=S, lr=0.1, warmup_steps=0
+        batch_size=B, micro_batch_size=size // micro_batches, seq_len=S, lr=0.1, warmup_steps=0
     )
     config = Config(model=model, train=settings)
     state = TrainState.new(seeded(0, model), config)
@@ -158,7 +159,7 @@ def test_one_process_is_its_own_sum():
     assert sum_over_ranks(counts) is counts
     layer = torch.nn.Linear(2, 1)
     layer(counts).backward()
-    sum_gradients(layer)
+    Placement().sum_gradients(layer)
     assert layer.weight.grad is not None and torch.equal(layer.weight.grad[0], counts)
 
 

@@ -24,7 +24,8 @@ def test_one_gpu_says_why_and_nothing_about_a_network():
 def test_many_gpus_on_paper(gpus):
     text = text_of(plan_of("standard", *MANY_EXPERTS, gpus=gpus, gpu="b200"))
     assert f"on          {gpus} x b200: " in text
-    assert "this version of Moebius trains on one GPU" in text
+    assert f"start with `torchrun --nproc-per-node {gpus} -m moebius train ... --par" in text
+    assert "on paper until they are measured" in text
     assert "network     each GPU sends in a step: " in text
     assert "TFLOP/s" in text and "MFU" in text
 

@@ -16,6 +16,7 @@ from moebius.observe.line_file import read_lines
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Event
 from moebius.observe.terminal import Terminal
+from moebius.parallel.group import Peers
 from moebius.parallel.process import Process
 from moebius.train import clock, log, loop
 from moebius.train.checkpoint_writer import CheckpointWriter
@@ -115,7 +116,7 @@ def test_a_written_step_is_returned_and_reaches_every_sink(small, capsys):
 
 
 def test_a_process_that_does_not_write_has_only_a_silent_terminal(small, capsys):
-    session = start(small, "small", silent, process=Process(rank=1, world_size=2))
+    session = start(small, "small", silent, peers=Peers(Process(rank=1, world_size=2)))
     with log_of(session, session.process) as step_log:
         assert [type(sink) for sink in step_log.sinks._sinks] == [Terminal]
         result = take_step(session)

@@ -11,6 +11,7 @@ import torch
 from moebius.config import Config
 from moebius.errors import CheckpointError, ConfigError, DataError
 from moebius.model.transformer import routed_layers
+from moebius.parallel.group import Peers
 from moebius.parallel.process import Process
 from moebius.train import checkpoint
 from moebius.train.session import Session, batches_for, build, resume, start
@@ -64,7 +65,7 @@ def test_the_feed_of_two_processes_shares_the_batch(small):
     parts = []
     for process in (FIRST, SECOND):
         config = with_train(small, name=f"rank-{process.rank}")
-        session = start(config, "small", silent, process=process)
+        session = start(config, "small", silent, peers=Peers(process))
         assert session.process == process
         assert (session.feed.rank, session.feed.world_size) == (process.rank, 2)
         parts.append(session.feed.at(3))
@@ -72,13 +73,13 @@ def test_the_feed_of_two_processes_shares_the_batch(small):
 
 
 def test_a_process_that_does_not_write_makes_no_run_directory(small):
-    session = start(small, "small", silent, process=SECOND)
+    session = start(small, "small", silent, peers=Peers(SECOND))
     assert not session.run.root.exists()
 
 
 def test_a_resumed_feed_is_that_of_its_process(small):
     session = new_session(small)
-    resumed = resume(small, session.run, silent, process=SECOND)
+    resumed = resume(small, session.run, silent, peers=Peers(SECOND))
     assert (resumed.feed.rank, resumed.feed.world_size) == (1, 2)
     assert torch.equal(resumed.feed.at(5), session.feed.at(5)[2:])
 
@@ -112,9 +113,9 @@ def test_only_the_process_that_writes_tidies_the_checkpoints(small):
     save(session)
     leftover = session.run.checkpoints / ".step-00000003.partial"
     leftover.mkdir()
-    resume(small, session.run, silent, process=SECOND)
+    resume(small, session.run, silent, peers=Peers(SECOND))
     assert leftover.exists()
-    resume(small, session.run, silent, process=FIRST)
+    resume(small, session.run, silent, peers=Peers(FIRST))
     assert not leftover.exists()
 
 

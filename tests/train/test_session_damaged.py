@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from moebius.errors import CheckpointError, ForeignCheckpointError, Interrupted
+from moebius.parallel.group import Peers
 from moebius.parallel.process import Process
 from moebius.train import checkpoint, checkpoint_store
 from moebius.train.checkpoint_file import write_file
@@ -191,7 +192,7 @@ def test_only_the_process_that_writes_sets_checkpoints_aside(small):
     saved(session, 3, 6)
     (session.run.checkpoints / "step-00000006" / "state.json").unlink()
     peer = Process(rank=1, world_size=2, local_rank=1)
-    assert resume(small, session.run, silent, process=peer).state.step == 3
+    assert resume(small, session.run, silent, peers=Peers(peer)).state.step == 3
     assert names_in(session.run.checkpoints) == ["step-00000003", "step-00000006"]
 
 

@@ -66,10 +66,10 @@ def stepped(
     gradients: dict[str, Tensor] = {}
     original = step.router_grad_norms
 
-    def noted(model) -> Tensor | None:
+    def noted(model, placement) -> Tensor | None:
         for name, parameter in model.named_parameters():
             gradients[name] = parameter.grad.clone()
-        return original(model)
+        return original(model, placement)
 
     monkeypatch.setattr(step, "router_grad_norms", noted)
     state = TrainState.new(model, config)
