@@ -80,7 +80,7 @@ def test_a_run_ends_with_the_path_of_its_report(tmp_path, moebius):
     assert "<h2>Samples</h2>" in html and "<h2>Environment</h2>" in html
     more = moebius("resume", run, "--train.steps", "12")
     assert more.out.splitlines()[-1] == path
-    assert [line["step"] for line in read_lines(run / "samples.jsonl")] == [10, 12]
+    assert [line["step"] for line in read_lines(run / "samples.jsonl")] == [5, 10, 12]
     assert [line["step"] for line in read_lines(run / "environment.jsonl")] == [0, 10]
 
 
