@@ -67,6 +67,7 @@ def test_a_worker_that_is_killed_is_a_row_that_says_so(few, workers):
     assert "killed by SIGKILL" in ablation.outcomes[1].problem
 
 
+@pytest.mark.heavy
 def test_an_interrupt_leaves_no_process_behind(few, workers):
     def interrupt(line: str) -> None:
         if line.startswith("round 2"):

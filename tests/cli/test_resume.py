@@ -211,6 +211,7 @@ def test_damaged_lines_do_not_end_a_run(name, trained, tmp_path: Path, moebius):
     assert steps(run) == [2, 4, 5, 6, 8, 10, 12]
 
 
+@pytest.mark.heavy
 def test_a_run_that_is_still_trained_is_refused(tmp_path: Path, moebius):
     run = tmp_path / "runs" / "run"
     flags = micro(tmp_path, train__name="run", train__steps=100_000, train__checkpoint_every=5)

@@ -118,7 +118,8 @@ def test_a_pipe_that_is_closed_during_the_summary_stops_after_the_first_step(sta
     assert saved_step(tmp_path / "run") == 1
 
 
-@pytest.mark.parametrize("is_controlling", [True, pytest.param(False, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("is_controlling", [True, False])
 def test_a_terminal_that_is_closed_is_a_hangup(start, tmp_path, is_controlling):
     """A controlling terminal sends SIGHUP, and writing to it fails; another only does the latter.
 

@@ -68,6 +68,7 @@ def test_experts_that_the_compiler_leaves_alone_are_marked_too():
         assert in_experts > pieces[Piece("activation", direction)]
 
 
+@pytest.mark.heavy
 def test_the_experts_of_multi_token_prediction_belong_to_it():
     torch.manual_seed(0)
     model = model_of(tiny(num_layers=1, use_mtp=True), "loop")

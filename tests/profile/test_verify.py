@@ -16,6 +16,7 @@ from tests.profile.made_up import made_up, small_config, titled
 CPU = torch.device("cpu")
 
 
+@pytest.mark.heavy
 def test_a_change_is_made_and_measured(small):
     config = replace(small, model=replace(small.model, base_expansion=16.0))
     profiled, steps = profile(config, CPU, seconds=1.0)
