@@ -28,9 +28,10 @@ from moebius.data.formats import (
 )
 from moebius.data.hub import hub_rows
 from moebius.data.inventory import STDLIB, Inventory, inventory, on_hub, refuse_document
+from moebius.data.line_rows import json_line_chunks, json_line_texts
 from moebius.data.long_text import LONG_BYTES, LongText, Text, parts_of
 from moebius.data.row_syntax import CSV, JSON, JSON_LINES
-from moebius.data.rows import csv_rows, json_line_chunks, json_line_texts, json_objects
+from moebius.data.rows import csv_rows, json_objects
 from moebius.data.tables import arrow_rows, parquet_rows
 from moebius.data.tally import Amount, Tally
 from moebius.data.text_files import NotText, Refuse, piece_text, text_chunks

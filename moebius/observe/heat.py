@@ -5,13 +5,13 @@ import io
 import numpy as np
 from PIL import Image
 
-from moebius.moe.load import dead_share
+from moebius.observe.heat_strip import DEAD as DEAD_LEVEL
+from moebius.observe.heat_strip import EDGES, levels_of
 from moebius.observe.metrics import StepMetrics
 
-EDGES = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
-"""Multiples of an even share at which the color changes, as in the heat maps of a report."""
 DEAD, NOTHING = len(EDGES) + 1, len(EDGES) + 2
-"""Colors of a dead expert, and of a place without an expert."""
+"""Colors of a dead expert, and of a place without an expert. That of any other expert is the
+number of its level."""
 COLORS = "14508f 5b9bd5 b9d6ee eef0f2 f9d3a5 e8863a a33a06 c2189b 808080"
 """Those of page.css: from little load to much, a dead expert, and no expert."""
 WIDEST = 768  # pixels of a row
@@ -24,14 +24,10 @@ def heat_map(metrics: StepMetrics) -> np.ndarray:
     width = max(map(len, loads), default=0)
     levels_ME = np.full((len(loads), width), NOTHING, np.uint8)
     for number, counts in enumerate(loads):
-        total = sum(counts)
         if not counts:
             continue
-        share_E = np.array(counts) / max(1, total)
-        level_E = np.searchsorted(EDGES, share_E * len(counts), side="right")
-        levels_ME[number, : len(counts)] = np.where(
-            share_E < dead_share(len(counts)), DEAD, level_E
-        )
+        level_E = levels_of(np.array(counts) / max(1, sum(counts)))
+        levels_ME[number, : len(counts)] = np.where(level_E == DEAD_LEVEL, DEAD, level_E)
     return levels_ME
 
 

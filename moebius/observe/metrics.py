@@ -1,6 +1,7 @@
 """A logged step as one typed value, which the loop hands to sinks, terminal and alarms."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 from moebius.config import MTP_OFFSETS
 from moebius.moe.load import dead_experts, max_violation, variation
 from moebius.moe.statistics import LayerStats
+
+LARGEST = sys.float_info.max
+"""The largest figure that a line may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +248,11 @@ def layer_metrics(
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value in a line is a number, or null in place of one."""
-    return value is None or type(value) in (int, float)
+    """Return whether a value in a line is a number, or null in place of one that is not finite.
+
+    Python reads NaN, Infinity and integers of any size, too, which no run writes.
+    """
+    return value is None or (type(value) in (int, float) and abs(value) <= LARGEST)
 
 
 def _values(source: Any) -> Any:

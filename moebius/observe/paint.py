@@ -74,6 +74,11 @@ def styled(text: str, style: str = "") -> Segment:
     return Segment(text, STYLES.get(style))
 
 
+def fitted(row: Row, width: int) -> Row:
+    """Return the row cut off or filled up to a width."""
+    return Segment.adjust_line_length(row, width)
+
+
 class Paint:
     """Turns rows into text with the codes for the colors that a terminal has.
 

@@ -9,26 +9,20 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rich.segment import Segment
-
 from moebius.config.printable import printable_line
 from moebius.cost.units import short
 from moebius.observe.glance import Balance, Health, balances, health
-from moebius.observe.heat_strip import DEAD, EVEN, GLYPHS, WIDEST_EXPERT, strip
+from moebius.observe.layer_rows import layer_rows
 from moebius.observe.loss_plot import plot
-from moebius.observe.paint import LEVELS, Row, styled
+from moebius.observe.paint import Row, fitted, styled
 from moebius.observe.so_far import Happening, SoFar
 
 HEAD = 3
 """Rows of the name, the progress and the figures."""
 LABEL = 8
 """Columns of the values beside the curve."""
-FIGURES = 12
-"""Columns of a layer's CV and dead experts."""
 NARROWEST_COLUMN = 62
 """Columns of the terminal below which no second layer has room beside the first one."""
-LEGEND = 58
-"""Columns that explain the strips, for layers with few experts."""
 WITH_BITS = 76
 """Columns from which the held-out loss is also shown in bits per byte."""
 TALLEST_PLOT = 12
@@ -87,7 +81,7 @@ class View:
             self._drawn = now
             self._due = time.monotonic() + (time.thread_time() - start) / self._share
         head = (_title(self.so_far, self._health, width), _progress(self.so_far, width))
-        return [*(_fitted(row, width) for row in head), *self._body][:height]
+        return [*(fitted(row, width) for row in head), *self._body][:height]
 
     def _draw(self, width: int, height: int) -> None:
         """Draw what is below the progress, and judge the run."""
@@ -96,11 +90,6 @@ class View:
         room = max(0, height - 2)
         body = list(_body(self.so_far, layers, num_steps, width, height))[:room]
         self._body = body + [[styled(" " * width)] for _ in range(room - len(body))]
-
-
-def _fitted(row: Row, width: int) -> Row:
-    """Return the row cut off or filled up to a width."""
-    return Segment.adjust_line_length(row, width)
 
 
 def _title(so_far: SoFar, judged: Health, width: int) -> Row:
@@ -153,12 +142,14 @@ def _body(
     so_far: SoFar, layers: dict[int, Balance], num_steps: int, width: int, height: int
 ) -> Iterator[Row]:
     """Yield everything below the progress."""
-    yield _fitted(_figures(so_far, width), width)
-    parts = layout(height, -(-len(layers) // _columns(width, height, len(layers))))
-    yield from (_fitted(row, width) for row in _curve(so_far, width, parts.plot))
+    yield fitted(_figures(so_far, width), width)
+    columns = _columns(width, height, len(layers))
+    parts = layout(height, -(-len(layers) // columns))
+    yield from (fitted(row, width) for row in _curve(so_far, width, parts.plot))
     if parts.layers:
-        yield from _layers(layers, num_steps, so_far, width, parts.layers, height)
-    yield from (_fitted(row, width) for row in _happenings(so_far, width, parts.happenings))
+        limit = so_far.limits.cv.threshold
+        yield from layer_rows(layers, num_steps, limit, width, columns, parts.layers)
+    yield from (fitted(row, width) for row in _happenings(so_far, width, parts.happenings))
 
 
 def _figures(so_far: SoFar, width: int) -> Row:
@@ -236,102 +227,6 @@ def _columns(width: int, height: int, num_layers: int) -> int:
         return 1
     room = max(1, layout(height, num_layers).layers - 1)
     return max(1, min(width // NARROWEST_COLUMN, -(-num_layers // room)))
-
-
-def _layers(
-    layers: dict[int, Balance],
-    num_steps: int,
-    so_far: SoFar,
-    width: int,
-    height: int,
-    whole: int,
-) -> Iterator[Row]:
-    """Yield a row for each layer or, where there are more layers, for several neighbors."""
-    columns = _columns(width, whole, len(layers))
-    num_rows = height - 1
-    groups = list(_folded(list(layers), num_rows * columns))
-    labels = [_label(group, layers) for group in groups]
-    label_width = max(5, *map(len, labels))
-    room = (width - 2 * (columns - 1)) // columns - label_width - 1 - FIGURES
-    most = max(len(balance.shares_E) for balance in layers.values())
-    strip_width = max(1, min(room, max(WIDEST_EXPERT * most, LEGEND)))
-    head = _scale(strip_width, label_width, num_steps, is_sorted=most > strip_width)
-    each = label_width + 1 + strip_width + FIGURES
-    gap, blank = [styled("  ")], [styled(" " * each)]
-    rest = [styled(" " * max(0, width - columns * each - 2 * (columns - 1)))]
-    yield _fitted([part for n in range(columns) for part in (gap if n else []) + head], width)
-    used = -(-len(groups) // columns)
-    limit = so_far.limits.cv.threshold
-    for row in range(num_rows):
-        parts: Row = []
-        for column in range(columns):
-            at = column * used + row
-            parts += gap if column else []
-            if row < used and at < len(groups):
-                label = f"{labels[at]:<{label_width}} "
-                parts += _layer(label, groups[at], layers, strip_width, limit)
-            else:
-                parts += blank
-        parts += rest
-        yield parts if width >= each else _fitted(parts, width)
-
-
-def _folded(layers: list[int], most: int) -> Iterator[list[int]]:
-    """Yield groups of neighboring layers, at most so many and of about the same size."""
-    most = min(most, len(layers))
-    for group in range(most):
-        yield layers[group * len(layers) // most : (group + 1) * len(layers) // most]
-
-
-def _worst(group: list[int], layers: dict[int, Balance]) -> int:
-    return max(group, key=lambda layer: (layers[layer].dead, layers[layer].cv))
-
-
-def _label(group: list[int], layers: dict[int, Balance]) -> str:
-    """Return the numbers of the layers of a row, and which one is shown if there are several."""
-    if len(group) == 1:
-        return f"{group[0]:>3}"
-    return f"{group[0]}-{group[-1]}▸{_worst(group, layers)}"
-
-
-def _scale(width: int, label_width: int, num_steps: int, is_sorted: bool) -> Row:
-    """Return the line above the layers, which explains as much of the strips as has room."""
-    title = "experts by their share" if is_sorted else "share of each expert"
-    title += f" over {num_steps} logged steps" if num_steps > 1 else ""
-    glyphs = {level: Segment(glyph, LEVELS[level]) for level, glyph in GLYPHS.items()}
-    little = [glyphs[level] for level in range(EVEN)]
-    much = [glyphs[level] for level in range(EVEN + 1, max(GLYPHS) + 1)]
-    parts: list[Row] = [
-        [styled(title[:width], "quiet")],
-        [styled("  "), glyphs[DEAD], styled(" dead", "quiet")],
-        [styled("  "), *little, styled(" little", "quiet")],
-        [styled("  "), glyphs[EVEN], styled(" even", "quiet")],
-        [styled("  "), *much, styled(" much", "quiet")],
-    ]
-    legend: Row = []
-    for part in parts:
-        if Segment.get_line_length([*legend, *part]) > width:
-            break
-        legend += part
-    names = styled(f"{'CV':>6}{'dead':>6}")
-    return [styled(f"{'layer':<{label_width}} "), *_fitted(legend, width), names]
-
-
-def _layer(
-    label: str, group: list[int], layers: dict[int, Balance], width: int, limit: float
-) -> Row:
-    """Return the row of one layer, or of the worst of several. `width` is that of the strip."""
-    worst = layers[_worst(group, layers)]
-    cv = max(layers[layer].cv for layer in group)
-    dead = sum(layers[layer].dead for layer in group)
-    runs = strip(worst.shares_E, width)
-    return [
-        styled(label),
-        *(Segment(GLYPHS[level] * number, LEVELS[level]) for level, number in runs),
-        styled(" " * (width - sum(number for _, number in runs))),
-        styled(f"{cv:>6.2f}", "warn" if cv > limit else ""),
-        styled(f"{dead:>6,}", "bad" if dead else ""),
-    ]
 
 
 def _happenings(so_far: SoFar, width: int, height: int) -> Iterator[Row]:

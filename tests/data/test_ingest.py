@@ -176,7 +176,7 @@ from moebius.config import DataConfig
 from moebius.data import prepare
 module = sys.modules["moebius.data.ingest"]
 module.BATCH_BYTES, module.RECORD_INTERVAL_BYTES = 20_000, 100_000
-sys.modules["moebius.data.rows"].CHUNK_BYTES = 5_000
+sys.modules["moebius.data.line_rows"].CHUNK_BYTES = 5_000
 print(prepare(DataConfig(**eval(sys.argv[1])), 300).folder)
 """
 

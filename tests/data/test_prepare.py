@@ -180,7 +180,7 @@ def test_an_interruption_leaves_nothing_behind(source, monkeypatch, error, raise
 
     with monkeypatch.context() as patched:
         patched.setattr(ShardWriter, "append", fail_later)
-        patched.setattr("moebius.data.rows.CHUNK_BYTES", 1000)
+        patched.setattr("moebius.data.line_rows.CHUNK_BYTES", 1000)
         patched.setattr("moebius.data.ingest.BATCH_BYTES", 1000)
         with pytest.raises(raised) as caught:
             prepare(configure(source), 257)

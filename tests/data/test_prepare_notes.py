@@ -44,7 +44,7 @@ def test_a_tokenizer_that_loses_text_is_found_out_wherever_it_is(source, tmp_pat
     inner.save(str(tmp_path / "words.json"))
     source.write_text("".join(f'{{"text": "document {n} é"}}\n' for n in range(200)))
     monkeypatch.setattr("moebius.data.ingest.BATCH_BYTES", 100)
-    monkeypatch.setattr("moebius.data.rows.CHUNK_BYTES", 100)
+    monkeypatch.setattr("moebius.data.line_rows.CHUNK_BYTES", 100)
     config = configure(source, tokenizer=str(tmp_path / "words.json"))
     for num_workers in (1, 2):
         config = replace(config, workers=num_workers, cache=str(tmp_path / f"c{num_workers}"))

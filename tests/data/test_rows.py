@@ -8,6 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from moebius.config import DataConfig
+from moebius.data.formats import SourceFile, identify, state_of
+from moebius.data.line_rows import CHUNK_BYTES, json_line_chunks
 from moebius.data.sources import documents
 from moebius.data.tally import Tally
 from moebius.errors import DataError
@@ -61,7 +63,8 @@ def test_a_csv_file_without_names_in_its_first_row_is_refused(tmp_path):
 
 
 def test_a_row_too_long_for_memory_is_refused_and_the_next_ones_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("moebius.data.rows.LONGEST_ROW", 1000)
+    for module in ("rows", "line_rows"):
+        monkeypatch.setattr(f"moebius.data.{module}.LONGEST_ROW", 1000)
     lines, array = tmp_path / "a.jsonl", tmp_path / "a.json"
     lines.write_text('{"text": "a"}\n{"text": "' + "x" * 5000 + '"}\n{"text": "b"}\n')
     assert f"{lines}:2: a line of more than 1,000 bytes" in refusal(lines)
@@ -133,3 +136,16 @@ def test_plain_text_is_only_suggested_where_it_helps(tmp_path, name):
     assert "not UTF-8" in refusal(file) and suggestion not in refusal(file)
     file.write_bytes(CONTENTS[name].replace(b"text", b"body"))
     assert suggestion in refusal(file)
+
+
+@pytest.mark.parametrize("rest", [0, 10, CHUNK_BYTES + 10])
+def test_a_file_that_is_cut_while_it_is_read_ends(tmp_path, rest):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a"}\n' * (3 * CHUNK_BYTES // 14))
+    format_ = identify(str(file), file.name, False)
+    listed = SourceFile(str(file), file.name, format_, state_of(str(file)))
+    parts = json_line_chunks(listed, "text", pytest.fail)
+    next(parts)
+    with file.open("r+b") as opened:
+        opened.truncate(rest)
+    assert len(list(zip(parts, range(10), strict=False))) < 10

@@ -187,7 +187,7 @@ def test_a_worker_ignores_an_interrupt_and_ends_with_its_owner(saved, started):
 @pytest.fixture
 def mixed(tmp_path, monkeypatch) -> Path:
     """A folder of files of all kinds, of which some are read in several parts."""
-    monkeypatch.setattr("moebius.data.rows.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("moebius.data.line_rows.CHUNK_BYTES", 10_000)
     monkeypatch.setattr("moebius.data.text_files.LONGEST_DOCUMENT", 10_000)
     monkeypatch.setattr("moebius.data.ingest.BATCH_BYTES", 10_000)
     monkeypatch.setattr(sources, "SMALL_FILE", 10_000)
@@ -238,7 +238,7 @@ def test_only_large_files_without_parts_are_read_by_the_owner(mixed, monkeypatch
 
 def test_a_bad_line_far_into_a_file_is_named_by_any_number_of_workers(tmp_path, monkeypatch):
     """The lines before the part of the file that a worker reads are counted."""
-    monkeypatch.setattr("moebius.data.rows.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("moebius.data.line_rows.CHUNK_BYTES", 10_000)
     monkeypatch.setattr("moebius.data.ingest.BATCH_BYTES", 10_000)
     source = tmp_path / "rows.jsonl"
     lines = [json.dumps({"text": f"row {n} " * 60}) for n in range(900)]
@@ -255,7 +255,7 @@ def test_a_bad_line_far_into_a_file_is_named_by_any_number_of_workers(tmp_path, 
 
 def test_lines_are_counted_once_for_all_messages_about_a_source(tmp_path, monkeypatch):
     source = tmp_path / "rows.jsonl"
-    monkeypatch.setattr("moebius.data.rows.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("moebius.data.line_rows.CHUNK_BYTES", 10_000)
     good = (json.dumps({"text": f"word {n} " * 20}) + "\n" for n in range(300))
     source.write_text("".join(f"{line}bad\n" for line in good))
     counted: list[int] = []

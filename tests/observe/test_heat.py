@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from moebius.moe.load import dead_share
-from moebius.observe.heat import COLORS, DEAD, EDGES, NOTHING, heat_map, heat_png
+from moebius.observe.heat import COLORS, DEAD, NOTHING, heat_map, heat_png
+from moebius.observe.heat_strip import EDGES
 from tests.observe.made_up import metrics_of
 
 

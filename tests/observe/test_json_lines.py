@@ -204,6 +204,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "loads that are no list": {"tokens_per_expert": None},
     "a step that is true": {"step": True},
     "tokens that are true": {"tokens": True},
+    "tokens that are NaN": {"tokens": math.nan},
+    "an infinite speed": {"tokens_per_second": -math.inf},
     "a source in words": {"val_by_source": {"a": "good"}},
     "a loss of a source in words": {"val_by_source": {"a": {"loss": "good"}}},
     "sources in a list": {"val_by_source": []},
