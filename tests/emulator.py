@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 
+_CUT_OFF = re.compile(r"\x1b(\[[?0-9;]*)?\Z")
 _CONTROL = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|(\r|\n)|([^\x1b\r\n]+)")
 
 
@@ -17,10 +18,18 @@ class Emulator:
         self.screen: list[list[str]] = [[" "] * columns for _ in range(rows)]
         self.row = self.column = 0
         self.is_cursor_shown = self.is_synchronized = True
+        self.begun = ""  # of a control sequence whose rest has not come
 
     def feed(self, text: str) -> None:
-        """Take what a program writes. Raises ValueError for what this terminal does not know."""
-        end = 0
+        """Take what a program writes. Raises ValueError for what this terminal does not know.
+
+        A control sequence that is cut off, as a process that is killed leaves it, waits for its
+        rest.
+        """
+        text = self.begun + text
+        cut_off = _CUT_OFF.search(text)
+        self.begun = cut_off.group() if cut_off else ""
+        text, end = text.removesuffix(self.begun), 0
         for match in _CONTROL.finditer(text):
             if match.start() != end:
                 raise ValueError(text[end : end + 20])

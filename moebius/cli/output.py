@@ -60,14 +60,17 @@ def check_file(flag: str, file: str, suffix: str) -> None:
 
 
 @contextmanager
-def softly(what: str) -> Iterator[None]:
+def softly(what: str, known: str = "") -> Iterator[None]:
     """Turn any error into a line on stderr, where a failure must not end the command.
 
-    what: the failure in words, such as "no report".
+    what: the failure in words, such as "no report". known: the error that the command ends with
+    anyway, which is not said twice.
     """
     try:
         yield
     except Exception as error:
+        if known and str(error) == known:
+            return
         complain(f"{what}: {str(error) or type(error).__name__}")
 
 

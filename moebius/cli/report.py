@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from moebius.cli.command import Argument, Command
 from moebius.cli.output import check_file, say, softly
+from moebius.errors import MoebiusError
 
 if TYPE_CHECKING:
     from moebius.train.session import Session
@@ -48,10 +49,14 @@ def reported(session: "Session") -> Iterator[None]:
     step = session.state.step
     with softly("the machine is not recorded"):
         record_environment(session.run, step, session.device, session.process.world_size)
+    ending = ""
     try:
         yield
+    except MoebiusError as error:
+        ending = str(error)
+        raise
     finally:
-        with softly("no report"):
+        with softly("no report", known=ending):
             session.check_owned()  # never writes into what is there instead of the run
             from moebius.report.report import write_report
 

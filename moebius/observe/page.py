@@ -18,6 +18,8 @@ from moebius.observe.charts import Charts
 
 _FILES = Path(__file__).parent
 _LIBRARY = _FILES / "echarts"
+_NO_ICON = "<link rel=icon href=data:,>"
+"""What keeps a browser from asking the server for an icon that it does not have."""
 _NOTICE = "Charts: Apache ECharts, Apache License 2.0. Its notice and license are in the source "
 
 
@@ -41,7 +43,7 @@ def page(title: str, body: Iterable[str], charts: Charts, version: str = "") -> 
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name=viewport content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
-            *([f'<meta name=version content="{text(version)}">'] if version else []),
+            *([f'<meta name=version content="{text(version)}">', _NO_ICON] if version else []),
             f"<title>{text(title)}</title>",
             f"<style>\n{_read('page.css')}</style>",
             *body,

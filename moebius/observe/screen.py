@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 from rich.cells import cell_len
 
-BEGIN, END = "\x1b[?2026h\x1b[?25l", "\x1b[?25h\x1b[?2026l"
-"""Before and after each picture: show nothing of it until it is whole, and no cursor moving about.
-Terminals that do not know synchronized output ignore it."""
+BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"
+"""Before and after each picture: show nothing of it until it is whole. Terminals that do not know
+synchronized output ignore it, and the others end it by themselves after a moment. The cursor is
+not hidden: a process that is killed in the middle of a picture could not show it again."""
 CLEAR_ROW, UP, DOWN = "\x1b[2K", "\x1b[{}A", "\x1b[{}B"
 
 

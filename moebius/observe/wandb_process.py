@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections import Counter, deque
+from pathlib import Path
 from typing import Any
 
 LAST_SECONDS = 60
@@ -53,6 +54,7 @@ class _Written:
         import wandb
 
         self._wandb: Any = wandb
+        self._folder = Path(begin["folder"])
         self._run = _begun(begin)
         # Every figure is drawn over the step of the run. W&B's own counts messages.
         self._run.define_metric("step", hidden=True)
@@ -60,7 +62,7 @@ class _Written:
         self._samples = deque[list[Any]](maxlen=MOST_ROWS)
         self._events = deque[list[Any]](maxlen=MOST_ROWS)
         self._counts = Counter[str]()
-        self._step, self._is_told = 0, True
+        self._step, self._is_told, self._is_moved = 0, True, False
         for sample in begin["samples"]:
             self._samples.append([sample["step"], sample.get("prompt"), sample.get("text")])
 
@@ -101,6 +103,11 @@ class _Written:
         if self._is_told:
             return
         self._is_told = True
+        if not self._folder.is_dir():  # the library would make it again
+            if not self._is_moved:
+                print(f"{self._folder} has been moved: tables are left out", flush=True)
+            self._is_moved = True
+            return
         tables = {}
         if self._samples:
             rows = [list(row) for row in self._samples]

@@ -116,7 +116,8 @@ def _diverged(run: Run) -> Verdict | None:
 def _start_of_mixture(run: Run) -> int:
     """Return the tokens after which the sources have been mixed as they are at the end.
 
-    It is 0 unless a phase has another mixture, which has another loss.
+    They are those of the last step that was mixed otherwise, which may have more than its phase
+    asks for. It is 0 unless a phase has another mixture, which has another loss.
     """
     config, tokens = run.config, number(run.curves.last.get("tokens"))
     if config is None or not config.train.phases or not math.isfinite(tokens):
@@ -125,7 +126,7 @@ def _start_of_mixture(run: Run) -> int:
     mixtures = [mixture_in_phase(config, phase) for phase in range(last + 1)]
     while last and mixtures[last - 1] == mixtures[last]:
         last -= 1
-    return config.train.phases[last - 1].until if last else 0
+    return config.train.phase_ends(0, 0)[last - 1][1] if last else 0
 
 
 def _stopped(run: Run) -> Verdict | None:
@@ -185,16 +186,21 @@ def _collapsed(run: Run) -> Verdict | None:
 def _overfitted(run: Run) -> Verdict | None:
     """Return that the held-out loss has risen again, if it has.
 
-    Another mixture of the sources is another aim, and the held-out text stays mixed as before: it
-    is only compared since the mixture last changed.
+    Another mixture of the sources is another aim, and the held-out text stays mixed as before. So
+    it is only compared since the mixture last changed, and a loss that has done nothing but rise
+    since then says that the mixture has moved away from the held-out text.
     """
     held_out, places = run.curves.evaluated("val_loss"), run.curves.places(run.curves.evaluations)
-    is_comparable = np.isfinite(held_out) & (places["tokens"] > _start_of_mixture(run))
+    is_known = np.isfinite(held_out)
+    is_comparable = is_known & (places["tokens"] > _start_of_mixture(run))
+    before = held_out[is_known & ~is_comparable]
     held_out, steps = held_out[is_comparable], places["step"][is_comparable]
     if len(held_out) < 3:
         return None
     best = int(np.argmin(held_out))
     if held_out[-1] <= held_out[best] * (1 + OVERFIT):
+        return None
+    if best == 0 and len(before) and before[-1] < held_out[0]:
         return None
     why = (
         f"the held-out loss was best at step {steps[best]:,.0f} ({held_out[best]:.3f}) and is "

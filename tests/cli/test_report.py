@@ -123,6 +123,19 @@ def test_nothing_is_written_into_what_is_there_instead_of_the_run(tmp_path, caps
     assert not (run / "report.html").exists()
 
 
+def test_a_run_that_ends_because_it_was_moved_says_so_once(tmp_path, capsys):
+    def lost():
+        raise StorageError("it was moved")
+
+    run = write_run(tmp_path / "run")
+    with (
+        pytest.raises(StorageError, match="moved"),
+        reported(session(run, check_owned=lost)),
+    ):
+        lost()
+    assert capsys.readouterr() == ("", "") and not (run / "report.html").exists()
+
+
 def test_a_process_that_does_not_write_reports_nothing(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     with reported(session(run, writes=False)):

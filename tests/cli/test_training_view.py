@@ -47,7 +47,7 @@ def trained_in(
         pass
     os.close(master)
     process.wait(SECONDS)
-    terminal.feed(text.decode().replace("\r\n", "\n"))
+    terminal.feed(text.decode(errors="replace").replace("\r\n", "\n"))
     return process
 
 
@@ -68,7 +68,7 @@ def test_the_log_remains_and_nothing_else(number, code, trained, tmp_path):
     assert "report:        " in text and text.count("parameters  ") == 1
     for part in ("│", "┤", "─", "━", "tok/s  MFU"):
         assert part not in text
-    assert terminal.is_cursor_shown and not terminal.is_synchronized
+    assert terminal.is_cursor_shown and not terminal.is_synchronized and not terminal.begun
     if number is not None:
         assert "moebius: stopped at step" in text
 
@@ -87,3 +87,12 @@ def test_a_process_that_is_killed_leaves_the_cursor(trained, tmp_path):
     flags = micro(trained, train__out=tmp_path, train__name="run", train__steps=100_000)
     assert trained_in(terminal, flags, signal.SIGKILL).returncode == -9
     assert terminal.is_cursor_shown
+
+
+def test_a_control_sequence_that_is_cut_off_waits_for_its_rest():
+    terminal = Emulator(80, 24)
+    for part in ("a\x1b", "[", "?25", "lb\x1b[3"):
+        terminal.feed(part)
+    assert terminal.log == ["ab"] and not terminal.is_cursor_shown and terminal.begun == "\x1b[3"
+    with pytest.raises(ValueError, match="x"):
+        terminal.feed("\x1b]x")

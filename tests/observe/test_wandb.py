@@ -21,6 +21,7 @@ from moebius.observe.registry import sinks_for
 from moebius.observe.sink import Sample, Sinks
 from moebius.observe.tags import tags
 from moebius.parallel.process import Process
+from tests.emulator import wait_until
 from tests.files import REPOSITORY
 from tests.observe.broken import silent_server
 from tests.observe.made_up import Happening, metrics_of
@@ -68,6 +69,21 @@ def history(folder: Path) -> list[dict[str, Any]]:
 def of_kind(folder: Path, kind: str) -> list[Any]:
     found = [record for record in records(folder) if record.WhichOneof("record_type") == kind]
     return [getattr(record, kind) for record in found]
+
+
+@needs_library
+@pytest.mark.heavy
+def test_a_run_that_is_renamed_lacks_tables_and_leaves_nothing_behind(tmp_path: Path):
+    run, renamed = tmp_path / "my-run", tmp_path / "renamed"
+    with opened(run, OFFLINE) as sinks:
+        sinks.write(metrics_of(step=1))
+        wait_until(lambda: bool(list(run.glob("wandb/*run-*/*.wandb"))), 120)
+        run.rename(renamed)
+        sinks.write(metrics_of(step=2))
+        sinks.event(Fired(2))
+    assert not run.exists()
+    assert [row["step"] for row in history(renamed)] == [1, 2]
+    assert notes(renamed) == [f"{run} has been moved: tables are left out"]
 
 
 @needs_library

@@ -13,6 +13,9 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SECONDS = 60
 """How long a report may take to draw all its charts. Machines of tests are slow and busy."""
 
+READY = "html[data-ready=all]"
+"""The selector of a report whose charts are all drawn."""
+
 
 @dataclass
 class Opened:
@@ -26,10 +29,11 @@ class Opened:
 
 
 @contextmanager
-def opened(path: Path, width: int = 1440, scheme: Any = "light") -> Iterator[Opened]:
+def opened(place: Path | str, width: int = 1440, scheme: Any = "light") -> Iterator[Opened]:
     """Open a report in a window of this width and color scheme, until all charts are drawn.
 
-    The network is unplugged. Skips the test if there is no Chromium, or no Playwright.
+    place: its file, for which the network is unplugged, or the URL of a server. Skips the test if
+    there is no Chromium, or no Playwright.
     """
     api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
@@ -38,14 +42,15 @@ def opened(path: Path, width: int = 1440, scheme: Any = "light") -> Iterator[Ope
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+            offline=isinstance(place, Path),
         )
         result = Opened(context.new_page())
         result.page.on("console", lambda message: result.messages.append(message.text))
         result.page.on("pageerror", lambda error: result.messages.append(str(error)))
         result.page.on("request", lambda request: result.requests.append(request.url))
-        result.page.goto(path.absolute().as_uri())
-        ready = "html[data-ready=all]"
-        result.page.wait_for_selector(ready, state="attached", timeout=SECONDS * 1e3)
+        result.page.goto(place.absolute().as_uri() if isinstance(place, Path) else place)
+        result.page.wait_for_selector(READY, state="attached", timeout=SECONDS * 1e3)
         yield result
         browser.close()

@@ -101,6 +101,7 @@ def config_of(*flags: str) -> Config:
     Its alarms fire soon enough for so few steps.
     """
     shape = ["--model.num_layers=3", "--model.num_experts=4,0,4", "--model.base_expansion=1"]
+    shape += ["--train.batch_size=10", "--train.seq_len=100"]  # TOKENS a step
     shape += ["--train.steps=20", "--train.warmup_steps=2", "--observe.dead_expert.patience=2"]
     config = override(Config(), parse_flags([*shape, "--observe.cv.patience=10"]))
     return override(config, parse_flags(list(flags)))

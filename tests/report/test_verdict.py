@@ -212,13 +212,34 @@ def test_a_run_that_overfits(tmp_path):
     assert "best at step 10 (2.000) and is 3.000 at step 20" in found.why
 
 
-@pytest.mark.parametrize(("begin", "word"), [(10, "Healthy"), (2, "Overfitted")])
-def test_a_held_out_loss_that_rises_with_another_mixture_is_no_overfitting(tmp_path, begin, word):
-    lines = metrics_lines(range(1, 41), evaluated=lambda step: 2 + 0.02 * max(0, step - 10))
-    folder = write_run(tmp_path / "run", lines)
+def rises_from_10(step: int) -> float:
+    """Return a held-out loss that rises from step 10 on."""
+    return 2 + 0.02 * max(0, step - 10)
+
+
+def jumps_falls_and_rises(step: int) -> float:
+    """Return a held-out loss that jumps after step 10, falls until step 25 and rises again."""
+    return 2.0 if step <= 10 else 2.3 + 0.02 * abs(step - 25)
+
+
+@pytest.mark.parametrize(
+    ("begin", "evaluated", "word"),
+    [
+        (10, rises_from_10, "Healthy"),
+        (2, rises_from_10, "Overfitted"),
+        (9.5, rises_from_10, "Healthy"),  # its last step is step 10
+        (10, jumps_falls_and_rises, "Overfitted"),
+        (25, jumps_falls_and_rises, "Healthy"),
+        (10, lambda step: 2.5 if step > 10 else 2.0, "Healthy"),
+    ],
+)
+def test_a_held_out_loss_that_rises_with_another_mixture_is_no_overfitting(
+    tmp_path, begin, evaluated, word
+):
+    folder = write_run(tmp_path / "run", metrics_lines(range(1, 41), evaluated=evaluated))
     config = config_of("--data.source=a,b")
     weights = (0.1, 0.9)
-    phases = (Phase(until=begin * TOKENS), Phase(until=40 * TOKENS, weights=weights))
+    phases = (Phase(until=int(begin * TOKENS)), Phase(until=40 * TOKENS, weights=weights))
     config = replace(config, train=replace(config.train, phases=phases))
     (folder / "config.toml").write_text(to_toml(config), "utf-8")
     assert verdict(read_run(folder)).word == word
