@@ -154,7 +154,13 @@ def joined(process: Process, timeout: float) -> Iterator[Peers]:
         yield Peers(process)
         return
     store = _connected(process, timeout)
-    peers = Peers(process, store, timeout)
+    try:
+        peers = Peers(process, store, timeout)
+    except (OSError, RuntimeError) as error:  # such as a firewall between two machines
+        raise PeerError(
+            f"rank {process.rank} on {platform.node()}: no connection with the ranks before and "
+            f"after it: {_line(error)}"
+        ) from None
     try:
         yield peers
     except BaseException as error:

@@ -169,20 +169,26 @@ class Placement:
         """Scale the gradients so that their norm is at most max_norm; return the norm before."""
         if not self.has_parts:
             return nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        named = [
-            (name, local(weight.grad))
-            for name, weight in model.named_parameters()
-            if weight.grad is not None
-        ]
-        gradients = [gradient for _, gradient in named]
-        norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore
-        copies = torch.tensor([self._copies(name) for name, _ in named], dtype=norms.dtype)
-        squared = (norms.square() / copies.to(norms.device, non_blocking=True)).sum()
-        torch.distributed.all_reduce(squared)
-        norm = squared.sqrt()
+        named = [(n, weight.grad) for n, weight in model.named_parameters()]
+        present = [(name, gradient) for name, gradient in named if gradient is not None]
+        norm = self.norms(present).norm()
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_
-        torch._foreach_mul_(gradients, scale)  # pyright: ignore
+        torch._foreach_mul_([local(gradient) for _, gradient in present], scale)  # pyright: ignore
         return norm
+
+    def norms(self, named: list[tuple[str, Tensor]]) -> Tensor:
+        """Return the norm of each whole gradient, given the names of the weights.
+
+        All processes have to ask for the same ones in the same order.
+        """
+        parts = [local(gradient) for _, gradient in named]
+        norms = torch.stack(torch._foreach_norm(parts))  # pyright: ignore
+        if not self.has_parts:
+            return norms
+        copies = torch.tensor([self._copies(name) for name, _ in named], dtype=norms.dtype)
+        squared = norms.square() / copies.to(norms.device, non_blocking=True)
+        torch.distributed.all_reduce(squared)
+        return squared.sqrt()
 
     def whole(self, name: str, tensor: Tensor) -> Tensor:
         """Return the whole of a weight, its gradient or its optimizer state, on all processes.

@@ -170,9 +170,10 @@ def resume(
     latest = last_trained(run, record, say, step)
     config = resumed_config(latest, config)
     check_layout(config, process.world_size, device)
-    check_sinks(config.observe)
-    owner = run.own(say) if process.writes else None
+    owner = None
     if process.writes:
+        check_sinks(config.observe)
+        owner = run.own(say)
         tidy(run.checkpoints)
     shows = progress and process.writes
     corpus = peers.first_before_others(lambda: corpus_of(config, run, record, say, shows))

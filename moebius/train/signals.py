@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -24,6 +25,9 @@ DELIBERATE = (signal.SIGINT, signal.SIGTERM)
 """Signals that somebody sends on purpose. Only these count as a second signal, because a terminal
 that is closed sends SIGHUP, often twice, and then makes writing fail, and some systems send
 SIGTERM as well."""
+ECHO_SECONDS = 2.0
+"""Time in which torchrun passes a signal on. A scheduler sends SIGTERM to torchrun and to the
+processes of the run alike, which then get it twice."""
 TERMINAL_GONE = (errno.EIO, errno.ENXIO)
 """Errors of writing to a terminal that was closed."""
 
@@ -51,7 +55,8 @@ class StopSignals:
         """Why the run stops, if that is not a signal: text to put after "stopped at step N"."""
         self._checkpoints = checkpoints
         self._grace_seconds = grace_seconds
-        self._is_deliberate = False
+        self._deliberate_at: float | None = None  # time of the first such signal
+        self._is_launched = "TORCHELASTIC_RUN_ID" in os.environ
         self._is_heeded = False
         self._timer: threading.Timer | None = None
         self._previous: dict[int, object] = {}
@@ -109,9 +114,12 @@ class StopSignals:
             self._request(signal.SIGHUP if is_terminal_gone else signal.SIGPIPE)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._is_deliberate and number in DELIBERATE:
-            self._leave(number, "stopped at once by a second signal")
-        self._is_deliberate |= number in DELIBERATE
+        if number in DELIBERATE:
+            now = time.monotonic()
+            if self._deliberate_at is None:
+                self._deliberate_at = now
+            elif not self._is_launched or now - self._deliberate_at > ECHO_SECONDS:
+                self._leave(number, "stopped at once by a second signal")
         if self.requested is None:
             self._request(number)
 

@@ -181,11 +181,8 @@ def over_the_batch(parts: list[Loss]) -> list[LayerStats]:
 def router_grad_norms(model: Transformer, placement: Placement) -> Tensor | None:
     """Return the norm of each router's gradient, or None if no router has one."""
     gradients = [layer.router.weight_ED.grad for layer in routed_layers(model)]
-    present = [placement.whole("router", grad) for grad in gradients if grad is not None]
-    if not present:
-        return None
-    # One launch for all of them, as in torch's own clipping.
-    return torch.stack(torch._foreach_norm(present))  # pyright: ignore[reportPrivateImportUsage]
+    present = [("router", gradient) for gradient in gradients if gradient is not None]
+    return placement.norms(present) if present else None
 
 
 def shift_biases(

@@ -7,10 +7,11 @@ import pytest
 
 from moebius.config import ParallelConfig
 from tests.parallel.many import MODEL, Case, measured, measured_by, with_layout
-from tests.parallel.test_many import MTP, check
+from tests.parallel.test_many import check
 
 pytestmark = pytest.mark.heavy
 
+MTP = replace(MODEL, use_mtp=True, router_type="sigmoid", router_threshold=0.45)
 SEQUENCE = replace(MODEL, aux_loss_scope="sequence", use_mtp=True)
 GLOBAL = replace(MODEL, aux_loss_scope="global_batch", residual_mix="learned")
 SWITCH = replace(MODEL, router_type="switch", router_top_k=1, capacity_factor=1.0)
@@ -22,6 +23,8 @@ CASES = {
     "hybrid": with_layout(Case(GLOBAL, FULL), replicate=2, shard=2),
     "hybrid-muon": with_layout(Case(MTP, optimizer="muon"), replicate=2, shard=2),
     "shard": with_layout(Case(SWITCH, SELECTIVE), shard=4),
+    "shard-muon": with_layout(Case(optimizer="muon"), shard=4),
+    "expert-mtp": with_layout(Case(MTP), expert=2),
     "expert-2": with_layout(Case(SWITCH, FULL), expert=2),
     "expert-4-muon": with_layout(Case(SEQUENCE, optimizer="muon", idle=True), expert=4),
     "sharded-experts": with_layout(Case(SEQUENCE, FULL), shard=4, expert=2),

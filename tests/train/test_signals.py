@@ -12,7 +12,7 @@ import pytest
 
 from moebius.errors import Interrupted, StorageError
 from moebius.train import checkpoint
-from moebius.train.signals import StopSignals
+from moebius.train.signals import ECHO_SECONDS, StopSignals
 
 SCRIPT = """
 import errno, os, signal, sys, time
@@ -73,6 +73,20 @@ def test_the_first_signal_is_noted(number, tmp_path):
         os.kill(os.getpid(), number)
         assert stop.requested == number and not stop.reason
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_torchrun_passes_on_is_not_a_second_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    left: list[int] = []
+    with StopSignals(tmp_path) as stop:
+        monkeypatch.setattr(stop, "_leave", lambda number, reason: left.append(number))
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested == signal.SIGTERM and not left
+        later = time.monotonic() + ECHO_SECONDS + 0.1
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert left == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
