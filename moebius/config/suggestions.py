@@ -52,7 +52,7 @@ def suggestion(
         if not synonym.settings:
             return f"; {synonym.remark}"
         if synonym.value:  # the name is a switch, such as bf16
-            value = synonym.value if _is_on(value) else ""
+            value = synonym.value if _is_on(value) else value
         fitting, conjunction = list(synonym.settings), " and "
         remark = f" ({synonym.remark})" if synonym.remark else ""
     if not fitting:

@@ -185,7 +185,19 @@ SYNONYMS: dict[str, Synonym] = {
             "parallel.expert": "ep expert_parallel expert_parallel_size expert_parallel_degree "
             "expert_model_parallel_size",
             "observe.tensorboard": "enable_tensorboard use_tensorboard tensorboard_dir",
+            "observe.wandb": "wandb_mode",
+            "observe.wandb_project": "wandb_project_name",
+            "observe.wandb_entity": "wandb_team wandb_user",
         }
+    ),
+    "report_to": Synonym(
+        ("observe.wandb",),
+        "metrics.jsonl and TensorBoard's files are written unasked; "
+        "observe.tensorboard leaves out the latter",
+    ),
+    **dict.fromkeys(
+        ("use_wandb", "wandb_log", "enable_wandb", "wandb_enabled", "log_to_wandb", "with_wandb"),
+        Synonym(("observe.wandb",), value="online"),
     ),
     "gpu": Synonym(("train.device",), value="cuda"),
     "cuda": Synonym(("train.device",), value="cuda"),
@@ -206,10 +218,6 @@ SYNONYMS: dict[str, Synonym] = {
             "init_from",
         ),
         Synonym((), "`moebius resume RUN` continues a run"),
-    ),
-    **dict.fromkeys(
-        ("report_to", "use_wandb", "wandb", "wandb_project", "wandb_log", "enable_wandb"),
-        Synonym((), "figures go to metrics.jsonl and TensorBoard"),
     ),
     **dict.fromkeys(
         (
@@ -277,5 +285,12 @@ VALUES: dict[str, dict[str, str]] = {
         "eager": "sdpa",
     },
     "parallel.compile": {"true": "on", "false": "off", "none": "off"},
+    "observe.wandb": {
+        "wandb": "online",
+        "all": "online",
+        **dict.fromkeys(("true", "on", "yes", "1", "enabled"), "online"),
+        "dryrun": "offline",
+        **dict.fromkeys(("false", "no", "0", "none", "disabled"), "off"),
+    },
 }
 """For each setting, the allowed value by the value that other trainers use, in lower case."""

@@ -148,7 +148,9 @@ def _over_window(course: Course, figure: Figure, rule: Rule, step: int) -> np.nd
     earlier = [seen for _, seen in before]
     if is_loss:
         losses = [float(seen[0]) for seen in earlier]
-        return values / statistics.median(losses) if len(losses) >= FEWEST_LOSSES else np.ones(1)
+        if len(losses) < FEWEST_LOSSES:
+            return np.full(1, min(1.0, rule.threshold))  # harmless, whatever the threshold
+        return values / statistics.median(losses)
     return (sum(earlier) + values) / (len(earlier) + 1)
 
 

@@ -83,6 +83,8 @@ SYNONYMS = {
     "recompute": "parallel.activation_checkpointing",
     "activation_recompute": "parallel.activation_checkpointing",
     "torch_compile": "parallel.compile",
+    "wandb_mode": "observe.wandb",
+    "wandb_team": "observe.wandb_entity",
 }
 REAL_NAMES = {  # without a section, or in the wrong one
     "lr": "train.lr",
@@ -102,7 +104,7 @@ WITH_REMARK = {
     "ffn_hidden_size": "--model.moe_min_expansion and --model.moe_max_expansion (a hidden",
     "moe_intermediate_size": "--model.moe_min_expansion and --model.moe_max_expansion (a hidden",
     "total_batch_size": "did you mean --train.batch_size (in sequences)?",
-    "report_to": "; figures go to metrics.jsonl and TensorBoard",
+    "report_to": "did you mean --observe.wandb (metrics.jsonl and TensorBoard's files",
     "tensor_model_parallel_size": "the layouts are parallel.replicate",
     "lr_min": "did you mean --train.min_lr_fraction (the last rate divided by train.lr)?",
     "betas": "did you mean --train.beta1 and --train.beta2?",
@@ -164,6 +166,24 @@ def test_a_file_may_write_a_name_in_its_own_way(text, hint, tmp_path):
 def test_a_switch_that_is_off_does_not_suggest_what_it_would_turn_on():
     assert flag_error("--bf16", "false").endswith("did you mean --train.dtype?")
     assert flag_error("--bf16", "true").endswith("did you mean --train.dtype bfloat16?")
+    assert flag_error("--use_wandb", "false").endswith("did you mean --observe.wandb off?")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "right"),
+    [
+        ("--report_to", "wandb", "online"),
+        ("--report_to", "none", "off"),
+        ("--use_wandb", "true", "online"),
+        ("--wandb_log", "1", "online"),
+        ("--enable-wandb", "yes", "online"),
+        ("--wandb_mode", "disabled", "off"),
+        ("--wandb", "true", "online"),
+        ("--train.wandb", "false", "off"),
+    ],
+)
+def test_what_turns_on_weights_and_biases_elsewhere_leads_to_the_setting(flag, value, right):
+    assert f"did you mean --observe.wandb {right}" in flag_error(flag, value)
 
 
 @pytest.mark.parametrize(("name", "setting"), SYNONYMS.items())

@@ -242,6 +242,8 @@ def test_a_loss_is_compared_with_the_median_before_it():
 def test_fewer_than_five_losses_have_no_median():
     assert not on_loss(SPIKE, [4.0] * 4 + [40.0])
     assert [alarm.step for alarm in on_loss(SPIKE, [4.0] * 5 + [40.0])] == [6]
+    # A threshold below 1 asks for a loss that falls by so much.
+    assert [alarm.step for alarm in on_loss(replace(SPIKE, threshold=0.9), [4.0] * 6)] == [6]
 
 
 def test_only_the_losses_inside_the_window_count():
