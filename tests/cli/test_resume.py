@@ -109,10 +109,13 @@ def test_a_setting_that_does_not_exist(trained, moebius):
     refused(moebius("resume", run, "--lr", "1e-3"), 2, "did you mean --train.lr")
 
 
-def test_more_than_one_process_is_refused(trained, monkeypatch, moebius):
-    monkeypatch.setenv("RANK", "0")  # as torchrun sets them
+def test_processes_that_torchrun_did_not_start_are_refused(trained, monkeypatch, moebius):
+    monkeypatch.setenv("RANK", "0")  # torchrun also says where the processes meet
     monkeypatch.setenv("WORLD_SIZE", "4")
-    refused(moebius("resume", trained / "runs" / "run"), 2, "4 processes were started")
+    run = trained / "runs" / "run"
+    before = contents(run)
+    refused(moebius("resume", run, "--train.steps", "20"), 2, "start with torchrun")
+    assert contents(run) == before
 
 
 def contents(run: Path) -> dict[Path, tuple[int, bytes]]:

@@ -111,10 +111,11 @@ def test_words_that_are_not_understood(words, part, moebius):
     refused(moebius("train", *words), 2, part)
 
 
-def test_more_than_one_process_is_refused_before_anything_is_done(monkeypatch, tmp_path, moebius):
-    monkeypatch.setenv("RANK", "0")  # as torchrun sets them
+def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch, tmp_path, moebius):
+    """Nothing is done before."""
+    monkeypatch.setenv("RANK", "0")  # torchrun also says where the processes meet
     monkeypatch.setenv("WORLD_SIZE", "4")
-    refused(moebius("train", "tiny", *micro(tmp_path)), 2, "4 processes were started")
+    refused(moebius("train", "tiny", *micro(tmp_path)), 2, "start with torchrun")
     assert nothing_left(tmp_path)
 
 

@@ -28,7 +28,7 @@ def session(config: Config = FILE, root: str = "runs/a", rank: int = 0) -> Any:
         config=config,
         run=RunDirectory(Path(root)),
         process=Process(rank, world_size=2),
-        state=SimpleNamespace(step=7, tokens=0),
+        state=SimpleNamespace(step=7, tokens=0, placement=SimpleNamespace(has_parts=False)),
         device=torch.device("cpu"),
     )
 
