@@ -3,10 +3,10 @@
     python bench/field.py FOLDER
 
 FOLDER gets `train/` and `held_out/`, with the Python sources and the documentation of the packages
-that this Python has. A package is in one of the two as a whole: files of one project resemble each
-other, and a model that has seen the rest of a project gains on its other files what it would not
-gain on new text. Copies of held-out packages within other packages are left out of the training
-text, and so is each file that is the same as a held-out one.
+that this Python has. What pip installs together is in one of the two as a whole: files of one
+project resemble each other, and a model that has seen the rest of a project gains on its other
+files what it would not gain on new text. Copies of held-out packages within other packages are
+left out of the training text, and so is each file that is the same as a held-out one.
 
 Then train on FOLDER/train, and evaluate with `moebius evaluate RUN --source FOLDER/held_out`.
 """
@@ -16,6 +16,7 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 PROSE = {".md", ".rst", ".txt"}
@@ -32,23 +33,24 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--packages", type=Path, default=Path(sysconfig.get_paths()["purelib"]))
     options = parser.parse_args()
-    for name, (num_packages, num_files, num_bytes) in make_field(
+    for name, (num_projects, num_files, num_bytes) in make_field(
         options.folder, options.packages
     ).items():
-        print(f"{name}: {num_packages} packages, {num_files:,} files, {num_bytes / 1e6:,.0f} MB")
+        print(f"{name}: {num_projects} projects, {num_files:,} files, {num_bytes / 1e6:,.0f} MB")
 
 
 def make_field(folder: Path, packages: Path) -> dict[str, tuple[int, int, int]]:
-    """Copy the text, and return for `held_out` and `train` the packages, files and bytes."""
+    """Copy the text, and return for `held_out` and `train` the projects, files and bytes."""
     texts = texts_by_project(packages)
     held_out = choose_held_out({name: _num_bytes(paths) for name, paths in texts.items()})
     parts = {"held_out": held_out, "train": [name for name in texts if name not in held_out]}
+    folders = {path.relative_to(packages).parts[0] for name in held_out for path in texts[name]}
     seen: set[bytes] = set()
     sizes = {}
     for part, names in parts.items():
         num_files = num_bytes = 0
         for path in (path for name in names for path in texts[name]):
-            if part == "train" and not held_out.isdisjoint(path.relative_to(packages).parts):
+            if part == "train" and not folders.isdisjoint(path.relative_to(packages).parts):
                 continue
             content = path.read_bytes()
             hash_ = hashlib.sha256(content).digest()
@@ -64,18 +66,36 @@ def make_field(folder: Path, packages: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def texts_by_project(packages: Path) -> dict[str, list[Path]]:
-    """Return each project's files with text. `x` and `x-1.0.dist-info` are one project."""
-    texts: dict[str, list[Path]] = {}
+    """Return each project's files with text. It is named after one of its folders."""
+    projects, texts = projects_of(packages), dict[str, list[Path]]()
     for entry in sorted(packages.iterdir()):
-        if entry.is_dir() and not entry.name.startswith((".", "_")):
-            texts.setdefault(entry.name.split("-")[0], []).extend(_texts_in(entry))
+        if _is_used(entry):
+            texts.setdefault(projects.get(entry.name, entry.name), []).extend(_texts_in(entry))
     return texts
+
+
+def projects_of(packages: Path) -> dict[str, str]:
+    """Return the project of each folder that a distribution installs.
+
+    `PIL` and `pillow-12.0.dist-info` are one project, and so are all distributions that put
+    something into the same folder, as those of a namespace do.
+    """
+    projects: dict[str, str] = {}
+    for distribution in distributions(path=[str(packages)]):
+        tops = {file.parts[0] for file in distribution.files or ()}
+        folders = {top for top in tops if _is_used(packages / top)}
+        same = folders | {projects[folder] for folder in folders & projects.keys()}
+        same |= {folder for folder, project in projects.items() if project in same}
+        if same:
+            name = min(same, key=lambda folder: (folder.endswith(".dist-info"), folder))
+            projects |= dict.fromkeys(same, name)
+    return projects
 
 
 def choose_held_out(num_bytes: dict[str, int]) -> set[str]:
     """Return the projects to hold out, in the order of a hash of their names, until they suffice.
 
-    num_bytes: the text of each project.
+    num_bytes: the bytes of text of each project.
     """
     whole = sum(num_bytes.values())
     held_out: set[str] = set()
@@ -94,6 +114,11 @@ def kind_of(path: Path) -> str:
     is_legal = any(part in path.name.lower() for part in LEGAL)
     is_prose = path.suffix in PROSE or path.name == "METADATA"
     return "prose" if is_prose and not is_legal else ""
+
+
+def _is_used(entry: Path) -> bool:
+    """Return whether it is a folder of a package, unlike `..`, `__pycache__` and files."""
+    return entry.is_dir() and not entry.name.startswith((".", "_"))
 
 
 def _texts_in(folder: Path) -> Iterator[Path]:

@@ -40,8 +40,9 @@ from moebius.observe.line_file import read_lines
 
 RESULTS = Path(__file__).parent / "results" / "recipes.jsonl"
 
+BATCH_SIZE, SEQ_LEN = 64, 1024
 STEPS = {610: 488, 1220: 976}
-"""Steps of 65,536 tokens at which a decay ends, and at which it begins, on a branch."""
+"""Steps at which a decay ends, and at which it begins, on a branch."""
 LAST, LAST_DECAY = 1830, 1464
 """The same of the run itself: 120M tokens. Checkpoints are 488 steps apart."""
 TWIN = "dense twin"
@@ -52,8 +53,8 @@ COMMON = {
     "model.num_heads": 8,
     "model.num_kv_heads": 8,
     "model.vocab_size": 16384,
-    "train.seq_len": 1024,
-    "train.batch_size": 64,
+    "train.seq_len": SEQ_LEN,
+    "train.batch_size": BATCH_SIZE,
     "train.micro_batch_size": 0,
     "train.optimizer": "muon",
     "train.dtype": "bfloat16",
@@ -140,10 +141,13 @@ def train_queue(options: argparse.Namespace, further: list[str]) -> None:
     run_moebius(["data", "tiny", *layered(common, further)], gpu=0)
 
     def work(gpu: int) -> None:
-        while time.monotonic() < end and not waiting.empty():
-            name = waiting.get()
+        while time.monotonic() < end:
+            try:
+                name = waiting.get_nowait()
+            except queue.Empty:  # another thread may have taken the last one a moment ago
+                return
             flags = layered(common, words({**QUEUE[name], "train.seed": options.seed}), further)
-            result = train_recipe(name, flags, options.field / "held_out", gpu)
+            result = train_recipe(flags, options.field / "held_out", gpu)
             line = json.dumps({"name": name, "seed": options.seed, **result})
             with options.results.open("a") as file:
                 file.write(line + "\n")
@@ -156,23 +160,23 @@ def train_queue(options: argparse.Namespace, further: list[str]) -> None:
         thread.join()
 
 
-def train_recipe(name: str, flags: list[str], held_out: Path, gpu: int) -> dict[str, Any]:
+def train_recipe(flags: list[str], held_out: Path, gpu: int) -> dict[str, Any]:
     """Train one recipe with its branches, and return its figures."""
     out = Path(tempfile.mkdtemp(prefix="recipe-"))
     run_moebius(["train", "tiny", *flags, f"--train.out={out}", "--train.name=run"], gpu)
     bits = {}
     for steps, begin in STEPS.items():
         decay = ["--train.steps", str(steps), "--train.decay_fraction", str(1 - begin / steps)]
-        branch = f"to-{steps}"
-        run = str(out / "run")
+        branch, run = f"to-{steps}", str(out / "run")
         run_moebius(["branch", run, "--step", str(begin), "--name", branch, *decay], gpu)
-        run_moebius(["resume", str(out / branch)], gpu)
         bits[steps] = held_out_bits(out / branch, held_out, gpu)
     bits[LAST] = held_out_bits(out / "run", held_out, gpu)
     metrics = read_lines(out / "run" / METRICS)
     shutil.rmtree(out)
     return {
-        "bits_per_byte": {str(steps * 65536): value for steps, value in sorted(bits.items())},
+        "bits_per_byte": {
+            str(steps * BATCH_SIZE * SEQ_LEN): bits[steps] for steps in sorted(bits)
+        },
         "own_held_out": metrics[-1]["val_bpb"],
         "tokens_per_second": statistics.median(line["tokens_per_second"] for line in metrics[3:]),
         "worst_cv": statistics.fmean(max(line["cv"], default=0.0) for line in metrics[-5:]),
@@ -185,8 +189,8 @@ def train_recipe(name: str, flags: list[str], held_out: Path, gpu: int) -> dict[
 
 def held_out_bits(run: Path, held_out: Path, gpu: int) -> float:
     """Return the bits per byte of a run's newest checkpoint on the held-out packages."""
-    words = ["evaluate", str(run), "--source", str(held_out), "--tokens", "1000000", "--json"]
-    result = json.loads(run_moebius(words, gpu).splitlines()[-1])
+    command = ["evaluate", str(run), "--source", str(held_out), "--tokens", "1000000", "--json"]
+    result = json.loads(run_moebius(command, gpu))
     return result["text"]["total"]["bits_per_byte"]["value"]
 
 
@@ -229,7 +233,7 @@ def print_table(results: Iterable[dict[str, Any]]) -> None:
     print("bits per byte of held-out packages, and the difference from the best twin")
     print("| recipe | seed | 40M | 80M | 120M | speed | by the clock | CV | dead |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for line in sorted(results, key=lambda line: final_bits(line)):
+    for line in sorted(results, key=final_bits):
         twin = min(
             (each for each in twins if each["seed"] == line["seed"]), key=final_bits, default=None
         )
@@ -264,6 +268,7 @@ def interpolated(bits_at: dict[str, float], tokens: float) -> float:
 
 
 def final_bits(line: dict[str, Any]) -> float:
+    """Return a recipe's bits per byte after the most tokens."""
     return list(line["bits_per_byte"].values())[-1]
 
 

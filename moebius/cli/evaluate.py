@@ -84,15 +84,15 @@ def _on_text(
     from moebius.infer.evaluation_table import text_table
 
     if options.source:
-        corpus = model.other_text(options.source, complain)
+        corpus, own = model.other_text(options.source, complain)
     else:
-        corpus = model.held_out_text(complain)
+        corpus, own = model.held_out_text(complain), {}
     path = text_file(model, options.source)
     check_writable(path)
     config = model.settings(num_tokens)
     result = held_out(model.model(device), corpus, config, device)
     dtype = dtype_name(matmul_dtype(config.train, device))
-    values = text_values(model, result, options.source, dtype)
+    values = text_values(model, result, options.source, own, dtype)
     write(path, values)
     if not options.json:
         for line in ["", *text_table(result), "", f"written to {path}"]:

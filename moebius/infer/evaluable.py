@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from moebius.config import Config, DataConfig, TrainConfig
 from moebius.config.routers import ROUTERS
 from moebius.cost.units import counted
 from moebius.data import Corpus, Tokenizer, TokenStream, prepare, reopen
+from moebius.data.cache import cache_folder
 from moebius.data.shards import file_sha256
 from moebius.data.source_names import weighted_sources
 from moebius.data.stream import open_split
@@ -19,7 +21,7 @@ from moebius.errors import CheckpointError, ConfigError, DataError, MoebiusError
 from moebius.hardware.backends import backends_for
 from moebius.infer.imported import stock_weights
 from moebius.infer.language_model import LanguageModel, language_model
-from moebius.infer.seen_text import seen
+from moebius.infer.seen_text import Change, change, seen
 from moebius.infer.stock_files import CONFIG
 from moebius.infer.stock_model import stock_model_of
 from moebius.infer.stock_tokenizer import FILE
@@ -38,6 +40,16 @@ MOST_AT_ONCE = 2**14
 """Most tokens of a batch, where the result does not depend on the batches."""
 
 Report = Callable[[str], None]
+
+
+class OtherText(NamedTuple):
+    """A text that is evaluated in place of the run's own."""
+
+    corpus: Corpus
+    """The text; what is evaluated counts as held out."""
+    own: dict[str, Change]
+    """Whether the text has changed since the run read it, for each source that the run is trained
+    on by the name of the source."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +118,12 @@ class Evaluable:
                     return corpus
         return corpus_of(self.config, self.run, record, report, progress=False)
 
-    def other_text(self, source: str, report: Report) -> Corpus:
+    def other_text(self, source: str, report: Report) -> OtherText:
         """Return another text, tokenized for the model, all of which counts as held out.
 
         Of a source that the run is trained on, only the held-out documents count; `report` gets a
-        line about that, and about other sources that share files with those of the run.
+        line about that, a warning if other documents may have been held out when the run read it,
+        and a line about other sources that share files with those of the run.
 
         Raises DataError, StorageError and ConfigError as `prepare` does.
         """
@@ -122,33 +135,49 @@ class Evaluable:
             vocab_size=0,
         )
         try:
-            own = self._own_among(list(weighted_sources(data)), report)
-            if not own:
+            read = self._own_among(list(weighted_sources(data)), report)
+            if not read:
                 # The order of the documents, and so the sample, is then the same for any model.
                 data = replace(data, val_fraction=DataConfig().val_fraction)
             corpus = prepare(data, self.config.model.vocab_size, report=report)
         except (ConfigError, DataError, StorageError) as error:
             text = str(error).replace("data.source=", "--source ")
             raise type(error)(text) from None
-        return replace(corpus, val=_joined(corpus, own))
+        own: dict[str, Change] = {}
+        for name, folder in zip(corpus.names, corpus.folders, strict=True):
+            if name in read:
+                own[name] = change(read[name], folder)
+                report(_about_own(name, own[name]))
+        return OtherText(replace(corpus, val=_joined(corpus, set(own))), own)
 
-    def _own_among(self, sources: list[DataConfig], report: Report) -> set[str]:
-        """Return the names of the sources that the run is trained on."""
-        own: set[str] = set()
+    def _own_among(self, sources: list[DataConfig], report: Report) -> dict[str, Path | None]:
+        """Return the sources that the run is trained on, by their names.
+
+        For each, it is the folder in the cache with what the run read of it, if that is known.
+        """
         if self.run is None:
-            return own
-        trained_on = list(weighted_sources(self.config.data))
+            return {}
+        read: dict[str, Path | None] = {}
+        folders = self._folders_read(self.run)
         for source in sources:
-            name, known = source.source, seen(source, trained_on)
-            if known.is_own:
-                own.add(name)
-                report(f"{name}: the run is trained on it; only what it holds out is evaluated")
+            name, known = source.source, seen(source, folders)
+            if known.own is not None:
+                read[name] = folders[known.own]
             elif known.num_shared:
                 report(
                     f"{name}: {known.num_shared:,} of its {counted(known.num_files, 'file')} "
                     "belong to the text that the run is trained on, and are evaluated as a whole"
                 )
-        return own
+        return read
+
+    def _folders_read(self, run: RunDirectory) -> dict[DataConfig, Path | None]:
+        """Return the folder in the cache with what the run read of each of its own sources."""
+        sources = list(weighted_sources(self.config.data))
+        record = run.record(lambda line: None)  # `evaluable` has reported
+        if record is None or len(record.folders) != len(sources):
+            return dict.fromkeys(sources)
+        cache = cache_folder(self.config.data)
+        return {own: cache / name for own, name in zip(sources, record.folders, strict=True)}
 
 
 def evaluable(path: str, step: int | None, report: Report) -> Evaluable:
@@ -198,6 +227,20 @@ def _exported(folder: Path) -> Evaluable:
     train = replace(TrainConfig(), seq_len=min(stock.seq_len, LONGEST))
     config = Config(model=model, data=DataConfig(), train=train)
     return Evaluable(folder, None, None, "", config, tensors, tokenizer, file, train.seq_len)
+
+
+def _about_own(name: str, what: Change) -> str:
+    """Return the line about a source that the run is trained on."""
+    if what == "unchanged":
+        return f"{name}: the run is trained on it; only what it holds out is evaluated"
+    before, remedy = "it cannot be told whether it has changed since then", ""
+    if what == "changed":
+        before = "it has changed since then"
+        remedy = "; without --source, what the run held out is evaluated"
+    return (
+        f"WARNING: {name}: the run is trained on it, and {before}: what is held out of it now may "
+        f"be text that the run has trained on{remedy}"
+    )
 
 
 def _joined(corpus: Corpus, own: set[str]) -> TokenStream:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from moebius.infer.evaluable import Evaluable
 from moebius.infer.evaluation import Estimate, HeldOut, TextFigures
 from moebius.infer.expert_use import LayerUse
 from moebius.infer.interval import CONFIDENCE, METHOD
+from moebius.infer.seen_text import Change
 from moebius.infer.tasks import TaskResult
 from moebius.observe.metrics import LayerMetrics
 from moebius.train.run_directory import EVALUATIONS
@@ -45,13 +47,20 @@ def tasks_file(model: Evaluable) -> Path:
     return _file(model, "-tasks")
 
 
-def text_values(model: Evaluable, result: HeldOut, source: str, dtype: str) -> Values:
-    """Return the result on a text as an object."""
+def text_values(
+    model: Evaluable, result: HeldOut, source: str, own: Mapping[str, Change], dtype: str
+) -> Values:
+    """Return the result on a text as an object.
+
+    source: name of another text than the run's own, or "".
+    own: whether the sources of that text which the run is trained on have changed.
+    """
     return {
         **_about(model, dtype, model.config.train.seq_len),
         "text": {
             "source": source or model.config.data.source,
             "is_own": not source,
+            "own_sources": dict(own),
             "confidence": CONFIDENCE,
             "method": METHOD,
             "total": _figures(result.total),

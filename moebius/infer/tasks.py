@@ -17,7 +17,9 @@ BOOTSTRAPS = 1000
 """Number of samples from which the harness estimates errors that have no formula."""
 PLAIN = ",none"
 """What the harness adds to the name of a metric without a filter."""
-NAMES_OTHERS = re.compile(r"""\b(group|include)["']?\s*:|\btask["']?\s*:\s*(\[|$)""", re.MULTILINE)
+NAMES_OTHERS = re.compile(
+    r"""\b(group|include)["']?\s*:|\btask["']?\s*:\s*([\[#&]|$)""", re.MULTILINE
+)
 """Matches the YAML of a group, of a list of tasks, or of a task that is made from another one."""
 
 
@@ -110,9 +112,10 @@ class Tasks:
 
 @cache
 def _manager(with_known_tasks: bool) -> Any:
-    """Return the harness's manager of tasks, of which only the known ones have names.
+    """Return the harness's manager of tasks.
 
-    For these it parses 14,000 files, which takes a minute.
+    with_known_tasks: it knows the tasks that come with the harness by their names. It parses the
+    files of all of them for that, which takes a minute.
     """
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 

@@ -133,6 +133,8 @@ def test_names_that_are_not_known_and_data_that_is_not_there(model, task, tmp_pa
         ('{"task": "mine", "output_type": "multiple_choice"}', True),
         ("group: mine\ntask:\n  - arc_easy", False),
         ("task:\n  - arc_easy", False),
+        ("task:  # the easy ones\n  - arc_easy", False),
+        ("task: &easy\n  - arc_easy", False),
         ('{"task": ["arc_easy"]}', False),
         ("include: other.yaml\ntask: mine", False),
     ],
