@@ -6,9 +6,8 @@
 Any flags change the configuration. The variants take turns, A B C D A B C D; figures are medians.
 `host` is the time in which the host launches a step while the device has nothing else to do; where
 it is the larger, the device waits for the host. `over its twin` is the dense twin's time, with or
-without graphs like the variant, over the variant's. `router` is the time of the step with the
-readable reference of routing and statistics over that with our kernels; it is measured if
-`--reference` is given, which compiles the model once more.
+without graphs like the variant, over the variant's. `--reference` adds the mixture with the
+readable reference of routing and statistics in place of our kernels.
 """
 
 import argparse
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -108,8 +106,6 @@ def main() -> None:
         for with_graphs in (False, True)
     }
     times: dict[tuple[str, bool], list[tuple[float, float]]] = {key: [] for key in runs}
-    if options.wait_for:
-        _wait_for(options.wait_for)
     for _ in range(ROUNDS):
         for key, run in runs.items():
             times[key].append(run())
@@ -131,12 +127,6 @@ def _print(config: Config, times: dict[tuple[str, bool], list[tuple[float, float
         print(f"{what:34}{figures}{ratio}")
 
 
-def _wait_for(path: str) -> None:
-    """Wait until a file exists, which another process writes when it leaves the GPU alone."""
-    while not Path(path).exists():
-        time.sleep(0.2)
-
-
 def _options() -> tuple[Any, Config]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,7 +134,6 @@ def _options() -> tuple[Any, Config]:
     parser.add_argument("--preset", help="a preset in place of the small mixture")
     parser.add_argument("--no-twin", action="store_true", help="without the dense twin")
     parser.add_argument("--reference", action="store_true", help="also without routing kernels")
-    parser.add_argument("--wait-for", help="a file that must exist before anything is timed")
     options, flags = parser.parse_known_args()
     defaults = ["--parallel.cuda_graphs=on", *(() if options.preset else SMALL)]
     return options, read_config(options.preset or "standard", layered(defaults, flags))

@@ -124,7 +124,7 @@ def _measure(options: argparse.Namespace) -> None:
     with joined(process, 600):
         several = process.world_size > 1
         device = choose_device(options.device, process.local_rank if several else None)
-        check_layout(config, process.world_size, device)
+        check_layout(config, process.world_size)
         model = seeded(0, config.model, backends_for(config, device))
         placement = placement_of(config.parallel, process.world_size, device)
         lay_out(model, config.parallel, device, placement)

@@ -67,3 +67,8 @@ class Interrupted(MoebiusError):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line, or the name of its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -21,14 +21,13 @@ from torch.distributed import (
     rendezvous,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from moebius.errors import ConfigError, Interrupted, MoebiusError, PeerError
+from moebius.errors import ConfigError, Interrupted, MoebiusError, PeerError, one_line
 from moebius.parallel.process import Process
 from moebius.parallel.ranks import of_all
-from moebius.parallel.watch import REASON, Watch, hanging
+from moebius.parallel.watch import REASON, TURN_SECONDS, Watch, hanging
 
 NOTICING_SECONDS = 3.0  # until a broken connection is noticed by the thread that listens to it
 COMPARING_SECONDS = 5.0  # until an error that all ranks have is known to be rank 0's, too
-FOREVER = timedelta(days=365)
 T = TypeVar("T")
 LAST_SECONDS = 60.0  # for rank 0 to write its report before the others end
 
@@ -64,7 +63,9 @@ class Peers:
             if self._store is not None:
                 self._store.set("prepared", "")
             return result
-        self._store.wait(["prepared"], FOREVER)
+        while not self._store.check(["prepared"]):
+            # `Store.wait` would keep the watch from the store, and signals from being handled.
+            time.sleep(TURN_SECONDS)
         return work()
 
     @contextmanager
@@ -111,7 +112,7 @@ class Peers:
             return error
         if lost := self._watch.lost(NOTICING_SECONDS):
             return PeerError(lost).with_traceback(error.__traceback__)
-        return PeerError(f"{hanging(self._timeout)} ({_line(error)})")
+        return PeerError(f"{hanging(self._timeout)} ({one_line(error)})")
 
     def _announce(self, error: BaseException) -> None:
         if self._watch is None or self._store is None or self._is_announced:
@@ -121,7 +122,7 @@ class Peers:
         self._is_announced = True
         self._watch.stop()
         with suppress(RuntimeError):
-            self._store.set(f"{REASON}{self.process.rank}", _line(error))
+            self._store.set(f"{REASON}{self.process.rank}", one_line(error))
 
     def _is_of_first(self, error: BaseException) -> bool:
         """Return whether rank 0 has the same error."""
@@ -132,7 +133,7 @@ class Peers:
         assert self._store is not None
         if not self._wait_for(f"{REASON}0", COMPARING_SECONDS):
             return False
-        return self._store.get(f"{REASON}0").decode() == _line(error)
+        return self._store.get(f"{REASON}0").decode() == one_line(error)
 
     def _wait_for(self, key: str, seconds: float) -> bool:
         assert self._store is not None
@@ -159,7 +160,7 @@ def joined(process: Process, timeout: float) -> Iterator[Peers]:
     except (OSError, RuntimeError) as error:  # such as a firewall between two machines
         raise PeerError(
             f"rank {process.rank} on {platform.node()}: no connection with the ranks before and "
-            f"after it: {_line(error)}"
+            f"after it: {one_line(error)}"
         ) from None
     try:
         yield peers
@@ -202,11 +203,11 @@ def _connected(process: Process, timeout: float) -> Store:
             timeout=limit,
         )
     except ValueError as error:
-        raise ConfigError(f"{_line(error)}; start with torchrun") from None
+        raise ConfigError(f"{one_line(error)}; start with torchrun") from None
     except RuntimeError as error:
         raise PeerError(
             f"rank {process.rank}: the {process.world_size} processes did not meet at {place} "
-            f"within {timeout:g} s: {_line(error)}"
+            f"within {timeout:g} s: {one_line(error)}"
         ) from None
     return PrefixStore("moebius", store)
 
@@ -217,7 +218,3 @@ def _is_of_connection(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("gloo" in text or "connection closed" in text)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

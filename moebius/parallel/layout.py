@@ -12,7 +12,7 @@ from moebius.parallel.placement import Grid, Placement
 from moebius.parallel.recompute import recompute_in_backward
 
 
-def check_layout(config: Config, world_size: int, device: torch.device) -> None:
+def check_layout(config: Config, world_size: int) -> None:
     """Raise ConfigError unless that many processes can train a configuration as it says.
 
     It names the setting, what is allowed, and what is not supported together.

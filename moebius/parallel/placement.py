@@ -22,7 +22,7 @@ from moebius.model.transformer import Transformer, routed_layers
 from moebius.parallel.exchange import Exchange
 from moebius.parallel.gradients import GradientSums
 from moebius.parallel.ranks import has_peers, num_ranks
-from moebius.parallel.whole_matrices import split_dimension
+from moebius.parallel.whole_matrices import part_ends, split_dimension, split_group
 
 
 class Grid(NamedTuple):
@@ -239,10 +239,9 @@ class Placement:
             tensor = tensor.chunk(self.grid.expert)[rank]
         split = split_dimension(own)
         if isinstance(own, DTensor) and split is not None:
-            mesh_dim = own.device_mesh.ndim - 1  # the copies come before
-            rank, size = own.device_mesh.get_local_rank(mesh_dim), own.device_mesh.size(mesh_dim)
-            length = -(-own.shape[split] // size)
-            start = min(rank * length, own.shape[split])
+            group = split_group(own)
+            size, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+            start = part_ends(own.shape[split], size)[rank]
             tensor = tensor.narrow(split, start, like.shape[split])
         return tensor
 

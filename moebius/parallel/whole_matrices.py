@@ -33,6 +33,15 @@ def split_group(tensor: DTensor) -> ProcessGroup:
     return tensor.device_mesh.get_group(index)
 
 
+def part_ends(length: int, size: int) -> list[int]:
+    """Return where the parts of a split dimension begin, which are those of `Tensor.chunk`.
+
+    The last number is where the last part ends.
+    """
+    longest = -(-length // size)
+    return [min(longest * n, length) for n in range(size + 1)]
+
+
 def on_whole_matrices(
     parts: list[Tensor], like: list[DTensor], work: Callable[[list[Tensor]], list[Tensor]]
 ) -> list[Tensor]:
@@ -78,10 +87,9 @@ def _split(tensor: DTensor) -> int:
 
 
 def _part_shapes(tensor: DTensor, size: int) -> list[tuple[int, ...]]:
-    """Return the shape of each process's part, which are those of `Tensor.chunk`."""
+    """Return the shape of each process's part."""
     split, shape = _split(tensor), list(tensor.shape)
-    length = -(-shape[split] // size)
-    ends = [min(length * n, shape[split]) for n in range(size + 1)]
+    ends = part_ends(shape[split], size)
     return [(*shape[:split], stop - start, *shape[split + 1 :]) for start, stop in pairwise(ends)]
 
 

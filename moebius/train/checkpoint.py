@@ -21,7 +21,7 @@ from torch import Tensor
 
 from moebius.config.paths import free_path
 from moebius.data.cache import sync
-from moebius.errors import CheckpointError, ForeignCheckpointError, StorageError
+from moebius.errors import CheckpointError, ForeignCheckpointError, StorageError, one_line
 from moebius.train.checkpoint_file import (
     ADVICE,
     Entry,
@@ -37,7 +37,6 @@ from moebius.train.checkpoint_file import (
 from moebius.train.checkpoint_state import (
     PARSING_ERRORS,
     STATE,
-    one_line,
     parsed,
     parsed_state,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from moebius.errors import CheckpointError
+from moebius.errors import CheckpointError, one_line
 from moebius.train.checkpoint_file import ADVICE
 
 STATE = "state.json"
@@ -49,8 +49,3 @@ def parsed(path: Path, data: bytearray, parse: Callable[[bytearray], Any]) -> An
         return parse(data)
     except PARSING_ERRORS as error:
         raise CheckpointError(f"{path}: cannot be parsed, {one_line(error)}; {ADVICE}") from None
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

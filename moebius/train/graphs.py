@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moebius.config import Config, TrainConfig
+from moebius.config import Config
 from moebius.model.loss import Divisors, Loss
 from moebius.model.transformer import Transformer
 from moebius.moe.balance import Balancing
 from moebius.moe.statistics import LayerStats
 from moebius.parallel.process import Process
-from moebius.train.step import CountsSoFar, forward_backward
+from moebius.train.step import CountsSoFar, Pass, forward_backward
 
 WARM_UP = 3
 """Passes that run without a graph first, in which code is compiled and kernels are tuned."""
@@ -54,19 +54,11 @@ class GraphedPasses:
         self._num_eager = 0
         self._graphs: dict[bool, _Graph] = {}  # by whether it is for the first pass of a step
 
-    def __call__(
-        self,
-        model: Transformer,
-        micro_BL: Tensor,
-        separator: int | None,
-        balancing: Balancing,
-        divisors: Divisors,
-        config: TrainConfig,
-    ) -> Loss:
+    def __call__(self, given: Pass) -> Loss:
         """Return what `forward_backward` returns, and add the same to the gradients."""
-        given = (model, micro_BL, separator, balancing, divisors, config)
         if self._is_off:
-            return forward_backward(*given)
+            return forward_backward(given)
+        model, micro_BL, separator, balancing, divisors, _ = given
         shape = (micro_BL.shape, separator, balancing.over_batch is None, model.training)
         if shape != self._shape:  # as at the beginning of a phase
             self._shape, self._num_eager = shape, 0
@@ -78,18 +70,18 @@ class GraphedPasses:
             if self._num_eager < WARM_UP or not is_due:
                 return self._eagerly(given)
             if not self._capture(given, is_first):
-                return forward_backward(*given)
+                return forward_backward(given)
         graph = self._graphs[is_first]
         if not is_first and not graph.has_just_run(model):
-            return forward_backward(*given)
+            return forward_backward(given)
         return graph.run(micro_BL, balancing, divisors)
 
-    def _eagerly(self, given: tuple) -> Loss:
+    def _eagerly(self, given: Pass) -> Loss:
         """Run a pass without a graph. The last one before graphs shows whether they would pay."""
         self._num_eager += 1
         if self._num_eager != WARM_UP:
-            return forward_backward(*given)
-        loss, host_ms, device_ms = _timed(lambda: forward_backward(*given))
+            return forward_backward(given)
+        loss, host_ms, device_ms = _timed(lambda: forward_backward(given))
         what = f"launching a pass takes the host {host_ms:.0f} of its {device_ms:.0f} ms"
         if self._is_asked:
             self._say(f"CUDA graphs: on (asked for; {what})")
@@ -99,14 +91,14 @@ class GraphedPasses:
             self._fall_back(what)
         return loss
 
-    def _capture(self, given: tuple, is_first: bool) -> bool:
+    def _capture(self, given: Pass, is_first: bool) -> bool:
         """Capture a graph. Without one, return False, and leave the gradients as they were."""
         first = self._graphs.get(True)
         try:
-            self._graphs[is_first] = _Graph(*given, after=None if is_first else first)
+            self._graphs[is_first] = _Graph(given, after=None if is_first else first)
         except RuntimeError as error:  # out of memory, or something that cannot be captured
             if is_first:
-                for parameter in given[0].parameters():
+                for parameter in given.model.parameters():
                     parameter.grad = None
             self._fall_back(str(error).splitlines()[0] if str(error) else type(error).__name__)
         return is_first in self._graphs
@@ -120,17 +112,9 @@ class GraphedPasses:
 class _Graph:
     """The graph of one pass."""
 
-    def __init__(
-        self,
-        model: Transformer,
-        micro_BL: Tensor,
-        separator: int | None,
-        balancing: Balancing,
-        divisors: Divisors,
-        config: TrainConfig,
-        after: "_Graph | None",
-    ):
+    def __init__(self, given: Pass, after: "_Graph | None"):
         """Capture a pass that comes after that of another graph, or is the first of its step."""
+        model, micro_BL, separator, balancing, divisors, config = given
         self._tokens_BL = micro_BL.clone()
         self._divisors = Divisors(*(count.clone() for count in divisors))
         self._weights = list(balancing.coefficients)
@@ -139,10 +123,10 @@ class _Graph:
         if balancing.over_batch is not None:
             self._counts = _Counts(None if after is None else after._counts)
         static_balancing = Balancing(self._weights_M, self._counts)
-        static = (self._tokens_BL, separator, static_balancing, self._divisors)
+        static = Pass(model, self._tokens_BL, separator, static_balancing, self._divisors, config)
 
         def run() -> tuple[Loss, Tensor]:
-            loss = forward_backward(model, *static, config)
+            loss = forward_backward(static)
             return loss, torch.cat([value.flatten() for value in _values(loss)])
 
         (self._like, self._figures), self.graph = captured(run, after and after.graph)

@@ -124,8 +124,9 @@ def _made_up(session: Session, log: StepLog, stops: Callable[[], bool]) -> Evalu
     """
     state, config = session.state, session.config
     at = state.step, state.tokens
-    # only the first process has written metrics
-    metrics = unevaluated_step(session.run, *at, config.train, session.trained)
+    metrics = None
+    if session.process.writes:
+        metrics = unevaluated_step(session.run, *at, config.train, session.trained)
     if not from_first(metrics is not None):
         return None
     evaluation = evaluate(state.model, session.corpus, config, session.device, stops)

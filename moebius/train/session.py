@@ -122,7 +122,7 @@ def start(
         run = RunDirectory.plan(config, source)
     else:  # the first process may have created it already
         run = RunDirectory(Path(config.train.out) / (config.train.name or source))
-    check_layout(config, process.world_size, device)
+    check_layout(config, process.world_size)
     check_fits(config, device, grid_of(config.parallel, process.world_size).share(config))
     if process.writes:
         check_sinks(config.observe)
@@ -169,7 +169,7 @@ def resume(
     record = run.record(say)
     latest = last_trained(run, record, say, step)
     config = resumed_config(latest, config)
-    check_layout(config, process.world_size, device)
+    check_layout(config, process.world_size)
     owner = None
     if process.writes:
         check_sinks(config.observe)

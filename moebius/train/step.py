@@ -76,7 +76,7 @@ def train_step(
     for number, micro_BL in enumerate(batches, start=1):
         if number == len(batches):
             state.placement.begin_sums()
-        parts.append(run(model, micro_BL, separator, balancing, divisors, config))
+        parts.append(run(Pass(model, micro_BL, separator, balancing, divisors, config)))
     state.placement.sum_gradients(model)
     if has_equal_experts(state.step, config):
         share_expert_gradients(model)
@@ -120,24 +120,27 @@ def micro_batches(tokens_BL: Tensor, config: TrainConfig) -> Sequence[Tensor]:
     return parts if len(parts) == passes else tokens_BL.tensor_split(passes)
 
 
-def forward_backward(
-    model: Transformer,
-    micro_BL: Tensor,
-    separator: int | None,
-    balancing: Balancing,
-    divisors: Divisors,
-    config: TrainConfig,
-) -> Loss:
+class Pass(NamedTuple):
+    """What a forward and backward pass computes with."""
+
+    model: Transformer
+    micro_BL: Tensor
+    separator: int | None
+    balancing: Balancing
+    divisors: Divisors
+    config: TrainConfig
+
+
+def forward_backward(given: Pass) -> Loss:
     """Run a micro-batch forward and backward, and return its figures without their graph."""
+    model, micro_BL, separator, balancing, divisors, config = given
     with autocast(config, micro_BL.device):
         part = model.loss(micro_BL, separator, balancing, divisors)
     part.total.backward()
     return detached(part)
 
 
-ForwardBackward = Callable[
-    [Transformer, Tensor, int | None, Balancing, Divisors, TrainConfig], Loss
-]
+ForwardBackward = Callable[[Pass], Loss]
 """A function that does what `forward_backward` does."""
 
 

@@ -1,5 +1,6 @@
 """Training steps of several processes and of one with the same micro-batches, in float64."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def measured(case: Case, rank: int = 0, ranks: int = 1, alike: int = 0) -> dict[
     With `alike`, this one process takes the micro-batches of that many processes.
     """
     config = case.config
-    check_layout(config, ranks, CPU)
+    check_layout(config, ranks)
     model = seeded(0, config.model, choose_backends(config.parallel)).double()
     if case.idle:
         for layer in routed_layers(model):
@@ -95,7 +96,10 @@ def measured(case: Case, rank: int = 0, ranks: int = 1, alike: int = 0) -> dict[
     state = TrainState.new(model, config, placement=placement)
     noted: dict[str, list[Any]] = {"loss": [], "norm": [], "counts": [], "balance": [], "mtp": []}
     gradients: list[dict[str, Tensor]] = []
-    clip = placement.clip_gradients
+    clip, split = placement.clip_gradients, step.micro_batches
+
+    def batches(tokens_BL: Tensor, train: TrainConfig) -> Sequence[Tensor]:
+        return alike_batches(tokens_BL, case, alike) if alike else split(tokens_BL, train)
 
     def note(model: Any, max_norm: float) -> Tensor:
         if not gradients:
@@ -107,13 +111,10 @@ def measured(case: Case, rank: int = 0, ranks: int = 1, alike: int = 0) -> dict[
     with patch.object(placement, "clip_gradients", note):
         for number in range(STEPS):
             batch_BL = case.tokens(number)
-            with patch.object(step, "micro_batches", step.micro_batches):
-                if alike:
-                    step.micro_batches = lambda t, c: alike_batches(t, case, alike)
-                else:
-                    size = len(batch_BL)
-                    batch_BL = batch_BL[size * rank // ranks : size * (rank + 1) // ranks]
-                result = train_step(state, batch_BL, END, config.train)
+            size = len(batch_BL)
+            own_BL = batch_BL[size * rank // ranks : size * (rank + 1) // ranks]
+            with patch.object(step, "micro_batches", batches):
+                result = train_step(state, own_BL, END, config.train)
             noted["loss"].append(result.loss.item())
             noted["norm"].append(result.grad_norm.item())
             noted["counts"].append([layer.chosen_PE.tolist() for layer in result.stats])

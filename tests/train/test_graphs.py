@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebius.config import Config, ModelConfig, ParallelConfig, TrainConfig
+from moebius.config import Config, ParallelConfig, TrainConfig
 from moebius.hardware.backends import backends_for
 from moebius.model.transformer import routed_layers, seeded
 from moebius.parallel.layout import lay_out
@@ -21,14 +21,15 @@ from moebius.train import graphs
 from moebius.train.actions import nudge_bias, revive
 from moebius.train.graphs import WARM_UP, GraphedPasses
 from moebius.train.state import TrainState, model_tensors
-from moebius.train.step import StepResult, train_step
+from moebius.train.step import Pass, StepResult, train_step
+from tests.train import test_step
 
 # Flex attention has blocks of 128 tokens.
-V, E, B, S = 61, 4, 8, 128 if torch.cuda.is_available() else 16
+E, B, S = 4, 8, 128 if torch.cuda.is_available() else 16
 STEPS = WARM_UP + 5
 VARIANTS: dict[str, dict[str, Any]] = {
     "one pass": {},
-    "three passes": {"micro_batches": 4},
+    "four passes": {"micro_batches": 4},
     "counts of the whole batch": {"micro_batches": 4, "aux_loss_scope": "global_batch"},
     "one pass over the whole batch": {"aux_loss_scope": "global_batch"},
     "bias and z-loss": {
@@ -48,35 +49,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def config_of(
     micro_batches: int = 1, optimizer: Any = "adamw", compile: Any = "off", **changes: Any
 ) -> Config:
-    shape: dict[str, Any] = {
-        "vocab_size": V,
-        "dim": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-        "num_kv_heads": 1,
-        "num_experts": E,
-        "moe_min_expansion": 2,
-        "moe_max_expansion": 2,
-        "base_expansion": 1.0,
-        "aux_loss_coeff": 0.01,
+    train: dict[str, Any] = {
+        "steps": 100,
+        "batch_size": B,
+        "micro_batch_size": B // micro_batches,
+        "seq_len": S,
+        "warmup_steps": 5,
+        "lr": 1e-2,
+        "optimizer": optimizer,
     }
-    train = TrainConfig(
-        steps=100,
-        batch_size=B,
-        micro_batch_size=B // micro_batches,
-        seq_len=S,
-        warmup_steps=5,
-        lr=1e-2,
-        optimizer=optimizer,
-    )
-    parallel = ParallelConfig(cuda_graphs="on", compile=compile)
-    return Config(model=ModelConfig(**(shape | changes)), train=train, parallel=parallel)
+    changes = {"num_experts": E, "aux_loss_coeff": 0.01} | changes
+    config = test_step.config_of(train=train, **changes)
+    return replace(config, parallel=ParallelConfig(cuda_graphs="on", compile=compile))
 
 
 def tokens_of(config: Config, seed: int, device: str) -> Tensor:
     length = config.train.seq_len + (4 if config.model.use_mtp else 1)
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(V, (config.train.batch_size, length), generator=generator).to(device)
+    return torch.randint(
+        config.model.vocab_size, (config.train.batch_size, length), generator=generator
+    ).to(device)
 
 
 class Rerun:
@@ -85,7 +77,7 @@ class Rerun:
     def __init__(self, run: Any, parameters: list[torch.nn.Parameter]):
         self.run, self.parameters = run, parameters
         before = [None if p.grad is None else p.grad.clone() for p in parameters]
-        counts = inspect.getclosurevars(run).nonlocals["static"][2].over_batch
+        counts = inspect.getclosurevars(run).nonlocals["static"].balancing.over_batch
         sum_X = None if counts is None else counts.sum_X
         sum_before_X = None if sum_X is None else sum_X.clone()
         self.result = run()
@@ -324,9 +316,10 @@ def test_what_cannot_be_captured_runs_without_a_graph(at, monkeypatch):
     before: dict[Any, Tensor] = {}
     first_run = graphs.forward_backward
 
-    def noting(*given: Any) -> Any:
-        before.update((p, p.grad.clone()) for p in given[0].parameters() if p.grad is not None)
-        return first_run(*given)
+    def noting(given: Pass) -> Any:
+        parameters = given.model.parameters()
+        before.update((p, p.grad.clone()) for p in parameters if p.grad is not None)
+        return first_run(given)
 
     monkeypatch.setattr(graphs, "forward_backward", noting)
     monkeypatch.setattr(graphs, "captured", captured)
