@@ -56,8 +56,8 @@ def main() -> None:
     config = read_config("standard", layered(UNIFORM, sys.argv[1:]))
     device = choose_device(config.train.device)
     switch = replace(config, model=replace(config.model, router_type="switch", router_top_k=1))
-    variants = {"softmax_topk": config, "switch": switch, "softmax_topk, no statistics": config}
-    variants["softmax_topk, reference"] = config
+    variants = {"softmax_topk": config, "switch": switch}
+    variants |= {f"softmax_topk, {context}": config for context in CONTEXTS}
     states = {name: _state(variant, device) for name, variant in variants.items()}
     tokens_BL = torch.randint(
         config.model.vocab_size,

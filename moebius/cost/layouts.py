@@ -126,9 +126,10 @@ def layouts(config: Config, gpus: int) -> Iterator[Layout]:
 
     Each device's sequences are divided evenly into passes, and the experts of every layer evenly
     between devices. Unless the configuration asks for one kind of activation checkpointing, all
-    kinds are tried. `train.batch_size` must be a multiple of `gpus`. What training refuses in a
-    layout leaves that layout out.
+    kinds are tried. `train.batch_size` must be a multiple of `gpus`. Layouts in which training
+    would refuse the configuration are left out.
     """
+    # These need whole experts on every device, as moebius/parallel/layout.py checks.
     is_whole = bool(config.train.common_start) or any(
         rule.action == "revive" for rule in config.observe.rules().values()
     )

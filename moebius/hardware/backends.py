@@ -140,7 +140,7 @@ def _obstacle_to_triton(device: torch.device, dim: int) -> str | None:
         return "its kernels are for Hopper GPUs"
     if dim % 8:
         return f"it needs model.dim to be a multiple of 8, not {dim}"
-    return "triton is not installed" if find_spec("triton") is None else None
+    return None if HAS_TRITON else "triton is not installed"
 
 
 def _choose_attention(

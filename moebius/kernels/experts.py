@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from moebius.kernels import backward as backward_kernels
 from moebius.kernels import forward as forward_kernels
@@ -85,7 +86,9 @@ def _gradients(
 class _Experts(torch.autograd.Function):
     """The autograd function that runs the layer outside of torch.compile.
 
-    Compiled code uses the operators below instead, which cost the host more time per call.
+    Compiled code uses the operators below instead, which cost the host more time per call. Unlike
+    an `operators.Differentiable`, it returns the layer's output alone: for each further output,
+    autograd would fill a gradient with zeros.
     """
 
     @staticmethod
@@ -95,6 +98,7 @@ class _Experts(torch.autograd.Function):
         return output[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_TD):  # pyright: ignore[reportIncompatibleMethodOverride]
         return _gradients(ctx, grad_TD, run=_backward)
 

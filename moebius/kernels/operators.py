@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Launches = Callable[..., list[Tensor]]
 """A function that launches kernels. It returns new tensors, and changes none of its arguments."""
@@ -87,5 +88,6 @@ class _Eager(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, *ctx.function.gradients(ctx, *grads, run=ctx.function.backward)

@@ -42,7 +42,7 @@ def routing_sums(
     is_sigmoid: whether scores are sigmoids. drops: whether full experts drop tokens; each token
     then has one slot, and chose the expert with the highest biased score. Otherwise the tokens
     chose the experts that took them, and if there are as many slots as experts, each slot is one
-    expert's.
+    expert's. The number of tokens must be a multiple of `groups`.
     """
     E = logits_TE.shape[1]
     probability_PE, log_partition, counted = _SUMS(
@@ -65,6 +65,8 @@ def _forward(
 ) -> list[Tensor]:  # fmt: skip
     logits_TE, gate_TK, expert_TK = (t.contiguous() for t in (logits_TE, gate_TK, expert_TK))
     (T, E), K = logits_TE.shape, gate_TK.shape[1]
+    if T % groups:
+        raise ValueError(f"{T} tokens cannot be divided into {groups} equal groups")
     tokens, width = block_of(E)
     in_group = T // groups
     blocks = cdiv(in_group, tokens)
@@ -76,7 +78,7 @@ def _forward(
     )
     launch(
         _sum_block, (blocks, groups), logits_TE, gate_TK, expert_TK, bias_E, partial,
-        in_group, E, 1 / math.log(max(E, 2)), vanished,
+        in_group, E, num_sums, 1 / math.log(max(E, 2)), vanished,
         K, K == E and not drops, is_sigmoid, drops, tokens, width,
     )  # fmt: skip
     launch(
@@ -135,7 +137,8 @@ _SUMS = Differentiable(
 
 @triton.jit
 def _sum_block(
-    logits_ptr, gate_ptr, expert_ptr, bias_ptr, partial_ptr, in_group, E, entropy_scale, vanished,
+    logits_ptr, gate_ptr, expert_ptr, bias_ptr, partial_ptr,
+    in_group, E, num_sums, entropy_scale, vanished,
     K: tl.constexpr, SLOT_IS_EXPERT: tl.constexpr, IS_SIGMOID: tl.constexpr,
     DROPS: tl.constexpr, BT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -178,7 +181,7 @@ def _sum_block(
     is_vanished = exists & (highest < vanished)
 
     line = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    line_ptr = partial_ptr + line.to(tl.int64) * (3 * E + 8)
+    line_ptr = partial_ptr + line.to(tl.int64) * num_sums
     column_mask = expert < E
     tl.store(line_ptr + expert, tl.sum(tl.where(inside, share, 0.0), axis=0), mask=column_mask)
     tl.store(line_ptr + E + expert, tl.sum(chose, axis=0).to(tl.float32), mask=column_mask)

@@ -114,11 +114,11 @@ class Router(nn.Module):
 
         logits_TE = router.logits(wide_TD, self.weight_ED, wide_TD.to(narrow))
         config, scores_by_sigmoid = self.config, self.config.has_sigmoid_scores
-        k = 0 if self.record.chooses_by_threshold else min(config.router_top_k, self.num_experts)
+        k = 0 if self.record.chooses_by_threshold else config.router_top_k
         rule = choice.Rule(
-            k=1 if self.record.is_top_1 else k,
+            k=k,
             is_sigmoid=scores_by_sigmoid,
-            renormalizes=config.renormalize_gates and k > 1 and not self.record.is_top_1,
+            renormalizes=config.renormalize_gates and k > 1,
             scale=self.gate_factor,
             threshold=config.router_threshold,
             capacity=self._capacity(len(wide_TD)) if self.record.has_capacity else -1,

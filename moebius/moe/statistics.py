@@ -122,20 +122,8 @@ def _stats_by_kernels(router: Router, routing: Routing, groups: int) -> LayerSta
         router.record.has_capacity,
         VANISHED,
     )
-    entropy, gate, unrouted, dropped, not_finite, vanished, tokens = figures.unbind()
-    return LayerStats(
-        tokens_per_expert_E=taken_E,
-        chosen_PE=chosen_PE,
-        probability_PE=probability_PE,
-        squared_log_partition=squared_log_partition,
-        entropy=entropy,
-        gate=gate,
-        unrouted=unrouted,
-        dropped=dropped,
-        not_finite=not_finite,
-        vanished=vanished,
-        tokens=tokens,
-    )
+    # The figures are those from the entropy on, in the order of the fields.
+    return LayerStats(taken_E, chosen_PE, probability_PE, squared_log_partition, *figures.unbind())
 
 
 def who_chose(expert_TK: Tensor, num_experts: int) -> Tensor:

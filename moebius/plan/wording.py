@@ -19,6 +19,9 @@ SHOWN = 6
 BOUND_BY_HOST = 0.3
 """The plan warns if the device waits for the host for more than this share of a step."""
 
+ONE_MACHINE = 8
+"""Number of GPUs that machines usually have at most."""
+
 
 def lines(plan: Plan) -> list[str]:
     """Return the plan as lines for the terminal."""
@@ -185,7 +188,10 @@ def _notes(plan: Plan) -> Iterator[str]:
         "`moebius profile` measures a step"
     )
     if layout.gpus > 1:
-        yield f"{_command(layout)}; the figures are on paper until they are measured there"
+        yield (
+            f"start with `{_command(plan)}`; the figures are on paper until they are measured "
+            "there"
+        )
     if plan.best.computing["waiting"] > BOUND_BY_HOST * plan.best.seconds:
         yield (
             "the GPU waits for the host, which launches its kernels: more tokens in a pass would "
@@ -198,14 +204,27 @@ def _notes(plan: Plan) -> Iterator[str]:
         )
 
 
-def _command(layout: Layout) -> str:
-    """Return the command that trains in a layout."""
-    flags = f" --parallel.shard {layout.gpus}" if layout.is_sharded else ""
-    if layout.expert_parallel > 1:
-        flags += f" --parallel.expert {layout.expert_parallel}"
-    if layout.recomputing != "none":
-        flags += f" --parallel.activation_checkpointing {layout.recomputing}"
-    return f"start with `torchrun --nproc-per-node {layout.gpus} -m moebius train ...{flags}`"
+def _command(plan: Plan) -> str:
+    """Return the command that trains as planned, with the flags that change the configuration."""
+    layout, config = plan.best.layout, plan.config
+    planned = {
+        "shard": layout.gpus if layout.is_sharded else 1,
+        "expert": layout.expert_parallel,
+        "activation_checkpointing": layout.recomputing,
+    }
+    flags = [
+        f" --parallel.{name} {value}"
+        for name, value in planned.items()
+        if value != getattr(config.parallel, name)
+    ]
+    if plan.asked_batch_size != config.train.batch_size:
+        flags.append(f" --train.batch_size {config.train.batch_size}")
+    flags.append(f" --train.micro_batch_size {layout.sequences}")
+    on_each = max(n for n in range(1, ONE_MACHINE + 1) if layout.gpus % n == 0)
+    machines = ""
+    if layout.gpus > on_each:
+        machines = f"--nnodes {layout.gpus // on_each} --rdzv-endpoint HOST:PORT "
+    return f"torchrun {machines}--nproc-per-node {on_each} -m moebius train ...{''.join(flags)}"
 
 
 def _largest_first(values: Mapping[str, float]) -> dict[str, float]:

@@ -57,9 +57,7 @@ def gpu(monkeypatch):
     """Return a function that makes torch pretend to have a GPU of some compute capability."""
 
     def pretend(capability: tuple[int, int], has_triton: bool = True) -> None:
-        monkeypatch.setattr(
-            "moebius.hardware.backends.find_spec", lambda name: name if has_triton else None
-        )
+        monkeypatch.setattr("moebius.hardware.backends.HAS_TRITON", has_triton)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 

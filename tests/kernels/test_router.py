@@ -3,6 +3,7 @@
 The tests run in Triton's interpreter and on a GPU.
 """
 
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -16,6 +17,7 @@ from tests.kernels.interpreter import DEVICES
 from moebius.config import ModelConfig  # isort: skip
 from moebius.kernels import router as router_kernels  # isort: skip
 from moebius.kernels.choice import Rule, choose  # isort: skip
+from moebius.kernels.routing_sums import routing_sums  # isort: skip
 from moebius.moe import router as router_module  # isort: skip
 from moebius.moe import statistics  # isort: skip
 from moebius.moe.router import Router, Routing  # isort: skip
@@ -162,6 +164,54 @@ def test_equal_sigmoids_are_chosen_by_their_logits(device):
     expected = router_module.softmax_topk(logits_TE, 3, False, 1.0, bias_E, "sigmoid")
     assert torch.equal(ours[1], expected.expert_TK)
     assert ours[1].tolist() == [[1, 2, 0], [1, 3, 0], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_second_derivative_is_refused(device):
+    logits_TE = torch.randn(5, 4, device=device, requires_grad=True)
+    gate_TK, _ = choose(logits_TE, torch.zeros(4, device=device), Rule(2, False, True, 1.0))
+    (grad_TE,) = torch.autograd.grad(gate_TK.square().sum(), logits_TE, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad_TE.sum().backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_groups_that_are_not_equal_are_refused(device):
+    logits_TE = torch.randn(6, 4, device=device)
+    gate_TK, expert_TK = choose(logits_TE, logits_TE[0], Rule(2, False, True, 1.0))
+    with pytest.raises(ValueError, match="6 tokens cannot be divided into 4 equal groups"):
+        routing_sums(logits_TE, gate_TK, expert_TK, logits_TE[0], 4, False, False, 1e-7)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_odd_logits_are_routed_like_the_reference(variant, device):
+    """Experts with equal scores are chosen by their number, as a stable sort would."""
+    E = 5
+    router = router_of(E, 24, device, **VARIANTS[variant])
+    router.bias_E[0] = -torch.inf
+    logits_TE = torch.randn(9, E, device=device)
+    logits_TE[1:4] = torch.tensor([0.0, 100.0, -300.0], device=device)[:, None]
+    logits_TE[4:7, 2] = torch.tensor([torch.nan, torch.inf, -torch.inf], device=device)
+    logits_TE[7:] = torch.tensor([torch.nan, -torch.inf], device=device)[:, None]
+
+    def stable_topk(values: Tensor, k: int, dim: int) -> Any:
+        order = values.argsort(dim=dim, descending=True, stable=True)
+        return SimpleNamespace(indices=order[:, :k])
+
+    ours_TE, expected_TE = (logits_TE.clone().requires_grad_() for _ in range(2))
+    with patch.object(router_kernels, "logits", lambda *_: ours_TE):
+        ours = router._route_by_kernels(torch.zeros(9, 24, device=device), torch.float32)
+    with patch.object(Tensor, "topk", stable_topk):
+        expected = router.route(expected_TE)
+    assert torch.equal(ours.expert_TK, expected.expert_TK)
+    torch.testing.assert_close(ours.gate_TK, expected.gate_TK, equal_nan=True)
+    (grad_TE,) = torch.autograd.grad(ours.gate_TK.square().sum(), ours_TE)
+    (expected_grad_TE,) = torch.autograd.grad(expected.gate_TK.square().sum(), expected_TE)
+    is_finite_T = logits_TE.isfinite().all(dim=1)
+    torch.testing.assert_close(
+        grad_TE[is_finite_T], expected_grad_TE[is_finite_T], rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)

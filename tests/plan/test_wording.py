@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
 
+from moebius.config.files import read_config
+from moebius.parallel.layout import check_layout
 from moebius.plan.recommend import Plan
 from moebius.plan.wording import SHOWN, as_json, lines
 from tests.plan.test_recommend import MANY_EXPERTS, long_sequence, plan_of
@@ -24,10 +27,39 @@ def test_one_gpu_says_why_and_nothing_about_a_network():
 def test_many_gpus_on_paper(gpus):
     text = text_of(plan_of("standard", *MANY_EXPERTS, gpus=gpus, gpu="b200"))
     assert f"on          {gpus} x b200: " in text
-    assert f"start with `torchrun --nproc-per-node {gpus} -m moebius train ... --par" in text
+    machines = "--nnodes 256 --rdzv-endpoint HOST:PORT --nproc-per-node 8"
+    processes = f"--nproc-per-node {gpus}" if gpus <= 8 else machines
+    assert f"start with `torchrun {processes} -m moebius train ... --par" in text
     assert "on paper until they are measured" in text
     assert "network     each GPU sends in a step: " in text
     assert "TFLOP/s" in text and "MFU" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus"),
+    [
+        ((), 2),
+        (MANY_EXPERTS, 8),
+        (("--parallel.shard=4", "--parallel.expert=2"), 4),
+        (("--train.batch_size=10", "--train.micro_batch_size=5"), 4),
+        (("--train.seq_len=65536",), 8),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_the_command_trains_as_planned(flags, gpus):
+    result = plan_of("standard", *flags, gpus=gpus)
+    _, _, command = text_of(result).partition(" -m moebius train ... ")
+    words = command.partition("`")[0].split()
+    settings = dict(flag.split("=") for flag in flags)
+    settings |= zip(words[::2], words[1::2], strict=True)
+    config = read_config("standard", [f"{name}={value}" for name, value in settings.items()])
+    check_layout(config, gpus, torch.device("cpu"))
+    layout = result.best.layout
+    assert config.parallel.shard == (gpus if layout.is_sharded else 1)
+    assert config.parallel.expert == layout.expert_parallel
+    assert config.parallel.activation_checkpointing == layout.recomputing
+    assert config.train.micro_batch_size == layout.sequences
+    assert config.train.batch_size == gpus * layout.sequences * layout.passes
 
 
 def test_the_alternatives_are_compared_with_the_best():
