@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from made_up_step import made_up_step
 from rich.console import Console
 
 from moebius.data.output import Output
-from moebius.moe.load import dead_experts, variation
 from moebius.observe.live import FRAME_SECONDS, Live
-from moebius.observe.metrics import LayerMetrics, StepMetrics
+from moebius.observe.metrics import StepMetrics
 from moebius.observe.so_far import SoFar
 from moebius.observe.view import SHARE, View
 
@@ -33,31 +33,11 @@ STEP_SECONDS, LOG_EVERY = 0.2, 10
 def made_up(step: int, num_layers: int, num_experts: int) -> StepMetrics:
     """Return the figures of a step with uneven loads and dead experts, which cost most."""
     generator = np.random.default_rng(step)
-    layers: list[LayerMetrics] = []
+    loads: list[list[int]] = []
     for _ in range(num_layers):
         loads_E = np.exp(generator.normal(size=num_experts) * 1.5)
-        counts = generator.multinomial(2**17, loads_E / loads_E.sum()).tolist()
-        layers.append(
-            LayerMetrics(
-                tokens_per_expert=counts,
-                cv=variation(counts),
-                dead_experts=dead_experts(counts),
-                routing_entropy=0.9,
-            )
-        )
-    return StepMetrics(
-        step=step,
-        tokens=step * 2**17,
-        loss=3 + float(generator.normal()) / 10,
-        lr=1e-3,
-        grad_norm=1.0,
-        balance_loss=1.0,
-        z_loss=0.0,
-        layers=layers,
-        tokens_per_second=6e5,
-        mfu=0.4,
-        memory_gb=60.0,
-    )
+        loads.append(generator.multinomial(2**17, loads_E / loads_E.sum()).tolist())
+    return made_up_step(step, loads, generator)
 
 
 def milliseconds(work: Callable[[], object]) -> float:

@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from made_up_step import made_up_step
 from markdown_tables import table
 
 from moebius.config import ObserveConfig
-from moebius.moe.load import dead_experts, variation
-from moebius.observe.metrics import LayerMetrics, StepMetrics
+from moebius.observe.metrics import StepMetrics
 from moebius.observe.registry import sinks_for
 from moebius.observe.sink import Sinks
 from moebius.parallel.process import Process
@@ -87,35 +87,9 @@ def measured(config: ObserveConfig, steps: list[StepMetrics]) -> tuple[float, fl
 def made_up(num_experts: int, count: int, log_every: int) -> list[StepMetrics]:
     """Return logged steps of a balanced model."""
     noise = np.random.default_rng(0)
-
-    def layer() -> LayerMetrics:
-        counts = noise.poisson(2048, num_experts).tolist()
-        return LayerMetrics(
-            tokens_per_expert=counts,
-            cv=variation(counts),
-            max_violation=noise.random(),
-            dead_experts=dead_experts(counts),
-            experts_per_token=8.0,
-            routing_entropy=noise.random(),
-            mean_gate=noise.random(),
-            router_grad_norm=noise.random(),
-            balance_loss=noise.random(),
-            z_loss=noise.random(),
-        )
-
     return [
-        StepMetrics(
-            step=FIRST + log_every * number,
-            tokens=number * 500_000,
-            loss=noise.random(),
-            lr=1e-4,
-            grad_norm=noise.random(),
-            balance_loss=1.0,
-            z_loss=1.0,
-            layers=[layer() for _ in range(LAYERS)],
-            tokens_per_second=1e6,
-            mfu=0.4,
-            memory_gb=60.0,
+        made_up_step(
+            FIRST + log_every * number, noise.poisson(2048, (LAYERS, num_experts)).tolist(), noise
         )
         for number in range(1, count + 1)
     ]

@@ -12,7 +12,7 @@ from moebius.moe.load import dead_share
 from moebius.observe.so_far import SoFar
 
 RISE, LEAST_RISE = 0.2, 0.3
-"""A loss has risen if it is above its best by this share, and by this many nats."""
+"""A run has diverged if its loss ends above its best by this share, and by this many nats."""
 SMOOTHED = 10
 """Number of logged losses of which a mean is taken, because single batches differ."""
 
@@ -55,7 +55,8 @@ def health(so_far: SoFar, layers: dict[int, Balance]) -> Health:
     """Return the worst thing that is true of the latest steps of a run."""
     latest, limits = so_far.latest, so_far.limits
     if latest is None:
-        return Health("calm", "no step logged yet")
+        words = "too early to judge" if so_far.points else "no step logged yet"
+        return Health("calm", words)
     if not math.isfinite(latest.loss):
         return Health("bad", "the loss is not finite")
     if rise := _rise(so_far):

@@ -32,6 +32,14 @@ Draw = Callable[[int, int], list[Row]]
 """Returns a picture as rows, given the columns and the rows of the terminal."""
 
 
+def can_draw(console: Console, output: Output) -> bool:
+    """Return whether a picture can be drawn again and again.
+
+    rich calls a pipe a terminal where FORCE_COLOR is set, as in many CI systems.
+    """
+    return output.isatty() and console.is_terminal and not console.is_dumb_terminal
+
+
 class Live:
     """The picture, the lines above it, and the thread that writes them."""
 

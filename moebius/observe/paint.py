@@ -82,7 +82,7 @@ def fitted(row: Row, width: int) -> Row:
 class Paint:
     """Turns rows into text with the codes for the colors that a terminal has.
 
-    NO_COLOR leaves bold text, and nothing else.
+    NO_COLOR leaves bold and dim text, and nothing else.
     """
 
     def __init__(self, console: Console):

@@ -94,8 +94,8 @@ class SinkNote:
 
 
 @runtime_checkable
-class Separate(Protocol):
-    """What a sink has in addition if it works in a thread of its own and cannot end the run."""
+class Separate(Sink, Protocol):
+    """A sink that works in a thread of its own and cannot end the run."""
 
     def end(self) -> None:
         """Begin to close the sink. `close` waits for it."""
@@ -125,9 +125,8 @@ class Sinks:
         try:
             for sink in self._separate:
                 sink.end()  # all of them at once, so that the waiting times do not add up
-            for sink in self._sinks:
-                if isinstance(sink, Separate):
-                    sink.close()
+            for sink in self._separate:
+                sink.close()
             self._tell()
         finally:
             self._opened.__exit__(*error)

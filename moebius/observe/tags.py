@@ -17,6 +17,10 @@ LOSS, SPEED, BALANCE, OPTIMIZER, SOURCES = (
     "4_optimizer",
     "5_sources",
 )
+LAYERS_EVERY = 1 / 1000
+"""With many experts, the layers' figures are written again once this fraction of the run so far
+has passed since the last time: 6,000 times in 100,000 steps. TensorBoard shows 1,000 points of a
+tag by default, and with every step these tags would take up more than all other files."""
 LAYER = "layer_"
 """How the groups of the layers' figures begin: `layer_cv/03`."""
 _OF_LAYERS = tuple(
@@ -51,6 +55,25 @@ def tags(metrics: StepMetrics, with_layers: bool = True) -> dict[str, float]:
         for number, layer in metrics.routed_layers:
             found |= {f"{LAYER}{n}/{number:02d}": getattr(layer, n) for n in _OF_LAYERS}
     return {tag: float(value) for tag, value in sorted(found.items()) if value is not None}
+
+
+class Rarer:
+    """Says in which steps to write something that becomes rarer as a run goes on."""
+
+    def __init__(self, fraction: float):
+        """Write again once this fraction of the run so far has passed since the last time."""
+        self._fraction, self._last = fraction, 0
+
+    def is_due(self, step: int) -> bool:
+        """Return whether to write in this step, and take note of it if so."""
+        if step - self._last < self._fraction * step:
+            return False
+        self._last = step
+        return True
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written in later steps."""
+        self._last = min(self._last, step)
 
 
 def _balance(metrics: StepMetrics) -> Iterator[tuple[str, float | None]]:

@@ -17,7 +17,7 @@ from moebius.errors import StorageError
 from moebius.observe.heat import heat_png
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Event, Sample
-from moebius.observe.tags import BALANCE, LAYER, LOSS, tags
+from moebius.observe.tags import BALANCE, LAYER, LAYERS_EVERY, LOSS, Rarer, tags
 
 FileEvent: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 SessionLog: Any = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -34,12 +34,8 @@ CONFIG = "config.toml"
 VERSION = "brain.Event:2"
 """The version of the file's format, in its first record."""
 SHARES = "expert_shares"
-LAYERS_EVERY = 1 / 1000
-"""With many experts, the layers' figures are written again once this fraction of the run so far
-has passed since the last time: 6,000 times in 100,000 steps. TensorBoard shows 1,000 points of a
-tag by default, and with every step these tags would take up more than all other files."""
 IMAGES_EVERY = 1 / 50
-"""The same for the heat map, of which TensorBoard shows 10 by default."""
+"""What `LAYERS_EVERY` is for the heat map, of which TensorBoard shows 10 by default."""
 CHARTS = {
     "Loss": {"training and held-out loss": (f"{LOSS}/loss", f"{LOSS}/val_loss")},
     "Balance": {
@@ -64,7 +60,7 @@ class TensorBoard:
 
     def open(self, run: Path, step: int) -> None:
         """Start a new event file in the run's tb/ folder, and hide later steps in old files."""
-        self._layers_at = self._image_at = 0
+        self._layers, self._image = Rarer(LAYERS_EVERY), Rarer(IMAGES_EVERY)
         self._file = None
         self.folder = run / FOLDER
         try:
@@ -81,17 +77,13 @@ class TensorBoard:
     def write(self, metrics: StepMetrics, wall_time: float | None = None) -> None:
         """Write a logged step. wall_time is in seconds since 1970; None is now."""
         step = metrics.step
-        every = LAYERS_EVERY * step if metrics.has_many_experts else 0
-        with_layers = step - self._layers_at >= every
-        if with_layers:
-            self._layers_at = step
+        with_layers = not metrics.has_many_experts or self._layers.is_due(step)
         values = [
             Summary.Value(tag=tag, simple_value=value)
             for tag, value in tags(metrics, with_layers).items()
         ]
         has_experts = any(True for _ in metrics.routed_layers)
-        if has_experts and step - self._image_at >= IMAGES_EVERY * step:
-            self._image_at = step
+        if has_experts and self._image.is_due(step):
             png, width, height = heat_png(metrics)
             image = Summary.Image(
                 width=width, height=height, colorspace=3, encoded_image_string=png
@@ -114,8 +106,8 @@ class TensorBoard:
 
         The files keep it, but TensorBoard drops it when it reads this event.
         """
-        self._layers_at = min(self._layers_at, step)
-        self._image_at = min(self._image_at, step)
+        self._layers.rewind(step)
+        self._image.rewind(step)
         start = SessionLog(status=SessionLog.START)
         self._add(FileEvent(step=step + 1, wall_time=time.time(), session_log=start))
 

@@ -17,7 +17,7 @@ from moebius.cost.units import short
 from moebius.data.output import Output
 from moebius.observe.growing_file import GrowingFile
 from moebius.observe.line_file import METRICS
-from moebius.observe.live import Live
+from moebius.observe.live import Live, can_draw
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Event, Sample
 from moebius.observe.so_far import SoFar, add_line
@@ -47,8 +47,12 @@ class Terminal:
         self._output = Output(sys.stdout) if sys.stdout else None
         self.console = Console(file=cast(Any, self._output), highlight=False)
         self.console.quiet = process is not None and not process.writes
-        can_draw = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.is_live = progress and can_draw and not self.console.quiet
+        self.is_live = (
+            progress
+            and self._output is not None
+            and not self.console.quiet
+            and can_draw(self.console, self._output)
+        )
         self.so_far = SoFar(total_steps=total_steps, limits=limits or ObserveConfig())
         self._live: Live | None = None
         self._started = time.monotonic()

@@ -156,7 +156,8 @@ def _figures(so_far: SoFar, width: int) -> Row:
     """Return the figures of the latest step, the most important ones first, as far as they fit."""
     latest, held_out = so_far.latest, so_far.held_out
     if latest is None:
-        return [styled("waiting for the first logged step", "quiet")]
+        which = "next" if so_far.points else "first"
+        return [styled(f"waiting for the {which} logged step", "quiet")]
     bad = "" if math.isfinite(latest.loss) else "bad"
     pairs = [("loss ", f"{latest.loss:.3f}", bad or "figure")]
     if held_out:

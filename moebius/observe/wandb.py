@@ -25,8 +25,7 @@ from moebius.observe.json_lines import SAMPLES
 from moebius.observe.line_file import read_lines
 from moebius.observe.metrics import StepMetrics
 from moebius.observe.sink import Event, Sample
-from moebius.observe.tags import tags
-from moebius.observe.tensorboard import CONFIG, LAYERS_EVERY
+from moebius.observe.tags import LAYERS_EVERY, Rarer, tags
 
 FOLDER = "wandb"
 ID = "moebius-run-id"
@@ -54,7 +53,7 @@ class WeightsAndBiases:
 
     def open(self, run: Path, step: int) -> None:
         """Start the process, which begins a run in W&B or goes on with this one's."""
-        self._layers_at = step
+        self._layers = Rarer(LAYERS_EVERY)
         self._folder = run / FOLDER
         try:
             self._folder.mkdir(exist_ok=True)
@@ -66,7 +65,7 @@ class WeightsAndBiases:
             raise StorageError(f"{error.filename or run}: {error.strerror}") from None
         values: dict[str, Any] = {}
         with suppress(ConfigError):  # a config.toml that cannot be read
-            values = read_toml(run / CONFIG)
+            values = read_toml(run / "config.toml")
         self._errors = TemporaryFile()  # noqa: SIM115  (closed by `close`)
         self._process = subprocess.Popen(
             python_command(CODE),
@@ -96,10 +95,9 @@ class WeightsAndBiases:
     def write(self, metrics: StepMetrics) -> None:
         """Send a logged step; the loads of the experts as a histogram for each layer."""
         step = metrics.step
-        with_layers = not metrics.has_many_experts or step - self._layers_at >= LAYERS_EVERY * step
+        with_layers = not metrics.has_many_experts or self._layers.is_due(step)
         loads: dict[str, Sequence[int]] = {}
         if with_layers:
-            self._layers_at = step
             loads = {
                 f"expert_load/{number:02d}": layer.tokens_per_expert
                 for number, layer in metrics.routed_layers
@@ -116,7 +114,7 @@ class WeightsAndBiases:
 
     def rewind(self, step: int) -> None:
         """Send nothing, because W&B keeps what it has."""
-        self._layers_at = min(self._layers_at, step)
+        self._layers.rewind(step)
 
     def close(self) -> None:
         """Wait until everything is written and uploaded, but no longer than `UPLOAD_SECONDS`.

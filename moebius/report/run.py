@@ -80,8 +80,7 @@ def read_run(root: Path, num_runs: int = 1) -> Run:
     num_runs: number of runs that share a report, and so its size. Raises CheckpointError if the
     folder is no run at all.
     """
-    if not any((root / name).is_file() for name in ("config.toml", "run.json", METRICS)):
-        raise CheckpointError(f"{root}: {not_a_run(root)}")
+    check_is_run(root)
     run = Run(root, shares=Shares(MOST_CELLS // num_runs))
     run.config = _config(run)
     with _reading(run, METRICS):
@@ -103,6 +102,12 @@ def read_run(root: Path, num_runs: int = 1) -> Run:
     _read_optional(run)
     _note_damage(run)
     return run
+
+
+def check_is_run(root: Path) -> None:
+    """Raise CheckpointError for a folder that has nothing of a run."""
+    if not any((root / name).is_file() for name in ("config.toml", "run.json", METRICS)):
+        raise CheckpointError(f"{root}: {not_a_run(root)}")
 
 
 def _config(run: Run) -> Config | None:

@@ -26,7 +26,7 @@ from moebius.report.verdict import Verdict
 LISTED = 10
 """Number of happenings that are listed at once; the others, up to `MOST_LATEST`, unfold."""
 SCALE = (
-    ("dead", "dead: less than 1%, and than a tenth of the even share"),
+    ("dead", "dead: less than 1% of the load, and less than a tenth of the even share"),
     ("0", "less than a quarter of it"),
     ("1", "less than half"),
     ("2", "less than 0.8"),

@@ -11,6 +11,7 @@ from moebius.config import Config, ObserveConfig
 from moebius.config.in_phases import mixture_in_phase
 from moebius.moe.load import dead_share, variation
 from moebius.observe.alarm import WORDS, Alarm
+from moebius.observe.glance import LEAST_RISE, RISE
 from moebius.report.curves import mean_between, number
 from moebius.report.run import Run
 
@@ -28,8 +29,6 @@ ROUTING = (
     "router_logits",
 )
 """Alarms about the routing, the one that says most about a collapse first."""
-RISE, LEAST_RISE = 0.2, 0.3
-"""A run has diverged if its loss ends above its best by this share, and by this many nats."""
 OVERFIT = 0.02
 """Share by which the held-out loss may end above its best before the run counts as overfitted."""
 SMOOTHED = 0.1

@@ -26,6 +26,8 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 """Errors of a file system that has no locks, such as NFS without its lock service."""
 NO_FOLDER_LOCKS = (*UNSUPPORTED, errno.EBADF, errno.EISDIR)
 """Errors of a file system that has no locks on folders, such as NFS."""
+LOOKING_SECONDS = 0.2
+"""How long to wait for a lock file that another process only looks at, as `is_owned` does."""
 READING_SECONDS = 1.0
 """How long to wait for a new owner to write its name into the lock file."""
 
@@ -58,12 +60,15 @@ class Ownership:
 
 
 def is_owned(folder: Path) -> bool:
-    """Return whether another process trains the run in that folder. Nothing is written."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        path = folder / ".lock"
-        if json.loads(path.read_bytes())["process"] == os.getpid():
+    """Return whether another process trains the run in that folder. Nothing is written.
+
+    The lock is shared for a moment, because no system call asks for locks of this kind.
+    """
+    with suppress(OSError):
+        held = _held.get(file_id(folder.stat()))
+        if held is not None and held._process == os.getpid():
             return False
-        with path.open("rb") as file:
+        with (folder / ".lock").open("rb") as file:
             try:
                 fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -133,10 +138,19 @@ class _Held:
         def refuse(descriptor: int) -> None:
             raise ConfigError(f"{folder}: {_owner(path)}; wait until it ends, or stop it")
 
+        def refuse_later(descriptor: int) -> None:
+            deadline = time.monotonic() + LOOKING_SECONDS
+            while time.monotonic() < deadline:
+                time.sleep(0.01)
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+            refuse(descriptor)
+
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             _lock_folder(directory, refuse)
-            held = cls(folder, directory, cls._taken(folder, refuse, report))
+            held = cls(folder, directory, cls._taken(folder, refuse_later, report))
         except BaseException:
             os.close(directory)
             raise

@@ -16,7 +16,7 @@ from typing import Any
 from moebius.config.printable import printable_line
 from moebius.errors import ConfigError, StorageError
 from moebius.report.report import report
-from moebius.report.run import read_run
+from moebius.report.run import check_is_run, read_run
 from moebius.report.verdict import verdict
 from moebius.train.ownership import is_owned
 
@@ -68,8 +68,10 @@ class FollowedReport:
         if not self._lock.acquire(blocking=not self._page):
             return
         try:
+            if time.monotonic() < self._next:
+                return
             state = [_state_of(folder) for folder in self._folders]
-            if time.monotonic() < self._next or state == self._state:
+            if state == self._state:
                 return
             start = time.monotonic()
             runs = [read_run(folder, len(self._folders)) for folder in self._folders]
@@ -100,15 +102,20 @@ def _state_of(folder: Path) -> list[tuple[str, int, int]]:
 def serve(folders: Sequence[Path], port: int | None, say: Callable[[str], None]) -> None:
     """Serve the report of some runs until a signal comes. `say` gets a line with the address.
 
-    port: None is PORT or, if that is in use, any other; 0 is any. Raises ConfigError if the port
-    is in use, and CheckpointError for a folder that is no run.
+    port: None is PORT or, if that is in use, any other; 0 is any. Raises ConfigError for a number
+    that no port has, StorageError if the port cannot be taken, and CheckpointError for a folder
+    that is no run.
     """
+    for folder in folders:
+        check_is_run(folder)
     followed = FollowedReport(folders)
-    followed.latest()
     server = _server(port, followed)
-    say(f"http://{ADDRESS}:{server.port}/ shows the report and follows the training")
-    say(f"from another machine: ssh -L {server.port}:{ADDRESS}:{server.port} HOST; Ctrl-C ends it")
     try:
+        say("making the report; this takes some seconds for a long run")
+        followed.latest()
+        place = f"{ADDRESS}:{server.port}"
+        say(f"http://{place}/ shows the report and follows the training")
+        say(f"from another machine: ssh -L {server.port}:{place} HOST; Ctrl-C ends it")
         server.serve_forever(poll_interval=0.2)
     finally:
         server.server_close()

@@ -8,7 +8,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from moebius.data.output import Output
-from moebius.observe.live import Live
+from moebius.observe.live import Live, can_draw
 from moebius.observe.paint import Paint, Row, styled
 from moebius.observe.view import View
 from moebius.watch.watched import WatchedRun
@@ -31,7 +31,7 @@ def watch(runs: Sequence[WatchedRun], is_once: bool, say: Print) -> None:
     """
     output = Output(sys.stdout)
     console = Console(file=cast(Any, output), highlight=False)
-    is_shown = console.is_terminal and not console.is_dumb_terminal
+    is_shown = can_draw(console, output)
     said = [run.update() for run in runs]
     if is_once and is_shown:
         paint = Paint(console)

@@ -49,17 +49,17 @@ class WatchedRun:
     def update(self) -> list[str]:
         """Read what is new. Return the lines that a log would have about it."""
         said: list[str] = []
+        if time.monotonic() - self._looked > OWNER_SECONDS:
+            self._looked = time.monotonic()
+            self.is_trained = is_owned(self.root)  # before its files, which are then all written
         try:
-            self._read_config()
+            said += self._read_config()
             said += self._read_metrics(self._metrics.read())
             said += self._read_events(self._events.read())
             said += self._find_checkpoints()
             self._read_counts()
         except OSError as error:
             said += self._trouble(f"{error.filename or self.root}: {error.strerror or error}")
-        if time.monotonic() - self._looked > OWNER_SECONDS:
-            self._looked = time.monotonic()
-            self.is_trained = is_owned(self.root)
         self._judge()
         return said
 
@@ -71,26 +71,34 @@ class WatchedRun:
         where = f"step {so_far.step}/{so_far.total_steps}" if so_far.step else "no step logged yet"
         return f"{so_far.name}: {so_far.state}  {where}{figures}"
 
-    def _read_config(self) -> None:
-        """Read the configuration if it is another one: a run may be resumed with more steps."""
+    def _read_config(self) -> list[str]:
+        """Read the configuration if it is another one: a run may be resumed with more steps.
+
+        Return what is wrong with it.
+        """
         path = self.root / "config.toml"
         try:
             stat = path.stat()
         except FileNotFoundError:
-            return
+            return []
         if self._config_id == (stat.st_ino, stat.st_mtime_ns):
-            return
+            return []
         self._config_id = stat.st_ino, stat.st_mtime_ns
         try:
             self._config = read_config(str(path), [], lambda line: None)
         except MoebiusError as error:
-            self._trouble(str(error))
-            return
+            return self._trouble(str(error))
         self.so_far.limits = self._config.observe
+        return []
 
     def _read_metrics(self, grown: Grown) -> Iterator[str]:
-        """Take note of logged steps, and yield a line for each."""
+        """Take note of logged steps, and yield a line for each that was not known.
+
+        A file that was cut is read again from its beginning.
+        """
         so_far = self.so_far
+        known = {point.step: repr(point.loss) for point in so_far.points} if grown.is_new else {}
+        first = min(known, default=0)  # what is earlier was known, too
         if grown.is_new:
             so_far.forget()
             self._last, so_far.seconds = None, None
@@ -106,18 +114,22 @@ class WatchedRun:
                 so_far.show(metrics)
                 if COUNTS in line:
                     so_far.loads.add(line["step"], line[COUNTS])
-                yield f"step {line['step']}/{self._total_steps()}  {describe(metrics)}"
+                is_known = line["step"] < first or known.get(line["step"]) == repr(metrics.loss)
+                if not is_known:
+                    yield f"step {line['step']}/{self._total_steps()}  {describe(metrics)}"
         if grown.num_damaged:
             yield from self._trouble(f"{METRICS}: damaged lines are passed over")
 
     def _read_events(self, grown: Grown) -> Iterator[str]:
-        """Take note of events, and yield a line for each."""
+        """Take note of events, and yield a line for each that was not known."""
+        known = {happening.text for happening in self.so_far.happenings} if grown.is_new else set()
         if grown.is_new:
             self.so_far.happenings.clear()
         for happening in read_happenings(grown.lines).latest:
             line = f"step {happening.step}: {happening.kind}: {happening.text}"
             self.so_far.happen(line, happening.kind)
-            yield line
+            if line not in known:
+                yield line
 
     def _find_checkpoints(self) -> Iterator[str]:
         """Take note of new checkpoints."""

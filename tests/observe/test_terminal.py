@@ -135,6 +135,18 @@ def test_a_terminal_that_cannot_draw_gets_lines(name, value, monkeypatch, tmp_pa
     assert screen.log == ["step 20/30  loss 3.142  12.3k tok/s  cv 0.70 (layer 2)  dead 3"]
 
 
+def test_a_pipe_is_no_terminal_whatever_force_color_says(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal(30)
+    terminal.open(tmp_path, 0)
+    terminal.write(uneven_metrics())
+    terminal.close()
+    assert not terminal.is_live
+    line = "step 20/30  loss 3.142  12.3k tok/s  cv 0.70 (layer 2)  dead 3\n"
+    assert capsys.readouterr().out == line
+
+
 def test_the_time_that_is_left(monkeypatch):
     screen_of(monkeypatch)
     now = [100.0]

@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moebius.errors import ConfigError, LostRunError
-from moebius.train.ownership import Ownership
+from moebius.train.ownership import Ownership, is_owned
 
 OWNER = """
 import sys, time
@@ -47,6 +48,18 @@ def test_a_second_process_is_told_who_owns_the_folder_until_that_one_is_killed(t
     ownership = Ownership(tmp_path, pytest.fail)
     del ownership
     assert not list(tmp_path.iterdir())
+
+
+def test_whoever_only_looks_takes_nothing_away(tmp_path: Path, monkeypatch):
+    (tmp_path / ".lock").write_text("")
+    with (tmp_path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as another process that looks
+        assert not is_owned(tmp_path)
+        monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(file, fcntl.LOCK_UN))
+        owner = Ownership(tmp_path, pytest.fail)
+    owner.check()
+    assert not is_owned(tmp_path)  # by this process, and not by another one
+    assert is_taken(tmp_path)
 
 
 def test_a_folder_that_is_moved_keeps_its_owner(tmp_path: Path):

@@ -99,6 +99,20 @@ def test_it_is_made_anew_only_if_the_files_have_grown(folder, monkeypatch):
     assert followed._tag != first and b"step 11" in followed._page
 
 
-def test_a_port_that_is_in_use(server, folder):
+def test_a_port_that_is_in_use_is_said_before_the_page_is_made(server, folder, monkeypatch):
+    monkeypatch.setattr(FollowedReport, "latest", pytest.fail)
     with pytest.raises(StorageError, match=f"--port {server.port}: .*; --port 0 takes one"):
-        serve([folder], server.port, print)
+        serve([folder], server.port, pytest.fail)
+
+
+def test_it_says_what_it_does_before_the_page_is_made(folder, monkeypatch):
+    said: list[str] = []
+
+    def made(followed: FollowedReport) -> None:
+        assert said == ["making the report; this takes some seconds for a long run"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FollowedReport, "latest", made)
+    with pytest.raises(KeyboardInterrupt):
+        serve([folder], 0, said.append)
+    assert len(said) == 1

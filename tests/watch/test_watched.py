@@ -81,12 +81,39 @@ def test_a_roll_back_cuts_the_file(tmp_path):
     text = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     again = [json.dumps(line) + "\n" for line in metrics_lines(range(6, 13), loss=lambda n: 9.0)]
     (folder / "metrics.jsonl").write_text("".join([*text[:5], *again]))
-    run.update()
+    said = run.update()
+    assert [line.split("  ")[0] for line in said] == [f"step {n}/20" for n in range(6, 13)]
     assert [point.step for point in run.so_far.points] == list(range(1, 13))
     assert [point.loss for point in run.so_far.points][4:7] == [2.8, 9.0, 9.0]
     append(folder / "metrics.jsonl", *metrics_lines([4]))  # whatever the reason, not twice
     run.update()
     assert [point.step for point in run.so_far.points] == [1, 2, 3, 4]
+
+
+def test_events_that_are_cut_are_not_said_again(tmp_path):
+    events = [alarm(step, "cv") for step in (3, 7, 9)]
+    folder = write_run(tmp_path / "run", events=events)
+    run = WatchedRun(folder)
+    assert len([line for line in run.update() if "alarm: " in line]) == 3
+    (folder / "events.jsonl").write_text("")
+    append(folder / "events.jsonl", *events[:2], alarm(11, "cv"))
+    assert [line.split(":")[0] for line in run.update()] == ["step 11"]
+    shown = [happening.text.split(":")[0] for happening in run.so_far.happenings]
+    assert shown[:3] == ["step 3", "step 7", "step 11"]
+
+
+def test_steps_that_are_logged_while_the_training_ends_are_read(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", metrics_lines(range(1, 11)))
+    run = WatchedRun(folder)
+    run.update()
+
+    def ended(folder: Path) -> bool:
+        append(folder / "metrics.jsonl", *metrics_lines([20]))
+        return False
+
+    monkeypatch.setattr(watched, "is_owned", ended)
+    run.update()
+    assert not run.is_trained and run.so_far.step == 20
 
 
 def test_damage_is_said_once_and_the_rest_is_read(tmp_path):
@@ -98,7 +125,7 @@ def test_damage_is_said_once_and_the_rest_is_read(tmp_path):
             file.write(b"\x00\xff\n{}\n")
     (folder / "config.toml").write_text("[train]\nsteps = 'many'\n")
     said = run.update()
-    assert len(said) == 1 and "damaged" in said[0]
+    assert ["steps" in line for line in said] == [True, False] and "damaged" in said[1]
     assert run.so_far.step == 4 and run.so_far.total_steps == 20
     assert len([h for h in run.so_far.happenings if h.kind == "alarm"]) == 2
     assert run.update() == []
