@@ -1,6 +1,5 @@
 """The parts in which a source is read, before its documents are taken apart."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,8 +31,9 @@ class FilePart(NamedTuple):
     def read(self) -> bytes:
         """Return the contents. Raises StorageError if the system does not let them be read."""
         try:
-            with open(self.location, "rb", buffering=0) as file:  # noqa: PTH123
-                return os.pread(file.fileno(), self.stop - self.start, self.start)
+            with open(self.location, "rb") as file:  # noqa: PTH123
+                file.seek(self.start)
+                return file.read(self.stop - self.start)
         except OSError as error:
             raise unreadable(self.location, error) from None
 

@@ -49,7 +49,7 @@ def decompressed(raw: BufferedReader, compressions: tuple[str, ...]) -> Buffered
         if compression == "xz":
             stream: Any = _XzStreams(opened)
         elif compression == "gzip":  # pyarrow does not accept zero bytes at the end
-            stream = gzip.GzipFile(fileobj=opened)
+            stream = gzip.GzipFile(fileobj=opened, mode="rb")
         else:
             import pyarrow
 

@@ -88,7 +88,7 @@ class Remembered:
 
     def _entry(self, path: str, state: State) -> list[Any]:
         """Return what is remembered of a file; nothing if it has changed."""
-        entry = self._known.get(path if path[:1] == "/" else self._name(path))
+        entry = self._known.get(self._name(path))
         return entry if type(entry) is list and entry[:HASH] == [*state] else []
 
     def _name(self, path: str) -> str:
@@ -113,7 +113,8 @@ def _sha256(file: str, is_stopped: threading.Event) -> str:
     """Return the hash of a file's contents, or of their first part if that is stopped."""
     with open(file, "rb", buffering=0) as opened:  # noqa: PTH123
         hash_ = hashlib.sha256(opened.read(SMALL_BYTES))
-        if opened.tell() == SMALL_BYTES:
+        if more := opened.read(SMALL_BYTES):  # a network's file system may read less than asked
+            hash_.update(more)
             block = memoryview(bytearray(BLOCK_BYTES))
             while not is_stopped.is_set() and (length := opened.readinto(block)):
                 hash_.update(block[:length])
@@ -125,11 +126,7 @@ def _read(record: Path, rules: list[Any]) -> tuple[dict[str, Any], dict[int, For
     try:
         values = json.loads(record.read_bytes())
         formats: list[Any] = values["formats"] if values["rules"] == rules else []
-        by_number = {
-            number: Format(kind, tuple(compressions), *rest)
-            for number, (kind, compressions, *rest) in enumerate(formats)
-        }
-        return dict(values["files"]), by_number
+        return dict(values["files"]), dict(enumerate(map(Format.from_json, formats)))
     except (OSError, ValueError, KeyError, TypeError):
         return {}, {}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from moebius.data.compression import COMPRESSIONS, compression_of, decompressed, is_damage
 from moebius.data.row_syntax import BYTE_ORDER_MARK, CSV, JSON_LINES, row_kind
@@ -53,7 +53,7 @@ _OTHERS = {
     b"\x04\x22\x4d\x18": "compressed with lz4, which is not read",
     b"\x1f\x9d": "compressed with compress (.Z), which is not read",
     b"\x5d\0\0": "compressed with lzma, which is not read",
-    b"LZIP": "compressed with lzip, which is not read",
+    b"LZIP\x01": "compressed with lzip, which is not read",
     b"SQLite format 3\0": "a database",
     b"Obj\x01": "an Avro file",
     b"FEA1": "a Feather file of version 1",
@@ -102,6 +102,12 @@ class Format(NamedTuple):
     """What the file is or why else it is passed over, in a few words."""
     is_damaged: bool = False
     """Whether the file is passed over because it is damaged, which is an error."""
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> "Format":
+        """Return the format that JSON made a list of. Raises ValueError and TypeError."""
+        kind, compressions, *rest = values
+        return cls(kind, tuple(compressions), *rest)
 
     @property
     def label(self) -> str:

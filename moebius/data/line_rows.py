@@ -55,17 +55,16 @@ def _line_parts(
     file: SourceFile, field: str, refuse: Refuse
 ) -> Iterator[Chunk | tuple[Text, str]]:
     """Yield where the lines are in a file that is not compressed, or a long line."""
-    longest = _longest_short_line()
     start = counted = num_lines = 0
     with file.path.open("rb", LINE_BUFFER) as raw:
         opened = cast(BufferedReader, raw)
         while start < file.size:
             stop = min(start + CHUNK_BYTES, file.size)
             opened.seek(stop - 1)
-            end = opened.readline(longest)
+            end = opened.readline(LONG_BYTES)
             if not end:  # the file was cut meanwhile, which its hash will tell
                 return
-            if len(end) < longest or end.endswith(b"\n"):
+            if len(end) < LONG_BYTES or end.endswith(b"\n"):
                 stop = min(stop - 1 + len(end), file.size)
                 yield _lines(file, start, stop)
                 start = stop
@@ -97,7 +96,7 @@ def _long_row(chunk: Chunk, field: str) -> Chunk | tuple[Text, str]:
     return (text, f"{chunk.origin}:{chunk.line + 1}") if text else chunk
 
 
-def _too_long(origin: Origin) -> str:
+def _too_long(origin: str) -> str:
     return f"{origin}: a line of more than {LONGEST_ROW:,} bytes"
 
 
@@ -109,15 +108,12 @@ def json_line_texts(chunk: Chunk, field: str, refuse: Refuse) -> Iterator[tuple[
     offset = chunk.offset
     before = cache(chunk.lines_before)
     for number, line in enumerate(BytesIO(chunk.raw), start=1):
-        text, place = None, Place(chunk.origin, before, number)
-        if len(line) > LONGEST_ROW:
-            refuse(_too_long(place))
-        else:
-            text = decode(line, chunk.origin, offset, refuse)
+        text = decode(line, chunk.origin, offset, refuse)
         offset += len(line)
         if offset == len(line) and text is not None:
             text = text.removeprefix(MARK)
         if text is not None and text and not text.isspace():
+            place = Place(chunk.origin, before, number)
             yield from _json_line_text(text, field, place, refuse)
 
 
@@ -142,11 +138,10 @@ def _line_blocks(lines: BufferedReader) -> Iterator[tuple[bytearray, int]]:
 
     The number is 0 for a long line. Of one longer than `LONGEST_ROW`, only the beginning is read.
     """
-    longest = _longest_short_line()
     block, num_lines = bytearray(), 0
     try:
-        while line := lines.readline(longest):
-            if len(line) < longest:
+        while line := lines.readline(LONG_BYTES):
+            if len(line) < LONG_BYTES:
                 block += line
                 num_lines += 1
                 if len(block) < CHUNK_BYTES:
@@ -154,7 +149,7 @@ def _line_blocks(lines: BufferedReader) -> Iterator[tuple[bytearray, int]]:
             if block:
                 yield block, num_lines
                 block, num_lines = bytearray(), 0
-            if len(line) == longest:
+            if len(line) == LONG_BYTES:
                 yield _long_line(line, lines), 0
     except Exception:  # the data is damaged, but what comes before that is not
         if block:
@@ -162,11 +157,6 @@ def _line_blocks(lines: BufferedReader) -> Iterator[tuple[bytearray, int]]:
         raise
     if block:
         yield block, num_lines
-
-
-def _longest_short_line() -> int:
-    """Return the number of bytes from which on a line is long."""
-    return min(LONG_BYTES, LONGEST_ROW + 1)
 
 
 def _long_line(start: bytes, lines: BufferedReader) -> bytearray:

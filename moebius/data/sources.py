@@ -19,13 +19,7 @@ from moebius.data.chunk import (
     Origin,
     unreadable,
 )
-from moebius.data.formats import (
-    ARROW,
-    NO_STATE,
-    PARQUET,
-    TEXT,
-    SourceFile,
-)
+from moebius.data.formats import ARROW, NO_STATE, PARQUET, TEXT, SourceFile
 from moebius.data.hub import hub_rows
 from moebius.data.inventory import STDLIB, Inventory, inventory, on_hub, refuse_document
 from moebius.data.line_rows import json_line_chunks, json_line_texts
@@ -47,8 +41,6 @@ READERS: dict[str, Rows] = {
 }
 """Functions that yield the text and the origin of each row of a file, or several rows that are not
 taken apart, by kind of file."""
-
-
 SMALL_FILE = 2**20
 """Largest number of bytes of a file that is read as a whole by the process that tokenizes it, even
 if it is the only one that cannot be read in parts. Such a file is not worth more processes."""

@@ -95,10 +95,11 @@ def piece_text(chunk: Chunk, keeps_mark: bool, refuse: Refuse) -> Iterator[tuple
     not UTF-8 or has a zero byte is reported to `refuse` with the offset.
     """
     name, offset = chunk.origin, chunk.offset
-    text = decode(chunk.raw, name, offset, refuse)
+    data = chunk.raw
+    text = decode(data, name, offset, refuse)
     if text is not None and "\0" in text:
         # The file would be passed over as binary, but for its first bytes.
-        place = offset + chunk.raw.index(0)
+        place = offset + data.index(0)
         refuse(NotText(f"{name}: byte offset {place} is a zero byte"))
     elif text is not None:
         text = text if offset or keeps_mark else text.removeprefix(MARK)

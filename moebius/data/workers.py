@@ -8,11 +8,11 @@ owner of a worker dies, the worker reads the end of its pipe and exits.
 import fcntl
 import json
 import os
-import queue
 import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,7 +58,7 @@ def pack_batches(
 
     The order is that of the batches, for any number of workers. `tokenizer_json` is the file from
     which the workers load the tokenizer. Raises StorageError, with what it printed, if a worker
-    ends, and DataError like `Packer.pack`.
+    ends, and otherwise the errors of `Packer.pack`.
     """
     head = list(islice(batches, 2))
     batches = chain(head, batches)
@@ -67,20 +67,20 @@ def pack_batches(
         yield from ((packer.pack(*batch), context) for batch, context in batches)
         return
     workers = [_Worker(tokenizer_json, rules) for _ in range(num_workers)]
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
+    free = deque(workers)
+    own = threading.local()
+
+    def take_worker() -> None:
+        # One worker for each thread, which takes batches in order, so that a worker does too: its
+        # first refusal and its first loss are then the first ones of its batches.
+        own.worker = free.popleft()
 
     def pack(batch: Batch) -> Packed:
-        worker = idle.get()
-        try:
-            return worker.pack(batch)
-        finally:
-            idle.put(worker)
+        return own.worker.pack(batch)
 
     pending: deque[tuple[Future[Packed], Context]] = deque()
     try:
-        with ThreadPoolExecutor(num_workers) as threads:
+        with ThreadPoolExecutor(num_workers, initializer=take_worker) as threads:
             try:
                 for batch, context in batches:
                     pending.append((threads.submit(pack, batch), context))
@@ -183,9 +183,9 @@ def _to_wire(batch: Batch) -> list[bytes | bytearray]:
     """Return the places of the pieces, and the contents of those that are not in files."""
     head, contents = [], []
     for chunk, hash_, num_bytes in batch.pieces:
-        if not isinstance(chunk.data, FilePart):
-            contents.append(chunk.raw)
         part = chunk.data if isinstance(chunk.data, FilePart) else None
+        if part is None:
+            contents.append(chunk.raw)
         head.append((part, chunk.syntax, *chunk[2:], hash_, num_bytes))
     return [json.dumps([batch.is_known, head]).encode(), *contents]
 
@@ -201,8 +201,8 @@ def _from_wire(parts: list[bytes]) -> Batch:
 
 
 def _part(values: list[Any]) -> FilePart:
-    location, start, stop, (kind, compressions, *rest) = values
-    return FilePart(location, start, stop, Format(kind, tuple(compressions), *rest))
+    location, start, stop, format_ = values
+    return FilePart(location, start, stop, Format.from_json(format_))
 
 
 def _send(pipe: IO[bytes], parts: Sequence[bytes | bytearray]) -> None:

@@ -54,3 +54,13 @@ def test_a_file_that_begins_with_a_skippable_frame_is_read_with_its_suffix_and_w
         file.write_bytes(SKIPPABLE + zstd(CONTENTS["a.jsonl"]))
         found = documents(DataConfig(source=str(file)))
         assert [document.text for document in found] == TEXTS
+
+
+@pytest.mark.parametrize("inner", [suffix for suffix in COMPRESSIONS if suffix])
+@pytest.mark.parametrize("outer", [suffix for suffix in COMPRESSIONS if suffix])
+def test_a_file_that_was_compressed_twice_is_read(tmp_path, inner, outer):
+    for name in (f"a.jsonl{inner}{outer}", f"a.jsonl{outer}", "a.jsonl"):
+        file = tmp_path / name
+        file.write_bytes(COMPRESSIONS[outer](COMPRESSIONS[inner](CONTENTS["a.jsonl"])))
+        found = documents(DataConfig(source=str(file)))
+        assert [document.text for document in found] == TEXTS

@@ -1,5 +1,6 @@
 """Any change of contents is noticed, whatever size and time stamp say, and none is imagined."""
 
+import hashlib
 import io
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 
 from moebius.config import DataConfig
 from moebius.data import file_hashes, prepare
-from moebius.data.file_hashes import Remembered
+from moebius.data.file_hashes import Remembered, _sha256
 from moebius.data.formats import TEXT, Format, SourceFile, state_of
 from moebius.data.prepare import is_prepared
 from moebius.data.shards import ShardWriter, Split
@@ -174,3 +175,21 @@ def test_what_a_file_is_is_asked_again_if_rows_are_to_be_read_as_text(source, mo
     rows = prepare(config, 257).train.num_documents
     assert prepare(configure(source, format="text"), 257).train.num_documents < rows
     assert prepare(config, 257).train.num_documents == rows
+
+
+@pytest.mark.parametrize("most", [1, 1000, 2**30])
+def test_a_file_is_hashed_to_its_end_however_little_the_system_reads_at_once(
+    tmp_path, monkeypatch, most
+):
+    class Slow(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            assert size is not None
+            return super().read(min(size, most))
+
+    file = tmp_path / "a"
+    monkeypatch.setattr(file_hashes, "SMALL_BYTES", 2000)
+    monkeypatch.setattr("builtins.open", lambda name, *_, **__: Slow(name))
+    for size in (0, 1, 1999, 2000, 2001, 4000, 9000):
+        file.write_bytes(os.urandom(size))
+        content = file.read_bytes()
+        assert _sha256(str(file), threading.Event()) == hashlib.sha256(content).hexdigest()

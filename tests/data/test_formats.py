@@ -235,6 +235,12 @@ def test_text_between_lines_for_programs_is_passed_over_unless_plain_text_is_ask
         assert read(file, format="text") == [content.decode()]
 
 
+def test_a_text_about_a_format_is_a_text(tmp_path):
+    for text in ("LZIP is a program", "Rar! is an archive", "SQLite is a library", "] and"):
+        (tmp_path / "a.txt").write_text(text)
+        assert read(tmp_path / "a.txt") == [text]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.lzma", "a.txt.lz", "a.txt.br"])
 def test_compressed_text_that_is_not_read_is_called_so(tmp_path, name):
     content = {

@@ -65,6 +65,8 @@ def test_a_csv_file_without_names_in_its_first_row_is_refused(tmp_path):
 def test_a_row_too_long_for_memory_is_refused_and_the_next_ones_are_read(tmp_path, monkeypatch):
     for module in ("rows", "line_rows"):
         monkeypatch.setattr(f"moebius.data.{module}.LONGEST_ROW", 1000)
+    monkeypatch.setattr("moebius.data.line_rows.LONG_BYTES", 500)
+    monkeypatch.setattr("moebius.data.line_rows.CHUNK_BYTES", 200)
     lines, array = tmp_path / "a.jsonl", tmp_path / "a.json"
     lines.write_text('{"text": "a"}\n{"text": "' + "x" * 5000 + '"}\n{"text": "b"}\n')
     assert f"{lines}:2: a line of more than 1,000 bytes" in refusal(lines)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -91,6 +92,20 @@ def test_ids_and_contexts_come_in_the_order_of_the_batches(saved, started, num_w
         assert tokens.tolist() == tokens_of(saved.tokenizer, texts)
     assert len(started) <= (0 if num_workers == 1 else num_workers)
     assert all(process.returncode is not None for process in started)
+
+
+def test_each_worker_gets_its_batches_in_order(saved, monkeypatch):
+    """A worker names only its first refusal, which must be the first one of its batches."""
+    users: dict[int, set[int]] = {}
+
+    def pack(self: Any, batch: Batch) -> packing.Packed:
+        users.setdefault(id(self), set()).add(threading.get_ident())
+        return packing.Packed(tokens=dict.fromkeys(SPLITS, b""))
+
+    monkeypatch.setattr(workers._Worker, "pack", pack)
+    assert len(list(saved.encoded(iter(some_batches(50)), 3))) == 50
+    threads = [thread for threads in users.values() for thread in threads]
+    assert len(threads) == len(users) == len(set(threads))  # each of which takes them in order
 
 
 @pytest.mark.parametrize("number", [0, 1])
